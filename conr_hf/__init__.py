@@ -1,0 +1,50 @@
+"""ConR for Hugging Face Transformers: imbalanced regression from images.
+
+The public names are loaded on first use, so that `conr_hf.losses` needs torch alone and `import conr_hf` is instant.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "ConRConfig": "config",
+    "ConRLoss": "losses",
+    "ConRTrainer": "trainer",
+    "adopt_head": "head",
+    "conr_loss": "losses",
+    "load_benchmark": "data.benchmarks",
+    "load_regressor": "models",
+    "shot_metrics": "metrics",
+}
+
+__all__ = [
+    "ConRConfig",
+    "ConRLoss",
+    "ConRTrainer",
+    "adopt_head",
+    "conr_loss",
+    "load_benchmark",
+    "load_regressor",
+    "shot_metrics",
+]
+
+if TYPE_CHECKING:
+    from conr_hf.config import ConRConfig
+    from conr_hf.data.benchmarks import load_benchmark
+    from conr_hf.head import adopt_head
+    from conr_hf.losses import ConRLoss, conr_loss
+    from conr_hf.metrics import shot_metrics
+    from conr_hf.models import load_regressor
+    from conr_hf.trainer import ConRTrainer
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'conr_hf' has no attribute {name!r}")
+    return getattr(import_module(f"conr_hf.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,302 @@
+"""The settings of a run: `ConRConfig` holds what the user chose, `Resolved` what it came to on the training labels."""
+
+import copy
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from transformers import TrainingArguments
+
+ERRORS = ("mae", "mse", "gm", "bmae", "loss")  # metrics of which less is better
+_EVALUATION = {
+    "eval_strategy": "no",
+    "save_strategy": "steps",
+    "save_steps": 500,
+    "load_best_model_at_end": False,
+}
+_CHOICES = {
+    "conr_push": ("exponential", "linear"),
+    "conr_formulation": ("exact", "reference"),
+    "conr_reduction": ("mean", "anchors"),
+    "conr_distance": ("mean_abs", "euclidean"),
+    "conr_reweight": ("none", "inverse", "sqrt_inverse"),
+    "reweight": ("none", "inverse", "sqrt_inverse"),
+    "base_loss": ("l1", "mse", "huber"),
+    "train_sampling_strategy": ("random", "sequential"),
+}
+
+
+def _help(text: str) -> dict[str, str]:
+    return {"help": text}
+
+
+@dataclass
+class ConRConfig(TrainingArguments):
+    """
+    Settings of [`ConRTrainer`]: those of `TrainingArguments`, and the ones below.
+
+    Everything is in label units, whatever they are. Unset fields are derived from the training labels when training
+    starts: R is their range, s their label scale.
+
+    Args:
+        conr_weight (`float`, *optional*, defaults to 0.05):
+            Weight of ConR beside the base loss on residuals divided by s. The paper's beta, over raw labels, is
+            beta / s for L1 and beta / s^2 for MSE. 0 keeps the views and computes no ConR.
+        conr_window (`float`, *optional*):
+            Labels within this distance are similar (the paper's omega). Unset: 0.01 R.
+        conr_temperature (`float`, *optional*, defaults to 0.07):
+            Temperature of the feature similarities.
+        conr_push (`str`, *optional*, defaults to `"exponential"`):
+            How the push grows with label distance d: `"exponential"`, exp(e d), or `"linear"`, e d.
+        conr_push_scale (`float`, *optional*):
+            How fast it grows (the paper's e), per label unit. Unset: 1 / R.
+        conr_formulation (`str`, *optional*, defaults to `"exact"`):
+            `"exact"` is the paper's loss, `"reference"` what the authors' published code computes.
+        conr_reduction (`str`, *optional*, defaults to `"mean"`):
+            Mean over all rows (`"mean"`) or over the anchors (`"anchors"`).
+        conr_distance (`str`, *optional*, defaults to `"mean_abs"`):
+            Distance of labels of several dimensions: `"mean_abs"` or `"euclidean"`.
+        conr_reweight (`str`, *optional*, defaults to `"sqrt_inverse"`):
+            Density weights of the push (the paper's eta), whatever `reweight` says: `"none"`, `"inverse"` or
+            `"sqrt_inverse"`.
+        label_columns (`list[str]`, *optional*, defaults to `["label"]`):
+            Columns of the label, one for each of its dimensions.
+        image_column (`str`, *optional*, defaults to `"image"`):
+            Column of the image.
+        num_views (`int`, *optional*, defaults to 2):
+            Augmented views of each training image.
+        horizontal_flip (`bool`, *optional*, defaults to `True`):
+            Flip half of the views from left to right; turn it off where that changes the label, as with gaze.
+        crop_padding (`float`, *optional*, defaults to 1/14):
+            Largest shift of a view as a share of its side; 0 where a shift changes the label, as in counting.
+        base_loss (`str`, *optional*, defaults to `"l1"`):
+            `"l1"`, `"mse"` or `"huber"`, of residuals divided by s.
+        huber_delta (`float`, *optional*):
+            Where Huber's loss turns linear. Unset: s.
+        reweight (`str`, *optional*, defaults to `"none"`):
+            Density weights of the base loss: `"none"`, `"inverse"` or `"sqrt_inverse"`; their mean over the training
+            set is 1. A column `sample_weight` multiplies them.
+        label_scale (`float`, *optional*):
+            The label scale s. Unset: the standard deviation of the training labels (over several dimensions the root
+            of their mean variance), 1 if that is 0. 1 reproduces settings given for raw labels.
+        bin_width (`float`, *optional*):
+            Width of the bins that density and shots are counted in. Unset: the benchmark's, else R / 100, for integer
+            labels rounded up.
+        skip_bad_rows (`bool`, *optional*, defaults to `False`):
+            Leave out rows whose image cannot be read, and name them, instead of stopping.
+        head (`str`, *optional*):
+            Name of the layer that predicts, for a model with several; see `adopt_head`.
+
+    Raises:
+        `ValueError`: if a setting cannot be meant; the sentence names it and says what it may be.
+    """
+
+    conr_weight: float = field(
+        default=0.05, metadata=_help("Weight of ConR beside the base loss; 0 keeps the views and computes no ConR.")
+    )
+    conr_window: float | None = field(
+        default=None,
+        metadata=_help(
+            "Labels within this distance, in label units, are similar. Unset: 1 %% of the labels' range R."
+        ),
+    )
+    conr_temperature: float = field(default=0.07, metadata=_help("Temperature of the feature similarities."))
+    conr_push: str = field(
+        default="exponential", metadata=_help("How the push grows with label distance: exponential or linear.")
+    )
+    conr_push_scale: float | None = field(
+        default=None, metadata=_help("How fast the push grows, per label unit. Unset: 1 / R.")
+    )
+    conr_formulation: str = field(
+        default="exact", metadata=_help("exact: the paper's loss; reference: what its published code computes.")
+    )
+    conr_reduction: str = field(default="mean", metadata=_help("Mean over all rows (mean) or over anchors (anchors)."))
+    conr_distance: str = field(
+        default="mean_abs", metadata=_help("Distance of labels of several dimensions: mean_abs or euclidean.")
+    )
+    conr_reweight: str = field(
+        default="sqrt_inverse", metadata=_help("Density weights of the push: none, inverse or sqrt_inverse.")
+    )
+    label_columns: list[str] = field(
+        default_factory=lambda: ["label"], metadata=_help("Columns of the label, one for each dimension.")
+    )
+    image_column: str = field(default="image", metadata=_help("Column of the image."))
+    num_views: int = field(default=2, metadata=_help("Augmented views of each training image."))
+    horizontal_flip: bool = field(
+        default=True, metadata=_help("Flip half of the views; false where that changes the label, as with gaze.")
+    )
+    crop_padding: float = field(
+        default=1 / 14,
+        metadata=_help(
+            "Largest shift of a view, as a share of its side; 0 where it changes the label, as in counting."
+        ),
+    )
+    base_loss: str = field(default="l1", metadata=_help("l1, mse or huber, of residuals divided by the label scale."))
+    huber_delta: float | None = field(
+        default=None, metadata=_help("Where Huber's loss turns linear, in label units. Unset: the label scale.")
+    )
+    reweight: str = field(
+        default="none", metadata=_help("Density weights of the base loss: none, inverse or sqrt_inverse.")
+    )
+    label_scale: float | None = field(
+        default=None, metadata=_help("Label scale, in label units. Unset: standard deviation of the training labels.")
+    )
+    bin_width: float | None = field(
+        default=None,
+        metadata=_help(
+            "Width, in label units, of the bins of density and shots. Unset: the benchmark's, else R / 100."
+        ),
+    )
+    skip_bad_rows: bool = field(
+        default=False, metadata=_help("Leave out rows whose image cannot be read, naming them, instead of stopping.")
+    )
+    head: str | None = field(default=None, metadata=_help("Layer that predicts, for a model with several heads."))
+
+    # TrainingArguments' fields whose defaults depend on whether there is an evaluation set: None is "unset".
+    eval_strategy: str | None = field(
+        default=None, metadata=_help("no, steps or epoch. Unset: epoch with an evaluation set.")
+    )
+    save_strategy: str | None = field(
+        default=None, metadata=_help("no, steps, epoch or best. Unset: as eval_strategy.")
+    )
+    save_steps: float | None = field(default=None, metadata=_help("Steps between checkpoints. Unset: as eval_steps."))
+    load_best_model_at_end: bool | None = field(
+        default=None, metadata=_help("Load the best checkpoint at the end. Unset: true with an evaluation set.")
+    )
+    remove_unused_columns: bool = field(default=False, metadata=_help("Must stay false: images are columns."))
+
+    def __post_init__(self) -> None:
+        if isinstance(self.label_columns, str):
+            self.label_columns = [self.label_columns]
+        self._unset = frozenset(
+            name for name in (*_EVALUATION, "metric_for_best_model") if getattr(self, name) is None
+        )
+        for name, value in _EVALUATION.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        if not torch.accelerator.is_available():
+            # Without this, two processes that a launcher starts on a CPU do not find each other.
+            self.use_cpu = True
+        if self.metric_for_best_model is not None and self.greater_is_better is None:
+            # TrainingArguments takes every metric but a loss for one that should be large, and keeps the worst model.
+            self.greater_is_better = self.metric_for_best_model.rpartition("_")[2] not in ERRORS
+        super().__post_init__()
+        self._check()
+
+    def _check(self) -> None:
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f'{name} is "{getattr(self, name)}"; it must be one of {", ".join(allowed)}.')
+        for name, least in (("conr_weight", 0), ("conr_window", 0), ("conr_push_scale", 0), ("crop_padding", 0)):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= least):
+                raise ValueError(f"{name} is {value}; it must be {least} or more.")
+        for name in ("conr_temperature", "huber_delta", "label_scale", "bin_width"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                hint = " (0.07 is the paper's value)" if name == "conr_temperature" else ""
+                raise ValueError(f"{name} is {value}; it must be greater than 0{hint}.")
+        if self.num_views < 1:
+            raise ValueError(f"num_views is {self.num_views}; it must be 1 or more.")
+        if self.crop_padding > 0.5:
+            raise ValueError(f"crop_padding is {self.crop_padding}; it must be 0.5 or less, a share of the side.")
+        if not self.label_columns or len(set(self.label_columns)) != len(self.label_columns):
+            raise ValueError(f"label_columns is {self.label_columns}; name one column, or several different ones.")
+        if self.remove_unused_columns:
+            raise ValueError("remove_unused_columns is true; it must be false, since images and labels are columns.")
+        if self.batch_eval_metrics:
+            raise ValueError("batch_eval_metrics is true; it must be false, since shots need all predictions at once.")
+
+    def settled(self, evaluation_sets: list[str] | None) -> "ConRConfig":
+        """
+        A copy whose unset evaluation fields are settled; what the user set stays.
+
+        Args:
+            evaluation_sets (`list[str]`, *optional*): Names of the evaluation sets, `[""]` for one without a name.
+        """
+        args = copy.copy(self)
+        if "eval_strategy" in self._unset and evaluation_sets:
+            args.eval_strategy = type(args.eval_strategy)("epoch")
+        evaluates = args.eval_strategy != "no"
+        if "save_strategy" in self._unset:
+            args.save_strategy = type(args.save_strategy)(args.eval_strategy.value if evaluates else "epoch")
+        if "save_steps" in self._unset and evaluates and args.eval_steps is not None:
+            args.save_steps = args.eval_steps
+        chooses = evaluates and bool(evaluation_sets)
+        if "load_best_model_at_end" in self._unset:
+            args.load_best_model_at_end = chooses and args.save_strategy != "no"
+        if "metric_for_best_model" in self._unset:
+            first = evaluation_sets[0] if evaluation_sets else ""
+            metric = "_".join(part for part in ("eval", first, "mae") if part)
+            args.metric_for_best_model = metric if chooses else None
+            args.greater_is_better = False if chooses else None
+        return args
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """
+    What a run uses: the settings of ConR with every unset one derived from the training labels. Saved with the model.
+
+    Lengths on the label axis (`label_mean`, `label_median`, `label_range`, `label_scale`, `window`, `huber_delta`) are in label units,
+    `push_scale` in their inverse. The fields are those of [`ConRConfig`].
+    """
+
+    label_columns: tuple[str, ...]
+    label_mean: tuple[float, ...]
+    label_median: tuple[float, ...]
+    label_range: float
+    label_scale: float
+    weight: float
+    window: float
+    temperature: float
+    push: str
+    push_scale: float
+    formulation: str
+    reduction: str
+    distance: str
+    conr_reweight: str
+    base_loss: str
+    huber_delta: float
+    reweight: str
+    num_views: int
+
+
+def resolve(args: ConRConfig, labels: np.ndarray) -> Resolved:
+    """
+    Derives the unset settings.
+
+    Args:
+        args (`ConRConfig`): The user's settings; not changed.
+        labels (`np.ndarray` of shape `(N,)` or `(N, T)`): Training labels, in label units.
+
+    Example:
+        >>> import numpy as np
+        >>> resolve(ConRConfig(), np.array([20.0, 40.0, 60.0])).window
+        0.4
+    """
+    columns = labels.reshape(len(labels), -1).astype(np.float64)  # (N, T)
+    label_range = float(np.mean(columns.max(0) - columns.min(0)))
+    scale = args.label_scale if args.label_scale is not None else float(np.sqrt(columns.var(0).mean())) or 1.0
+    inverse_range = 1 / label_range if label_range > 0 else 0.0
+    return Resolved(
+        label_columns=tuple(args.label_columns),
+        label_mean=tuple(float(mean) for mean in columns.mean(0)),
+        label_median=tuple(float(median) for median in np.median(columns, 0)),
+        label_range=label_range,
+        label_scale=scale,
+        weight=args.conr_weight,
+        window=args.conr_window if args.conr_window is not None else 0.01 * label_range,
+        temperature=args.conr_temperature,
+        push=args.conr_push,
+        push_scale=args.conr_push_scale if args.conr_push_scale is not None else inverse_range,
+        formulation=args.conr_formulation,
+        reduction=args.conr_reduction,
+        distance=args.conr_distance,
+        conr_reweight=args.conr_reweight,
+        base_loss=args.base_loss,
+        huber_delta=args.huber_delta if args.huber_delta is not None else scale,
+        reweight=args.reweight,
+        num_views=args.num_views,
+    )

@@ -1,0 +1,159 @@
+"""The rows of a data set: their labels, checked, and which of them can be read."""
+
+import difflib
+import io
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import datasets
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+from transformers.image_utils import load_image
+
+Row = Mapping[str, Any]
+
+
+def column_names(dataset: Dataset[Any]) -> list[str]:
+    """
+    Names of the columns of a data set's rows; of a plain `datasets.Dataset` without reading a row.
+
+    Rows that a transform made ready for the model have `pixel_values` among them.
+    """
+    if isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom":
+        return list(dataset.column_names)
+    return list(dataset[0])
+
+
+def to_image(value: Any, mode: str = "RGB") -> Image.Image:
+    """
+    The image in a cell of an image column, decoded and upright.
+
+    Args:
+        value: A PIL image, a path or URL, an array of shape `(H, W, C)`, or the dictionary of an undecoded
+            `datasets.Image`.
+        mode (`str`, *optional*, defaults to `"RGB"`): PIL's mode of the result.
+
+    Raises:
+        `OSError` or `ValueError`: if it cannot be read as an image.
+    """
+    if isinstance(value, Mapping):
+        value = Image.open(io.BytesIO(value["bytes"])) if value.get("bytes") is not None else value["path"]
+    if isinstance(value, np.ndarray):
+        value = Image.fromarray(value)
+    if isinstance(value, str | os.PathLike):
+        value = os.fspath(value)
+    image: Image.Image = load_image(value)
+    return image if image.mode == mode else image.convert(mode)
+
+
+def read_labels(dataset: Dataset[Any], columns: Sequence[str], name: str) -> tuple[np.ndarray, dict[int, str]]:
+    """
+    The labels of every row, and which of them are not finite numbers.
+
+    Of a `datasets.Dataset` only the label columns are read; of any other data set, or one with a transform, every row,
+    because only then are its labels known.
+
+    Args:
+        dataset: A map-style data set whose rows are mappings.
+        columns (`Sequence[str]`): T label columns. Rows ready for the model may have them as `labels` instead.
+        name (`str`): What messages call the data set, for example `"train_dataset"`.
+
+    Returns:
+        `np.ndarray` of shape `(N,)`, or `(N, T)` for T > 1, float64, in label units, NaN where there is no number; and
+        `dict[int, str]`: what is wrong, by row.
+
+    Raises:
+        `ValueError`: if a column is missing.
+    """
+    labels = np.full((len(dataset), len(columns)), np.nan)  # type: ignore[arg-type]
+    wrong: dict[int, str] = {}
+    for index, row in enumerate(_label_rows(dataset, columns)):
+        for dimension, cell in enumerate(label_cells(row, columns, name)):
+            problem = _problem(cell)
+            if problem is None:
+                labels[index, dimension] = float(cell)
+            else:
+                wrong[index] = f'column "{columns[dimension]}": {problem}'
+    return labels[:, 0] if len(columns) == 1 else labels, wrong
+
+
+def label_cells(row: Row, columns: Sequence[str], name: str) -> list[Any]:
+    """The T label cells of a row, from its label columns or, in a row ready for the model, from `labels`."""
+    if all(column in row for column in columns):
+        return [row[column] for column in columns]
+    if "labels" in row:
+        cells = np.asarray(row["labels"]).reshape(-1).tolist()
+        if len(cells) == len(columns):
+            return list(cells)
+        raise ValueError(f'{name}: "labels" holds {len(cells)} numbers, but label_columns names {len(columns)}.')
+    missing = next(column for column in columns if column not in row)
+    near = difflib.get_close_matches(missing, list(row), n=1)
+    hint = f'did you mean "{near[0]}"?' if near else "name it with label_columns."
+    raise ValueError(f'{name} has no column "{missing}"; its columns are {", ".join(row)}: {hint}')
+
+
+def unreadable_rows(
+    dataset: Dataset[Any], image_column: str, rows: Sequence[int], name: str, show_progress: bool = True
+) -> dict[int, str]:
+    """
+    Reads the images of `rows` in threads and tells which cannot be read.
+
+    Args:
+        dataset: A map-style data set with an image column.
+        image_column (`str`): Its name.
+        rows (`Sequence[int]`): Which rows to read.
+        name (`str`): What the progress bar calls the data set.
+        show_progress (`bool`, *optional*, defaults to `True`): Show the bar.
+
+    Returns:
+        `dict[int, str]`: the reason, by row.
+    """
+
+    def reason(index: int) -> str | None:
+        try:
+            to_image(dataset[index][image_column])
+        except Exception as error:  # whatever a decoder raises, the row cannot be used
+            return f'column "{image_column}": the image cannot be read ({describe(error)})'
+        return None
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        bar = tqdm(pool.map(reason, rows), f"Reading {name}", len(rows), leave=False, disable=not show_progress)
+        reasons = dict(zip(rows, bar, strict=True))
+    return {index: why for index, why in reasons.items() if why is not None}
+
+
+def describe(error: Exception) -> str:
+    """Why an image cannot be read, in a few words and without addresses of objects in memory."""
+    if isinstance(error, UnidentifiedImageError):
+        return "it is not an image"
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _label_rows(dataset: Dataset[Any], columns: Sequence[str]) -> Iterator[Row]:
+    if isinstance(dataset, datasets.Dataset):
+        plain = dataset.with_format(None)
+        if dataset.format["type"] != "custom":
+            present = [column for column in [*columns, "labels"] if column in plain.column_names]
+            if all(column in present for column in columns) or "labels" in present:
+                return iter(plain.select_columns(present))
+            return iter([dict.fromkeys(plain.column_names)])
+    count = len(dataset)  # type: ignore[arg-type]
+    return (dataset[index] for index in tqdm(range(count), "Reading labels", leave=False))
+
+
+def _problem(cell: Any) -> str | None:
+    """What keeps a label from being a finite number."""
+    if cell is None:
+        return "the label is missing"
+    if isinstance(cell, str):
+        return f"{cell!r} is text, not a number"
+    try:
+        number = float(cell)
+    except (TypeError, ValueError):
+        return f"{cell!r} is not a number"
+    return None if math.isfinite(number) else f"the label is {number}"

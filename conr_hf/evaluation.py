@@ -1,0 +1,134 @@
+"""Saved models in use: errors on a data set, predictions for images."""
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor, PreTrainedModel
+
+from conr_hf.config import ConRConfig
+from conr_hf.data.rows import describe, to_image
+from conr_hf.recipe import Recipe
+from conr_hf.report import hardware, versions
+from conr_hf.run import check_writable, evaluate, load_data
+from conr_hf.trainer import ConRTrainer
+
+
+def evaluate_saved(
+    model_name: str,
+    *,
+    benchmark: str | None,
+    data: str | None,
+    split: str,
+    image_column: str,
+    label_columns: Sequence[str],
+    batch_size: int,
+    output: str | None,
+) -> None:
+    """
+    Prints the errors of a saved model on a split, per shot, and writes them into `output` if it is given.
+
+    Shots are counted on the data's training split; without one, on the training labels saved beside the model.
+
+    Raises:
+        `ValueError`: if model, data or split cannot be had.
+    """
+    if output is not None:
+        check_writable(output)
+    model, processor = load_saved(model_name)
+    with TemporaryDirectory() as scratch:
+        args = ConRConfig(
+            scratch,
+            image_column=image_column,
+            label_columns=list(label_columns),
+            per_device_eval_batch_size=batch_size,
+        )
+        targets = [str(model.config.id2label[index]) for index in range(model.config.num_labels)]
+        sets, targets, unit = load_data(Recipe(benchmark=benchmark, data=data, target=targets), args)
+        if split not in sets:
+            raise ValueError(f'The data has no split "{split}"; it has {", ".join(sets)}.')
+        trainer = ConRTrainer(model, args, train_dataset=sets.get("train"), processing_class=processor)
+        facts = {"schema": 1, "model": model_name, "versions": versions(), "hardware": hardware(), "unit": unit}
+        evaluate(trainer, {split: sets[split]}, targets, unit, facts, Path(output) if output else None)
+
+
+def predict_images(
+    model_name: str, places: Sequence[str], batch_size: int
+) -> tuple[list[str], dict[Path, list[float]], dict[Path, str]]:
+    """
+    Predictions of a saved model for image files.
+
+    Args:
+        model_name (`str`): Run folder, checkpoint or Hub id.
+        places (`Sequence[str]`): Image files, or folders that are searched for them.
+        batch_size (`int`): Images in a batch.
+
+    Returns:
+        Names of the T targets; T predictions for each file, in label units; and for each file that is no image, why.
+
+    Raises:
+        `ValueError`: if there is no such model, file or folder, or no image in a folder.
+    """
+    files = [file for place in places for file in _image_files(Path(place))]
+    model, processor = load_saved(model_name)
+    model.eval().to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
+    targets = [str(model.config.id2label[index]) for index in range(model.config.num_labels)]
+    predictions: dict[Path, list[float]] = {}
+    unreadable: dict[Path, str] = {}
+    for start in tqdm(range(0, len(files), batch_size), "Predicting", disable=len(files) <= batch_size):
+        images: dict[Path, Image.Image] = {}
+        for file in files[start : start + batch_size]:
+            try:
+                images[file] = to_image(str(file))
+            except (OSError, ValueError, SyntaxError) as error:
+                unreadable[file] = describe(error)
+        if images:
+            pixels = processor(images=list(images.values()), return_tensors="pt")["pixel_values"]
+            with torch.inference_mode():
+                logits = model(pixel_values=pixels.to(model.device)).logits.float().cpu()
+            predictions |= dict(zip(images, logits.tolist(), strict=True))
+    return targets, predictions, unreadable
+
+
+def write_predicted(path: Path, targets: Sequence[str], predictions: dict[Path, list[float]]) -> None:
+    """Writes predictions to a CSV or JSON file: the image, and a column for each target."""
+    rows = [{"image": str(file), **dict(zip(targets, values, strict=True))} for file, values in predictions.items()]
+    if path.suffix == ".json":
+        path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        return
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["image", *targets])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def load_saved(name: str) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """
+    A saved model in float32 and its processor.
+
+    Raises:
+        `ValueError`: if there is none of that name, or it is no model for images.
+    """
+    try:
+        model = AutoModelForImageClassification.from_pretrained(name, dtype=torch.float32)
+        return model, AutoImageProcessor.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise ValueError(f'"{name}" is not a saved model: {reason}. Give a run folder or a model id.') from error
+
+
+def _image_files(place: Path) -> list[Path]:
+    if place.is_file():
+        return [place]
+    if not place.is_dir():
+        raise ValueError(f'There is no image or folder "{place}".')
+    known = Image.registered_extensions()
+    files = sorted(file for file in place.rglob("*") if file.suffix.lower() in known)
+    if not files:
+        raise ValueError(f'The folder "{place}" holds no image.')
+    return files

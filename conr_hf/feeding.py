@@ -1,0 +1,185 @@
+"""`ImageTrainer`: a `Trainer` fed with images and labels, rows in a fixed order however many processes there are."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from transformers import (
+    BaseImageProcessor,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from conr_hf.checks import check_has_rows, usable_rows
+from conr_hf.config import ConRConfig
+from conr_hf.data.benchmarks import BENCHMARKS
+from conr_hf.data.rows import Row, column_names
+from conr_hf.data.views import DrawnRows, ImageCollator, TrainingSampler, UserCollator
+from conr_hf.distributed import rank, world_size
+from conr_hf.models import example_pixels
+
+DataSets = Dataset[Row] | dict[str, Dataset[Row]]
+
+
+class ImageTrainer(Trainer):
+    """
+    What [`ConRTrainer`] does with data: takes raw rows, checks them, orders them, makes views and counts samples.
+
+    Args:
+        model, args, data_collator, train_dataset, eval_dataset, processing_class: As in [`ConRTrainer`].
+        kwargs: Passed to `Trainer`.
+    """
+
+    args: ConRConfig
+
+    def __init__(
+        self,
+        model: Any,
+        args: ConRConfig,
+        data_collator: Callable[[list[Row]], dict[str, Any]] | None,
+        train_dataset: Dataset[Row] | None,
+        eval_dataset: DataSets | None,
+        processing_class: BaseImageProcessor | None,
+        **kwargs: Any,
+    ) -> None:
+        data_sets = named(train_dataset, eval_dataset)
+        for name, dataset in data_sets.items():
+            check_has_rows(dataset, name)
+        # Set early: super().__init__() calls model_init, which adopts the head by a forward of these pixels.
+        self.args, self.processing_class, self._user_collator = args, processing_class, data_collator
+        self._usable: dict[int, tuple[DrawnRows, np.ndarray | None, bool]] = {}
+        self.example_pixels = self._first_pixels(list(data_sets.values()))
+        super().__init__(model, args, self.collator(), train_dataset, eval_dataset, processing_class, **kwargs)
+        self.add_callback(_EpochForSampler(self))
+
+    def collator(self) -> ImageCollator | UserCollator:
+        """What makes batches at the present settings."""
+        if self._user_collator is not None:
+            return UserCollator(self._user_collator)
+        args = self.args
+        return ImageCollator(
+            self.processing_class,
+            args.image_column,
+            args.label_columns,
+            args.num_views,
+            args.horizontal_flip,
+            args.crop_padding,
+            args.seed,
+        )
+
+    def check_data(self) -> None:
+        """Reads every label and image of all data sets once, so that no bad one ends a run in its middle."""
+        for name, dataset in named(self.train_dataset, self.eval_dataset).items():
+            self.usable(dataset, name, with_images=True)
+
+    def usable(
+        self, dataset: Dataset[Row], name: str, with_images: bool = False
+    ) -> tuple[DrawnRows, np.ndarray | None]:
+        """The rows of a data set that can be used, and their labels where it has them; each is read once."""
+        names = column_names(dataset)
+        raw = "pixel_values" not in names and self._user_collator is None
+        with_images = raw and (with_images or self.args.skip_bad_rows)
+        rows, labels, images_were_read = self._usable.get(id(dataset), (None, None, False))
+        if rows is None or (with_images and not images_were_read):
+            labelled = raw and all(column in names for column in self.args.label_columns)
+            indices, labels = usable_rows(
+                dataset,
+                name,
+                self.args,
+                with_labels=labelled or dataset is self.train_dataset,
+                with_images=with_images,
+            )
+            rows = DrawnRows(dataset, name, indices)
+            self._usable[id(dataset)] = rows, labels, with_images
+        return rows, labels
+
+    def training_labels(self) -> np.ndarray:
+        """Labels of the usable training rows: `np.ndarray` of shape `(N,)` or `(N, T)`, in label units."""
+        labels = self.usable(self.train_dataset, "train_dataset")[1]
+        assert labels is not None
+        return labels
+
+    def bin_width(self) -> float | None:
+        """The width of the bins in label units: the user's, or the benchmark's, or `None`."""
+        info = getattr(self.train_dataset, "info", None)
+        benchmark = BENCHMARKS.get(info.dataset_name) if info is not None and info.dataset_name else None
+        return self.args.bin_width or (benchmark.bin_width if benchmark is not None else None)
+
+    def samples(self, batch: dict[str, Any]) -> list[int]:
+        """Samples of this micro-batch on each process; repeats, which come last in an epoch, do not count."""
+        size = len(batch["labels"])
+        if "position" not in batch:
+            return [size] * world_size()
+        left = len(self.sampler.rows) - (batch["position"] - rank() * size)
+        return [min(max(left - process * size, 0), size) for process in range(world_size())]
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], int]:
+        """The micro-batches of a step, and its number of samples over all processes."""
+        batches = list(itertools.islice(epoch_iterator, num_batches))
+        return batches, sum(sum(self.samples(batch)) for batch in batches)
+
+    def _first_pixels(self, data_sets: list[Dataset[Row]]) -> Tensor:
+        ready = self._user_collator is not None or any("pixel_values" in column_names(data) for data in data_sets)
+        if self.processing_class is not None and not ready:
+            return example_pixels(self.processing_class)
+        if not data_sets:
+            raise ValueError("Give a data set or processing_class, so that it is known what the model takes in.")
+        pixels: Tensor = self.collator()([(None, data_sets[0][0])])["pixel_values"]
+        return pixels.reshape(-1, *pixels.shape[-3:])[:1]
+
+    def _get_dataloader(self, dataset: Dataset[Row], description: str, *args: Any, **kwargs: Any) -> DataLoader[Any]:
+        training = kwargs.get("is_training", False)
+        rows, _ = self.usable(dataset, "train_dataset" if training else f"{description.lower()} data")
+        drop_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = drop_last and training  # evaluation keeps every row
+        try:
+            return super()._get_dataloader(rows, description, *args, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> TrainingSampler:
+        rows = train_dataset if train_dataset is not None else self.usable(self.train_dataset, "train_dataset")[0]
+        uneven = self.args.world_size == 1 or self.args.dataloader_drop_last
+        batch = self._train_batch_size * (1 if self.accelerator.split_batches else self.args.world_size)
+        self.sampler = TrainingSampler(
+            rows,
+            self.args.data_seed if self.args.data_seed is not None else self.args.seed,
+            shuffle=self.args.train_sampling_strategy == "random",
+            multiple=1 if uneven else batch,
+        )
+        return self.sampler
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        # DeepSpeed would round labels to the precision of its mixed-precision mode.
+        exact = {name: inputs[name].float() for name in ("labels", "sample_weight") if name in inputs}
+        return {**super()._prepare_inputs(inputs), **{name: t.to(self.args.device) for name, t in exact.items()}}
+
+
+class _EpochForSampler(TrainerCallback):
+    """Tells the sampler its epoch before the loader's iterator is made, after a resume in mid-epoch too."""
+
+    def __init__(self, trainer: ImageTrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.sampler.epoch = int(state.epoch or 0)
+
+
+def named(train_dataset: Dataset[Row] | None, eval_dataset: DataSets | None) -> dict[str, Dataset[Row]]:
+    """The data sets that there are, by the names messages call them."""
+    if isinstance(eval_dataset, dict):
+        evaluation: dict[str, Any] = {f"eval_dataset[{name!r}]": data for name, data in eval_dataset.items()}
+    else:
+        evaluation = {"eval_dataset": eval_dataset}
+    return {name: data for name, data in {"train_dataset": train_dataset, **evaluation}.items() if data is not None}

@@ -1,0 +1,155 @@
+"""Weights from label density: the rarer a label among the training labels, the more it weighs."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from conr_hf.imbalance.bins import Bins, FloatArray, IntArray
+
+DensityMethod = Literal["none", "inverse", "sqrt_inverse"]
+
+
+def density_weights(
+    labels: npt.ArrayLike | Tensor,
+    bins: Bins,
+    method: DensityMethod,
+    train_labels: npt.ArrayLike | Tensor | None = None,
+) -> FloatArray:
+    """
+    One weight per label, with mean 1 over the training labels.
+
+    Let n be the number of training labels in the label's bin (in its rarest coordinate's), and 1 where that bin is
+    empty or the label is outside all bins, so that no weight is infinite. The weight is proportional to 1 / v, with
+
+    - `"none"`: v = 1;
+    - `"inverse"`: v = n, clipped to 5 .. 1000;
+    - `"sqrt_inverse"`: v = sqrt(n).
+
+    Source: the re-weighting baselines of [Delving into Deep Imbalanced
+    Regression](https://huggingface.co/papers/2102.09554).
+
+    Args:
+        labels (`array_like` or `torch.Tensor` of shape `(N,)` or `(N, T)`): Labels to weigh, in label units.
+        bins ([`Bins`]): Bins with the training counts.
+        method (`str`): `"none"`, `"inverse"` or `"sqrt_inverse"`.
+        train_labels (`array_like` or `torch.Tensor` of shape `(M,)` or `(M, T)`, *optional*):
+            The labels over which the mean weight is 1. Unset: `labels`, which then are the training labels.
+
+    Returns:
+        `np.ndarray` of shape `(N,)`, float64: weights without unit, greater than 0.
+
+    Raises:
+        `ValueError`: For an unknown method, for no training labels, and for labels that do not fit the bins.
+
+    Example:
+        >>> from conr_hf.imbalance import make_bins
+        >>> ages = [30, 30, 30, 30, 71]
+        >>> density_weights(ages, make_bins(ages), "sqrt_inverse")
+        array([0.83333333, 0.83333333, 0.83333333, 0.83333333, 1.66666667])
+    """
+    scale = _scale(labels if train_labels is None else train_labels, bins, method)
+    return scale * _relative_weights(bins.train_count_of(labels), method)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelDensity:
+    """
+    The weights of [`density_weights`] as tables of tensors, to look up batch by batch.
+
+    Args:
+        boundaries (`tuple` of T `torch.Tensor` of shape `(B + 1,)`): Bin boundaries, in label units, float64.
+        tables (`tuple` of T `torch.Tensor` of shape `(B + 2,)`):
+            Weight of every bin, float32; the first and the last entry are those of labels outside all bins.
+    """
+
+    boundaries: tuple[Tensor, ...]
+    tables: tuple[Tensor, ...]
+
+    def to(self, device: torch.device | str) -> "LabelDensity":
+        """The same tables on `device`, once, so that `weights` copies nothing from the host to it."""
+        # Metal has no float64. Rounding the boundaries stays well inside their tolerance of 4 float32 eps.
+        dtype = torch.float32 if torch.device(device).type == "mps" else torch.float64
+        return LabelDensity(
+            tuple(b.to(device=device, dtype=dtype) for b in self.boundaries), tuple(t.to(device) for t in self.tables)
+        )
+
+    def weights(self, labels: Tensor) -> Tensor:
+        """
+        Weights of a batch of labels.
+
+        Never waits for the device, if the tables are on it (see `to`); elsewhere they are copied on each call.
+
+        Args:
+            labels (`torch.Tensor` of shape `(N,)` or `(N, T)`): Labels, in label units, of any dtype.
+
+        Returns:
+            `torch.Tensor` of shape `(N,)`, float32, on the device of the labels. NaN labels weigh like those outside
+            all bins.
+
+        Raises:
+            `ValueError`: When the label dimensions are not those of the bins.
+        """
+        columns = labels.detach()[:, None] if labels.ndim == 1 else labels.detach()  # (N, T)
+        if columns.ndim != 2 or columns.shape[1] != len(self.tables):
+            raise ValueError(
+                f"The labels have shape {tuple(labels.shape)} and the bins {len(self.tables)} label dimensions. "
+                "Pass (N,), or (N, T) with one column per dimension."
+            )
+        here = self if self.tables[0].device == labels.device else self.to(labels.device)
+        result = torch.zeros(len(columns), device=labels.device)
+        for t, (boundaries, table) in enumerate(zip(here.boundaries, here.tables, strict=True)):
+            places = torch.bucketize(columns[:, t].to(boundaries.dtype).contiguous(), boundaries, right=True)
+            # Weights fall as counts grow, so the rarest coordinate is the one that weighs most.
+            result = torch.maximum(result, table[places])
+        return result
+
+
+def make_density(train_labels: npt.ArrayLike | Tensor, bins: Bins, method: DensityMethod) -> LabelDensity:
+    """
+    Looks up [`density_weights`] for batches of tensors.
+
+    Args:
+        train_labels (`array_like` or `torch.Tensor` of shape `(N,)` or `(N, T)`):
+            Training labels, in label units; the mean weight over them is 1.
+        bins ([`Bins`]): Bins with the training counts.
+        method (`str`): `"none"`, `"inverse"` or `"sqrt_inverse"`.
+
+    Returns:
+        [`LabelDensity`], on the CPU.
+
+    Raises:
+        `ValueError`: As [`density_weights`].
+
+    Example:
+        >>> from conr_hf.imbalance import make_bins
+        >>> ages = torch.tensor([30.0, 30.0, 30.0, 30.0, 71.0])
+        >>> make_density(ages, make_bins(ages), "sqrt_inverse").weights(torch.tensor([71.0, 30.0, 31.0]))
+        tensor([1.6667, 0.8333, 1.6667])
+    """
+    scale = _scale(train_labels, bins, method)
+    tables = [scale * _relative_weights(np.pad(c, 1), method) for c in bins.train_counts]
+    return LabelDensity(
+        tuple(torch.from_numpy(b.copy()) for b in bins.boundaries),
+        tuple(torch.from_numpy(t.astype(np.float32)) for t in tables),
+    )
+
+
+def _relative_weights(counts: IntArray, method: DensityMethod) -> FloatArray:
+    if method not in get_args(DensityMethod):
+        known = ", ".join(f'"{m}"' for m in get_args(DensityMethod))
+        raise ValueError(f'"{method}" is no way of weighing labels. Choose one of {known}.')
+    n = np.maximum(counts, 1).astype(np.float64)
+    if method == "none":
+        return np.ones_like(n)
+    return 1 / np.clip(n, 5, 1000) if method == "inverse" else 1 / np.sqrt(n)
+
+
+def _scale(train_labels: npt.ArrayLike | Tensor, bins: Bins, method: DensityMethod) -> float:
+    relative = _relative_weights(bins.train_count_of(train_labels), method)
+    if len(relative) == 0:
+        raise ValueError("There are no training labels. Weights need at least one to have mean 1 over them.")
+    return 1 / float(relative.mean())

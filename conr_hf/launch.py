@@ -1,0 +1,45 @@
+"""Whether the processes that were started are the processes that train together, and where a run goes on."""
+
+import os
+from pathlib import Path
+
+from transformers import TrainingArguments
+
+
+def check_processes(args: TrainingArguments) -> None:
+    """
+    Stops a run that the launcher and the process group see differently: as many separate runs that write over each
+    other, or as one process that spreads a batch over several GPUs and loses the features.
+
+    Raises:
+        `ValueError`: with the line to start with instead.
+    """
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != args.world_size:
+        raise ValueError(
+            f"The launcher started {started} processes, but they form groups of {args.world_size}. Start them with "
+            f"accelerate launch --multi_gpu --num_processes {started} -m conr_hf train RECIPE.yaml, on a machine "
+            "without GPUs with --use_cpu true behind it."
+        )
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"{args.n_gpu} GPUs are visible, but one process was started. Use all with accelerate launch --multi_gpu "
+            f"--num_processes {args.n_gpu} -m conr_hf train RECIPE.yaml, or one with CUDA_VISIBLE_DEVICES=0."
+        )
+
+
+def last_complete_checkpoint(output_dir: str) -> str:
+    """
+    The newest checkpoint in `output_dir` that was written to its end.
+
+    Raises:
+        `ValueError`: if there is none.
+    """
+    folders = sorted(
+        (folder for folder in Path(output_dir).glob("checkpoint-*") if folder.name[11:].isdigit()),
+        key=lambda folder: int(folder.name[11:]),
+    )
+    complete = [folder for folder in folders if (folder / "trainer_state.json").is_file()]
+    if not complete:
+        raise ValueError(f'"{output_dir}" holds no complete checkpoint to resume from. Train without resuming.')
+    return str(complete[-1])

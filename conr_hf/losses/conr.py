@@ -1,0 +1,428 @@
+"""The ConR loss: labels that are far apart must not have features that the model confuses."""
+
+import math
+from typing import Any, Literal, NamedTuple, overload
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from conr_hf.losses.pairs import Distance, check_distance, label_distance, pair_masks
+
+PUSHES = ("exponential", "linear")
+FORMULATIONS = ("exact", "reference")
+REDUCTIONS = ("mean", "anchors")
+ALGORITHMS = ("auto", "dense")
+
+# Stands for infinity in a logarithm of a pair's weight. A true -inf gives nan in the gradient of a row that has no
+# partner at all; this one leaves every row finite, and exp of it is as good as 0.
+LOG_INFINITY = 1e30
+
+
+class PairStatistics(NamedTuple):
+    """
+    What a call of [`conr_loss`] found, summed over its anchors. Sums, so that batches and processes can be added up.
+
+    Args:
+        anchors (`torch.Tensor` of shape `()`, int64): Rows with at least one positive and one negative.
+        positives (`torch.Tensor` of shape `()`, int64): Pairs of an anchor and a row with a similar label.
+        negatives (`torch.Tensor` of shape `()`, int64): Pairs of an anchor and a row confused with it.
+    """
+
+    anchors: Tensor
+    positives: Tensor
+    negatives: Tensor
+
+
+@overload
+def conr_loss(
+    features: Tensor,
+    labels: Tensor,
+    predictions: Tensor,
+    weights: Tensor | None = None,
+    *,
+    window: float,
+    push_scale: float,
+    temperature: float = ...,
+    push: str = ...,
+    formulation: str = ...,
+    reduction: str = ...,
+    distance: Distance = ...,
+    algorithm: str = ...,
+    anchors: slice | None = ...,
+    return_statistics: Literal[False] = ...,
+) -> Tensor: ...
+@overload
+def conr_loss(
+    features: Tensor,
+    labels: Tensor,
+    predictions: Tensor,
+    weights: Tensor | None = None,
+    *,
+    window: float,
+    push_scale: float,
+    temperature: float = ...,
+    push: str = ...,
+    formulation: str = ...,
+    reduction: str = ...,
+    distance: Distance = ...,
+    algorithm: str = ...,
+    anchors: slice | None = ...,
+    return_statistics: Literal[True],
+) -> tuple[Tensor, PairStatistics]: ...
+@overload
+def conr_loss(
+    features: Tensor,
+    labels: Tensor,
+    predictions: Tensor,
+    weights: Tensor | None = None,
+    *,
+    window: float,
+    push_scale: float,
+    temperature: float = ...,
+    push: str = ...,
+    formulation: str = ...,
+    reduction: str = ...,
+    distance: Distance = ...,
+    algorithm: str = ...,
+    anchors: slice | None = ...,
+    return_statistics: bool,
+) -> Tensor | tuple[Tensor, PairStatistics]: ...
+def conr_loss(
+    features: Tensor,
+    labels: Tensor,
+    predictions: Tensor,
+    weights: Tensor | None = None,
+    *,
+    window: float,
+    push_scale: float,
+    temperature: float = 0.07,
+    push: str = "exponential",
+    formulation: str = "exact",
+    reduction: str = "mean",
+    distance: Distance = "mean_abs",
+    algorithm: str = "auto",
+    anchors: slice | None = None,
+    return_statistics: bool = False,
+) -> Tensor | tuple[Tensor, PairStatistics]:
+    """
+    The contrastive regularizer of ConR.
+
+    A row pulls the features of rows with similar labels (its positives) and pushes those of rows with other labels
+    whose predictions are similar to its own (its negatives), the harder the farther their labels are and the rarer
+    its own label is. Rows that lack either are no anchors and contribute 0.
+
+    With `s_ij` the cosine similarity of two rows' features divided by the temperature, `P_i` and `Q_i` the positives
+    and negatives of row i, `d_ij` the label distance, `eta_i` the weight and `e` the push scale, an anchor's loss is
+
+        L_i = -1/|P_i| sum_{j in P_i} s_ij + log(sum_{j in P_i} exp s_ij + sum_{j in Q_i} eta_i push(d_ij) exp s_ij)
+
+    where `push(d)` is `exp(e d)` or `e d`.
+
+    Float64 features, labels or predictions are computed in float64, everything else in float32, under autocast too.
+    Never nan for finite input. A call does not wait for the device, and compiles without a graph break. It has a first
+    derivative only.
+
+    Args:
+        features (`torch.Tensor` of shape `(M, D)`):
+            What the model's last linear layer reads, one row a view, of any dtype. Normalised here; a row of zeros is
+            similar to nothing.
+        labels (`torch.Tensor` of shape `(M,)` or `(M, T)`): In label units, of any dtype.
+        predictions (`torch.Tensor` of the shape of `labels`): In label units. No gradient goes through them.
+        weights (`torch.Tensor` of shape `(M,)`, *optional*):
+            How hard each row pushes (the paper's eta): its label's rarity, with mean 1 over the training set, not
+            negative. Unset: 1 for every row.
+        window (`float`): Labels, and predictions, within this distance are similar, in label units (omega).
+        push_scale (`float`): How fast the push grows with the label distance, per label unit, not negative (e).
+        temperature (`float`, *optional*, defaults to 0.07): Divides the cosine similarities (tau).
+        push (`str`, *optional*, defaults to `"exponential"`): `"exponential"` or `"linear"`.
+        formulation (`str`, *optional*, defaults to `"exact"`):
+            `"exact"` is the formula above. `"reference"` gives the numbers of the published experiments: every row
+            that is not a positive, the row itself included, adds 1 to the sum inside the logarithm, and `L_i` is
+            multiplied by `eta_i`, or with `push="linear"` by `|P_i| / (|P_i| + 1)`.
+        reduction (`str`, *optional*, defaults to `"mean"`):
+            `"mean"` divides the sum of `L_i` by M, all rows; `"anchors"` by the number of anchors among all rows
+            (0 if there is none). With either, the losses of slices of anchors add up to the loss of all rows.
+        distance (`str` or a function, *optional*, defaults to `"mean_abs"`): See [`label_distance`].
+        algorithm (`str`, *optional*, defaults to `"auto"`):
+            `"dense"` forms all pairs at once; `"auto"` chooses, which at present is `"dense"`.
+        anchors (`slice`, *optional*):
+            Only these rows are anchors; all rows are their candidates. Unset: all rows.
+        return_statistics (`bool`, *optional*, defaults to `False`): Whether to return a [`PairStatistics`] as well.
+
+    Returns:
+        `torch.Tensor` of shape `()`, float32 or float64, or a tuple of it and [`PairStatistics`]. It is connected to
+        `features` even where it is 0.
+
+    Raises:
+        `ValueError`: for a wrong shape, setting or slice; in eager mode on CPU also for a feature, label, prediction
+            or weight that is not finite and for a negative weight.
+
+    Source: Keramati, Meng and Evans, "ConR: Contrastive Regularizer for Deep Imbalanced Regression", ICLR 2024, arXiv
+    2309.06651 (the loss `L_ConR`).
+
+    Example:
+        >>> features = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
+        >>> labels, predictions = torch.tensor([20.0, 21.0, 40.0]), torch.tensor([30.0, 22.0, 30.5])
+        >>> loss, statistics = conr_loss(
+        ...     features, labels, predictions, window=1.0, push_scale=0.01, temperature=0.5, return_statistics=True
+        ... )
+        >>> loss
+        tensor(0.0735)
+        >>> statistics
+        PairStatistics(anchors=tensor(1), positives=tensor(1), negatives=tensor(1))
+    """
+    _check_settings(window, push_scale, temperature, push, formulation, reduction, distance, algorithm)
+    _check_shapes(features, labels, predictions, weights)
+    rows = len(features)
+    first, last = _bounds(anchors, rows)
+    dtype = torch.float64 if torch.float64 in (features.dtype, labels.dtype, predictions.dtype) else torch.float32
+    features = features.to(dtype)
+    # Detached: predictions only decide who is confused with whom; the paper sends no gradient through them.
+    labels, predictions = labels.detach().to(dtype), predictions.detach().to(dtype)
+    weights = None if weights is None else weights.detach().to(dtype)
+    _check_numbers(features, labels, predictions, weights)
+
+    def find_pairs(first: int, last: int) -> tuple[Tensor, Tensor, Tensor]:
+        distances = label_distance(labels[first:last], labels, distance)
+        confusions = label_distance(predictions[first:last], predictions, distance)
+        return distances, *pair_masks(distances, confusions, labels, predictions, window, first)
+
+    with torch.autocast(features.device.type, enabled=False):
+        distances, positives, negatives = find_pairs(first, last)  # (A, M) each
+        positive_counts, negative_counts = positives.sum(1), negatives.sum(1)  # (A,)
+        is_anchor = (positive_counts > 0) & (negative_counts > 0)
+
+        # log S_ij rather than S_ij: exp(e d) overflows where e d is finite. Clamped at each step, or numbers near the
+        # end of the dtype's range would meet as inf * 0 or inf - inf.
+        growth = (distances.clamp(max=LOG_INFINITY) * push_scale).clamp_(max=LOG_INFINITY)
+        log_push = growth if push == "exponential" else growth.log_()
+        if weights is not None:
+            log_push += weights[first:last].log().unsqueeze(1)
+        log_push.clamp_(min=-LOG_INFINITY)
+        log_weights = torch.where(negatives, log_push, -LOG_INFINITY).masked_fill_(positives, 0.0)
+        logits: Tensor = _Logits.apply(features, log_weights, 1 / temperature, first)  # (A, M)
+
+        divisor: int | Tensor = max(rows, 1)
+        if reduction == "anchors":
+            all_anchors = is_anchor
+            if (first, last) != (0, rows):
+                _, all_positives, all_negatives = find_pairs(0, rows)
+                all_anchors = all_positives.any(1) & all_negatives.any(1)
+            divisor = all_anchors.sum().clamp(min=1)
+        row_weights = is_anchor / (positive_counts.clamp(min=1) * divisor).to(dtype)  # (A,)
+
+        if formulation == "reference":
+            # A row is no pair with itself, so that its own place is free for what all non-positives add to the sum.
+            constant = (rows - positive_counts).to(dtype).log()
+            logits = logits.diagonal_scatter(constant, offset=first)
+            if push == "linear":
+                row_weights = row_weights * positive_counts / (positive_counts + 1)
+            elif weights is not None:
+                row_weights = row_weights * weights[first:last]
+
+        # An anchor's loss is the cross-entropy of its logits against equal shares for its positives.
+        loss = (logits.log_softmax(1) * (positives * -row_weights.unsqueeze(1))).sum()
+
+    if not return_statistics:
+        return loss
+    counts = (is_anchor.sum(), (positive_counts * is_anchor).sum(), (negative_counts * is_anchor).sum())
+    return loss, PairStatistics(*counts)
+
+
+class ConRLoss(nn.Module):
+    """
+    [`conr_loss`] as a module that keeps the settings.
+
+    Args:
+        window (`float`): Labels, and predictions, within this distance are similar, in label units.
+        push_scale (`float`): How fast the push grows with the label distance, per label unit.
+        temperature (`float`, *optional*, defaults to 0.07): Divides the cosine similarities.
+        push (`str`, *optional*, defaults to `"exponential"`): `"exponential"` or `"linear"`.
+        formulation (`str`, *optional*, defaults to `"exact"`): `"exact"` or `"reference"`.
+        reduction (`str`, *optional*, defaults to `"mean"`): `"mean"` or `"anchors"`.
+        distance (`str` or a function, *optional*, defaults to `"mean_abs"`): See [`label_distance`].
+        algorithm (`str`, *optional*, defaults to `"auto"`): `"auto"` or `"dense"`.
+
+    Raises:
+        `ValueError`: for a setting that [`conr_loss`] refuses, here already.
+
+    Source: ConR, arXiv 2309.06651.
+
+    Example:
+        >>> criterion = ConRLoss(window=1.0, push_scale=0.01)
+        >>> labels, predictions = torch.tensor([20.0, 21.0, 40.0]), torch.tensor([30.0, 22.0, 30.5])
+        >>> criterion(torch.eye(3), labels, predictions)
+        tensor(0.2660)
+    """
+
+    def __init__(
+        self,
+        *,
+        window: float,
+        push_scale: float,
+        temperature: float = 0.07,
+        push: str = "exponential",
+        formulation: str = "exact",
+        reduction: str = "mean",
+        distance: Distance = "mean_abs",
+        algorithm: str = "auto",
+    ) -> None:
+        super().__init__()
+        _check_settings(window, push_scale, temperature, push, formulation, reduction, distance, algorithm)
+        self.window = window
+        self.push_scale = push_scale
+        self.temperature = temperature
+        self.push = push
+        self.formulation = formulation
+        self.reduction = reduction
+        self.distance = distance
+        self.algorithm = algorithm
+
+    def forward(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        predictions: Tensor,
+        weights: Tensor | None = None,
+        anchors: slice | None = None,
+        return_statistics: bool = False,
+    ) -> Tensor | tuple[Tensor, PairStatistics]:
+        """See [`conr_loss`] for the arguments, shapes and errors."""
+        return conr_loss(
+            features,
+            labels,
+            predictions,
+            weights,
+            window=self.window,
+            push_scale=self.push_scale,
+            temperature=self.temperature,
+            push=self.push,
+            formulation=self.formulation,
+            reduction=self.reduction,
+            distance=self.distance,
+            algorithm=self.algorithm,
+            anchors=anchors,
+            return_statistics=return_statistics,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"window={self.window}, push_scale={self.push_scale}, temperature={self.temperature}, push={self.push!r}, "
+            f"formulation={self.formulation!r}, reduction={self.reduction!r}, distance={self.distance!r}, "
+            f"algorithm={self.algorithm!r}"
+        )
+
+
+class _Logits(torch.autograd.Function):
+    """
+    `log_weights + scale * cosine(features[first:first + A], features)`, of shape `(A, M)`.
+
+    Written out because autograd's backward of the normalisation and of `z @ z.T` costs as much as all the rest at
+    M = 128: there, one product with the sum of both triangles does for two.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, log_weights: Tensor, scale: float, first: int) -> Tensor:
+        norms = torch.linalg.vector_norm(features, dim=1, keepdim=True)
+        # By 1 and not by an epsilon: a row of zeros gets the gradient of a row of length 1, not 1e12 times it.
+        norms = torch.where(norms > 0, norms, 1)
+        units = features / norms
+        ctx.save_for_backward(units, norms)
+        ctx.scale, ctx.first = scale, first
+        return torch.addmm(log_weights, units[first : first + len(log_weights)], units.T, alpha=scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        units, norms = ctx.saved_tensors
+        anchors = slice(ctx.first, ctx.first + len(grad))
+        # A caller's autocast must not lower these products either.
+        with torch.autocast(grad.device.type, enabled=False):
+            if len(grad) == len(units):
+                result = (grad + grad.T) @ units
+            else:
+                result = grad.T @ units[anchors]
+                result[anchors] += grad @ units
+            # What goes along a unit vector does not change it.
+            result.addcmul_(units, (units * result).sum(1, keepdim=True), value=-1)
+            return result.mul_(ctx.scale / norms), None, None, None
+
+
+def _bounds(anchors: slice | None, rows: int) -> tuple[int, int]:
+    if anchors is None:
+        return 0, rows
+    if not isinstance(anchors, slice) or anchors.step not in (None, 1):
+        raise ValueError(f"anchors is {anchors!r}; it must be a slice of consecutive rows, such as slice(0, 32).")
+    first, last, _ = anchors.indices(rows)
+    if first >= last and rows > 0:
+        raise ValueError(f"anchors is {anchors!r}, which holds none of the {rows} rows; it must hold at least one.")
+    return first, last
+
+
+def _check_settings(
+    window: float,
+    push_scale: float,
+    temperature: float,
+    push: str,
+    formulation: str,
+    reduction: str,
+    distance: Distance,
+    algorithm: str,
+) -> None:
+    if not 0 <= window < math.inf:
+        raise ValueError(f"window is {window}; it must be finite and at least 0, in label units (0: equal labels).")
+    if not 0 <= push_scale < math.inf:
+        raise ValueError(
+            f"push_scale is {push_scale}; it must be finite and at least 0, per label unit (0: equal push)."
+        )
+    if not 0 < temperature < math.inf:
+        raise ValueError(
+            f"temperature is {temperature}; it must be finite and greater than 0 (0.07 is the paper's value)."
+        )
+    for name, value, allowed in (
+        ("push", push, PUSHES),
+        ("formulation", formulation, FORMULATIONS),
+        ("reduction", reduction, REDUCTIONS),
+        ("algorithm", algorithm, ALGORITHMS),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}.")
+    check_distance(distance)
+
+
+def _check_shapes(features: Tensor, labels: Tensor, predictions: Tensor, weights: Tensor | None) -> None:
+    if features.ndim != 2:
+        raise ValueError(
+            f"features has shape {tuple(features.shape)}; it must be (M, D), one row a view: pool or flatten the rest."
+        )
+    rows = len(features)
+    if labels.ndim not in (1, 2) or len(labels) != rows:
+        raise ValueError(
+            f"labels has shape {tuple(labels.shape)}; it must be ({rows},) or ({rows}, T), one row for each of the "
+            f"{rows} rows of features."
+        )
+    if predictions.shape != labels.shape:
+        raise ValueError(
+            f"predictions has shape {tuple(predictions.shape)}; it must be that of labels, {tuple(labels.shape)}: "
+            "reshape one of them."
+        )
+    if weights is not None and weights.shape != (rows,):
+        raise ValueError(f"weights has shape {tuple(weights.shape)}; it must be ({rows},), one number a row.")
+
+
+def _check_numbers(features: Tensor, labels: Tensor, predictions: Tensor, weights: Tensor | None) -> None:
+    # Reading a number back would make the host wait for a device, and breaks a compiled graph.
+    if torch.compiler.is_compiling() or features.device.type != "cpu":
+        return
+    tensors = {"features": features, "labels": labels, "predictions": predictions, "weights": weights}
+    for name, tensor in tensors.items():
+        # One cheap pass: a sum is finite only if its terms are. Should it overflow, every term is looked at.
+        if tensor is not None and not math.isfinite(tensor.detach().sum()):
+            wrong = (~tensor.isfinite()).nonzero().tolist()
+            if wrong:
+                value = tensor[tuple(wrong[0])].item()
+                raise ValueError(f"{name}{wrong[0]} is {value}; it must be finite: mend or leave out that row.")
+    if weights is not None and weights.numel() and weights.amin() < 0:
+        i = int(weights.argmin())
+        raise ValueError(f"weights[{i}] is {weights[i].item()}; it must be at least 0 (1 is an ordinary row).")

@@ -1,0 +1,153 @@
+"""Who is similar to whom, and who is confused with whom: label distances, the window, and the masks of pairs."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Distance = str | Callable[[Tensor, Tensor], Tensor]
+
+DISTANCES = ("mean_abs", "euclidean")
+
+
+def label_distance(a: Tensor, b: Tensor, distance: Distance = "mean_abs") -> Tensor:
+    """
+    Distance between every label of `a` and every label of `b`.
+
+    Args:
+        a (`torch.Tensor` of shape `(M,)` or `(M, T)`): Labels, in label units, of any dtype.
+        b (`torch.Tensor` of shape `(K,)` or `(K, T)`): Labels, in label units, of any dtype.
+        distance (`str` or a function, *optional*, defaults to `"mean_abs"`):
+            `"mean_abs"`, the mean absolute difference over the label dimensions (the paper's inverse-MAE similarity
+            turned over); `"euclidean"`; or a function of two tensors of shapes `(M, 1, T)` and `(1, K, T)` that
+            returns the distances, of shape `(M, K)`. With one label dimension the two names are the same.
+
+    Returns:
+        `torch.Tensor` of shape `(M, K)`: distances in label units, never negative, in float64 if `a` or `b` is
+        float64 and in float32 otherwise.
+
+    Raises:
+        `ValueError`: if `a` and `b` differ in label dimensions, if the name is unknown, or if the user's function
+            returns another shape, a negative number or a nan (the numbers are looked at in eager mode on CPU only).
+
+    Source: ConR, arXiv 2309.06651 (`d(y_i, y_j)`).
+
+    Example:
+        >>> label_distance(torch.tensor([20.0, 40.0]), torch.tensor([21.0]))
+        tensor([[ 1.],
+                [19.]])
+    """
+    dtype = torch.float64 if torch.float64 in (a.dtype, b.dtype) else torch.float32
+    a, b = (x.to(dtype).unsqueeze(1) if x.ndim == 1 else x.to(dtype) for x in (a, b))  # (M, T), (K, T)
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+        raise ValueError(
+            f"a and b have shapes {tuple(a.shape)} and {tuple(b.shape)}; give both one row a label, (M,) or (M, T), "
+            "with the same number of label dimensions."
+        )
+    if callable(distance):
+        return _checked(distance(a[:, None], b[None]), len(a), len(b))
+    check_distance(distance)
+    if a.shape[1] == 1:
+        return (a - b.T).abs()
+    # cdist needs no (M, K, T) tensor. The matrix-product shortcut is off: it finds equal labels a little apart.
+    if distance == "euclidean":
+        return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+    return torch.cdist(a, b, p=1.0) / a.shape[1]
+
+
+def within_window(distances: Tensor, window: float, labels: Tensor) -> Tensor:
+    """
+    Which distances lie within the window. Every algorithm decides it here, for labels and for predictions.
+
+    The tolerance of four roundings of the largest label makes the answer independent of the unit: without it, labels
+    0.1, 0.2, 0.3, ... and a window of 0.2 miss a part of the pairs that 1, 2, 3, ... and a window of 2 find.
+
+    Args:
+        distances (`torch.Tensor` of any shape): Distances in label units, float32 or float64.
+        window (`float`): The window in label units, not negative.
+        labels (`torch.Tensor` of any shape): All labels (or all predictions) that the distances come from; only the
+            largest magnitude counts, so that one number, `labels.abs().amax()`, does as well.
+
+    Returns:
+        `torch.Tensor` of the shape of `distances`, boolean: `distances <= window + 4 * eps * max|labels|`.
+
+    Source: ConR, arXiv 2309.06651 (the window `omega`); the tolerance is ours.
+
+    Example:
+        >>> labels = torch.tensor([0.1, 0.3, 0.6])
+        >>> within_window(label_distance(labels, labels), 0.2, labels)
+        tensor([[ True,  True, False],
+                [ True,  True, False],
+                [False, False,  True]])
+    """
+    if labels.numel() == 0:  # no largest label
+        return distances <= window
+    return distances <= window + labels.abs().amax() * (4 * torch.finfo(distances.dtype).eps)
+
+
+def pair_masks(
+    label_distances: Tensor,
+    prediction_distances: Tensor,
+    labels: Tensor,
+    predictions: Tensor,
+    window: float,
+    first_anchor: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """
+    Positives and negatives of `A` consecutive rows, the anchors, among all `M` rows.
+
+    A positive has a similar label. A negative has another label and a prediction similar to the anchor's: the model
+    confuses the two. No row is its own positive or negative.
+
+    Args:
+        label_distances (`torch.Tensor` of shape `(A, M)`): From the anchors' labels to all labels, in label units.
+        prediction_distances (`torch.Tensor` of shape `(A, M)`): The same of the predictions.
+        labels (`torch.Tensor` of shape `(M,)` or `(M, T)`): All labels, see [`within_window`].
+        predictions (`torch.Tensor` of shape `(M,)` or `(M, T)`): All predictions.
+        window (`float`): The window in label units.
+        first_anchor (`int`, *optional*, defaults to 0): The row that the first anchor is among all rows.
+
+    Returns:
+        Two boolean `torch.Tensor` of shape `(A, M)`: positives and negatives.
+
+    Source: ConR, arXiv 2309.06651 (pair selection).
+
+    Example:
+        >>> labels, predictions = torch.tensor([20.0, 21.0, 40.0]), torch.tensor([30.0, 22.0, 30.5])
+        >>> distances = label_distance(labels, labels), label_distance(predictions, predictions)
+        >>> positives, negatives = pair_masks(*distances, labels, predictions, window=1.0)
+        >>> positives.nonzero().tolist(), negatives.nonzero().tolist()
+        ([[0, 1], [1, 0]], [[0, 2], [2, 0]])
+    """
+    similar = within_window(label_distances, window, labels)
+    # A distance of the user may put a row a rounding away from itself; it must not become its own negative.
+    similar.diagonal(offset=first_anchor).fill_(True)
+    negatives = within_window(prediction_distances, window, predictions) & ~similar
+    similar.diagonal(offset=first_anchor).fill_(False)
+    return similar, negatives
+
+
+def check_distance(distance: Distance) -> None:
+    """Raises `ValueError` for a distance that is neither a function nor one of the known names."""
+    if not callable(distance) and distance not in DISTANCES:
+        raise ValueError(
+            f"distance is {distance!r}; it must be one of {', '.join(DISTANCES)}, or a function of two tensors of "
+            "shape (..., T)."
+        )
+
+
+def _checked(distances: Tensor, rows: int, columns: int) -> Tensor:
+    if distances.shape != (rows, columns):
+        raise ValueError(
+            f"distance returned shape {tuple(distances.shape)} for tensors of shapes ({rows}, 1, T) and "
+            f"(1, {columns}, T); it must reduce the last dimension alone and return ({rows}, {columns})."
+        )
+    if not torch.compiler.is_compiling() and distances.device.type == "cpu":
+        wrong = ~(distances >= 0)  # a nan among them
+        if wrong.any():
+            i, j = wrong.nonzero()[0].tolist()
+            raise ValueError(
+                f"distance returned {distances[i, j].item()} for labels {i} and {j}; it must return numbers that are "
+                "not negative (clamp the argument of an acos or a square root)."
+            )
+    return distances

@@ -1,0 +1,262 @@
+"""`load_regressor`: the name of a vision model -> the model with a regression head, and its image processor."""
+
+import difflib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    BaseImageProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+    TimmWrapperConfig,
+    TimmWrapperForImageClassification,
+    TimmWrapperImageProcessor,
+    ViTImageProcessor,
+)
+
+from conr_hf.head import find_head
+
+
+def load_regressor(
+    name_or_path: str | PreTrainedConfig,
+    target: str | Sequence[str] = "label",
+    *,
+    pretrained: bool = True,
+    weights: str | None = None,
+    image_size: int | None = None,
+    head: str | None = None,
+    **kwargs: Any,
+) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """
+    A vision model whose logits are a regression, in float32, and the image processor that belongs to it.
+
+    The model is a plain transformers model: saved, it loads with `AutoModelForImageClassification`, and
+    `pipeline("image-classification")` prints the prediction under the target's name.
+
+    Args:
+        name_or_path (`str` or `PreTrainedConfig`):
+            A model id on the Hub, a local folder, `timm/NAME` for any model of timm, or a configuration, from which a
+            model is made without weights.
+        target (`str` or `Sequence[str]`, *optional*, defaults to `"label"`):
+            What is predicted: `"age"`, or `["pitch", "yaw"]` for several label dimensions (T = their number).
+        pretrained (`bool`, *optional*, defaults to `True`):
+            Load weights. `False` starts from random ones, by the library's own initialisation.
+        weights (`str`, *optional*):
+            For `timm/NAME`: a local file of weights (safetensors, or a PyTorch state dict) instead of the Hub's.
+        image_size (`int`, *optional*):
+            Side in pixels of the model's input; the whole image is resized to it. Unset: the model's own. A
+            transformer with pretrained position embeddings takes its own size only.
+        head (`str`, *optional*):
+            Name of the layer that predicts, where the model has several; see `adopt_head`.
+        kwargs (*optional*):
+            Passed to `from_pretrained`: `revision`, `token`, `cache_dir`, or fields of the model's configuration.
+
+    Returns:
+        `(PreTrainedModel, BaseImageProcessor)`. A checkpoint with T outputs keeps its head; any other gets a new one,
+        with weight N(0, 0.02) and bias 0.
+
+    Raises:
+        `ValueError`: if there is no such model, it cannot be fetched, or weights other than the head's do not fit.
+
+    Example:
+    ```python
+    model, processor = load_regressor("timm/resnet10t.c3_in1k", target="age")
+    model, processor = load_regressor("facebook/dinov2-small", target=["pitch", "yaw"])
+    ```
+    """
+    names = [target] if isinstance(target, str) else list(target)
+    if not names or len(set(names)) != len(names):
+        raise ValueError(f"target is {target!r}; give one name, or several different ones.")
+    labels: dict[str, Any] = {
+        "num_labels": len(names),
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: index for index, name in enumerate(names)},
+        "problem_type": "regression",
+    }
+    fresh: bool | set[str] = True
+    if isinstance(name_or_path, PreTrainedConfig):
+        model, processor = _from_config(name_or_path, labels, image_size)
+    elif name_or_path.startswith("timm/") and not os.path.isdir(name_or_path) and (weights or not pretrained):
+        model, processor = _from_timm(name_or_path.removeprefix("timm/"), labels, weights, image_size)
+    elif weights is not None:
+        raise ValueError(f'weights="{weights}" needs a timm model; "{name_or_path}" does not start with "timm/".')
+    else:
+        name = _hub_name(name_or_path)
+        try:
+            if not pretrained:
+                config = AutoConfig.from_pretrained(name, **kwargs)
+                model, processor = _from_config(config, labels, image_size, name)
+            else:
+                model, fresh = _from_pretrained(name, labels, **kwargs)
+                processor = _resized(AutoImageProcessor.from_pretrained(name), model.config, image_size)
+        except OSError as error:
+            reason = str(error).strip().splitlines()[0].rstrip(".")
+            raise ValueError(
+                f'"{name_or_path}" could not be loaded: {reason}. Give a local folder, a model id of the Hub, '
+                "or timm/NAME with a file of weights (weights=...) or without weights (pretrained=False)."
+            ) from error
+    _renew_head(model, processor, fresh, head)
+    return model, processor
+
+
+def example_pixels(processor: BaseImageProcessor) -> Tensor:
+    """One image as the model gets it from `processor`: a `torch.Tensor` of shape `(1, C, H, W)` of noise."""
+    from PIL import Image
+
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    pixels: Tensor = processor(images=[Image.fromarray(noise)], return_tensors="pt")["pixel_values"]
+    return pixels
+
+
+def _from_pretrained(name: str, labels: dict[str, Any], **kwargs: Any) -> tuple[PreTrainedModel, set[str]]:
+    model, info = AutoModelForImageClassification.from_pretrained(
+        name, **labels, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
+    )
+    mismatched = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
+    return model, mismatched | set(info["missing_keys"])
+
+
+def _from_config(
+    config: PreTrainedConfig, labels: dict[str, Any], image_size: int | None, name: str | None = None
+) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    config = type(config).from_dict({**config.to_dict(), **labels})
+    if isinstance(config, TimmWrapperConfig):
+        return _from_timm(config.architecture, labels, None, image_size, config)
+    if name is not None:
+        processor = AutoImageProcessor.from_pretrained(name)
+    else:
+        processor, image_size = _default_processor(config), image_size or _side(config)
+    model = AutoModelForImageClassification.from_config(config, dtype=torch.float32)
+    return model, _resized(processor, config, image_size)
+
+
+def _default_processor(config: PreTrainedConfig) -> BaseImageProcessor:
+    """The processor transformers pairs with this class of model, or ViT's where it knows none."""
+    with TemporaryDirectory() as folder:  # AutoImageProcessor finds the class by a folder only
+        config.save_pretrained(folder)
+        Path(folder, "preprocessor_config.json").write_text("{}")
+        try:
+            return AutoImageProcessor.from_pretrained(folder)
+        except ValueError:
+            return ViTImageProcessor()
+
+
+def _from_timm(
+    architecture: str,
+    labels: dict[str, Any],
+    weights: str | None,
+    image_size: int | None,
+    config: TimmWrapperConfig | None = None,
+) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    _check_timm_name(architecture)
+    if weights is not None and not os.path.isfile(weights):
+        raise ValueError(f'weights="{weights}" is not a file.')
+    model_args = dict(config.model_args or {}) if config is not None else {}
+    known = timm.get_pretrained_cfg(architecture)
+    cfg: dict[str, Any] = known.to_dict() if known is not None else {"architecture": architecture}
+    if config is not None and isinstance(config.pretrained_cfg, dict):
+        cfg = {**cfg, **config.pretrained_cfg}
+    if image_size is not None:
+        cfg = _sized_timm_cfg(cfg, image_size)
+        if cfg.get("fixed_input_size"):
+            model_args["img_size"] = image_size
+    cfg = json.loads(json.dumps({key: value for key, value in cfg.items() if key not in ("num_classes", "file")}))
+    config = TimmWrapperConfig(architecture=architecture, pretrained_cfg=cfg, model_args=model_args or None, **labels)
+    model = TimmWrapperForImageClassification(config)
+    # TimmWrapper draws every weight anew from N(0, 0.02): put timm's own initialisation, or the file's weights, back.
+    original = timm.create_model(
+        architecture,
+        pretrained=weights is not None,
+        pretrained_cfg_overlay={"file": weights} if weights is not None else None,
+        num_classes=labels["num_labels"],
+        **model_args,
+    )
+    model.timm_model.load_state_dict(original.state_dict())
+    return model, TimmWrapperImageProcessor(cfg, architecture=architecture)
+
+
+def _hub_name(name: str) -> str:
+    """`timm/resnet10t` -> `timm/resnet10t.c3_in1k`, the Hub's name of timm's default weights."""
+    if not name.startswith("timm/") or os.path.isdir(name):
+        return name
+    architecture = name.removeprefix("timm/")
+    _check_timm_name(architecture)
+    cfg = timm.get_pretrained_cfg(architecture)
+    if cfg is None or not cfg.hf_hub_id:
+        raise ValueError(
+            f'timm has no weights for "{architecture}" on the Hub. Use pretrained=False, or weights=FILE.'
+        )
+    hub_name: str = cfg.hf_hub_id
+    return hub_name
+
+
+def _check_timm_name(architecture: str) -> None:
+    base = architecture.split(".")[0]
+    if not timm.is_model(base):
+        near = difflib.get_close_matches(base, timm.list_models(), n=1)
+        raise ValueError(f'timm has no model "{architecture}".' + (f" Did you mean timm/{near[0]}?" if near else ""))
+
+
+def _sized_timm_cfg(cfg: dict[str, Any], side: int) -> dict[str, Any]:
+    channels = cfg.get("input_size", (3, 0, 0))[0]
+    kept = {key: value for key, value in cfg.items() if key not in ("test_input_size", "test_crop_pct")}
+    return {**kept, "input_size": (channels, side, side), "crop_pct": 1.0}
+
+
+def _side(config: PreTrainedConfig) -> int:
+    """The side in pixels that a configuration declares, or ImageNet's 224."""
+    declared = config.to_dict()
+    side = declared.get("image_size") or declared.get("vision_config", {}).get("image_size") or 224
+    return int(side[0] if isinstance(side, list | tuple) else side)
+
+
+def _resized(processor: BaseImageProcessor, config: PreTrainedConfig, side: int | None) -> BaseImageProcessor:
+    """`processor` for input of `side` pixels, the whole image resized to it."""
+    if side is None:
+        return processor
+    if isinstance(config, TimmWrapperConfig):
+        config.pretrained_cfg = _sized_timm_cfg(config.pretrained_cfg, side)
+        return TimmWrapperImageProcessor(config.pretrained_cfg, architecture=config.architecture)
+    settings = processor.to_dict()
+    square = {"height": side, "width": side}
+    changed: dict[str, Any] = {"size": {"shortest_edge": side} if "shortest_edge" in settings["size"] else square}
+    if settings.get("crop_size"):
+        changed["crop_size"] = square
+    if "crop_pct" in settings:
+        changed["crop_pct"] = 1.0
+    return type(processor).from_dict({**settings, **changed})
+
+
+def _renew_head(
+    model: PreTrainedModel, processor: BaseImageProcessor, fresh: bool | set[str], head: str | None
+) -> None:
+    try:
+        name = head if head is not None else find_head(model, example_pixels(processor))
+    except ValueError:  # several heads: the trainer, which needs one, says so and lists them
+        return
+    new = {f"{name}.weight", f"{name}.bias"}
+    if isinstance(fresh, set):
+        if misfits := sorted(fresh - new):
+            raise ValueError(
+                f"{model.config._name_or_path} has no fitting weights for {', '.join(misfits[:4])}"
+                f"{' and others' if len(misfits) > 4 else ''}: they would start at random. Give the image_size and "
+                "configuration of the checkpoint, or pretrained=False."
+            )
+        if not fresh & new:
+            return
+    layer = model.get_submodule(name)
+    assert isinstance(layer, nn.Linear | nn.Conv2d)
+    nn.init.normal_(layer.weight, 0.0, 0.02)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)

@@ -1,0 +1,230 @@
+"""Figures of how rare the labels are and what that costs."""
+
+from collections.abc import Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from conr_hf.imbalance import Bins, label_columns
+from conr_hf.imbalance.bins import FloatArray
+from conr_hf.metrics import THRESHOLDS, like_labels, shot_masks
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# From Okabe and Ito's palette, told apart with any colour vision.
+COLOURS = {"many": "#0072B2", "median": "#E69F00", "few": "#D55E00"}
+INK, FAINT = "#333333", "#8a8a8a"
+
+
+def density_with_error(
+    bins: Bins,
+    labels: npt.ArrayLike | Tensor,
+    predictions: npt.ArrayLike | Tensor,
+    path: str | PathLike[str],
+    *,
+    unit: str,
+    title: str,
+    baseline: npt.ArrayLike | Tensor | None = None,
+    target: str | Sequence[str] = "label",
+    thresholds: tuple[int, int] = THRESHOLDS,
+) -> None:
+    """
+    One PNG over the label range: above how many training labels each bin holds, below the error in each bin.
+
+    Bins are coloured by shot. Several label dimensions get a column of panels each, where a bin's shot is that of this
+    dimension alone. Samples outside all bins are not drawn; the axis says how many they are.
+
+    Args:
+        bins ([`~conr_hf.imbalance.Bins`]): Bins of the training labels.
+        labels (`array_like` or `torch.Tensor` of shape `(N,)` or `(N, T)`): True labels, in label units.
+        predictions (`array_like` or `torch.Tensor` of shape `(N,)`, `(N, 1)` or `(N, T)`): Predictions for them.
+        path (`str` or `os.PathLike`): The PNG file to write; its folder must exist.
+        unit (`str`): Unit of the labels, for the axes; `""` for none.
+        title (`str`): Title of the figure.
+        baseline (`array_like` or `torch.Tensor`, *optional*):
+            Predictions to compare with, drawn as a thin line and named "constant median": what
+            [`~conr_hf.metrics.constant_median`] returns.
+        target (`str` or a sequence of T `str`, *optional*, defaults to `"label"`): What the labels are, for the axes.
+        thresholds (`tuple[int, int]`, *optional*, defaults to `(20, 100)`): As in [`~conr_hf.metrics.shot_metrics`].
+
+    Raises:
+        `ImportError`: Without matplotlib.
+        `ValueError`: For labels, predictions and bins that do not fit together, and for NaN or infinite values.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('Figures need matplotlib. Install it with: pip install "conr-hf[plots]"') from error
+
+    y = label_columns(labels)  # (N, T)
+    p = like_labels(predictions, labels).reshape(y.shape)
+    b = None if baseline is None else like_labels(baseline, labels).reshape(y.shape)
+    index = bins.index(y)
+    dimensions = y.shape[1]
+    names = _axis_names(target, unit, dimensions)
+
+    figure = Figure(figsize=(7.6 if dimensions == 1 else 5.2 * dimensions, 5.6), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(2, dimensions, sharex="col", squeeze=False, height_ratios=(1, 1))
+    for t in range(dimensions):
+        edges, counts = bins.edges[t], bins.train_counts[t]
+        masks = shot_masks(counts, thresholds)
+        inside = index[:, t] >= 0
+        tested = np.bincount(index[inside, t], minlength=len(counts))
+        numbers = len(counts) <= (40 if dimensions == 1 else 24)  # more would run into each other
+        above, below = panels[0, t], panels[1, t]
+        _draw_counts(above, edges, counts, masks, thresholds)
+        _draw_errors(
+            below, edges, _bin_means(np.abs(p - y)[inside, t], index[inside, t], tested), tested, masks, numbers
+        )
+        if b is not None:
+            _draw_baseline(below, edges, _bin_means(np.abs(b - y)[inside, t], index[inside, t], tested))
+        below.autoscale_view()
+        below.set_ylim(bottom=0)
+        margin = 0.03 * (edges[-1] - edges[0])
+        below.set_xlim(edges[0] - margin, edges[-1] + margin)
+        outside = int((~inside).sum())
+        below.set_xlabel(names[t] + (f"\n(test samples outside all bins, not shown: {outside})" if outside else ""))
+        if t == 0:
+            above.set_ylabel("training samples per bin")
+            below.set_ylabel("mean absolute error" + (f" ({unit})" if unit else ""))
+    handles, texts = _legend_entries(panels, thresholds)
+    # One block of title and colours above the panels: constrained layout would lay a suptitle over an outside legend.
+    legend = figure.legend(
+        handles,
+        texts,
+        loc="outside upper left",
+        ncols=len(handles),
+        handlelength=1.4,
+        frameon=False,
+        fontsize=8.5,
+        title=title,
+        alignment="left",
+    )
+    legend.get_title().set(fontsize=12, fontweight="bold", color=INK)
+    figure.savefig(path, format="png")
+
+
+def _draw_counts(
+    panel: "Axes",
+    edges: FloatArray,
+    counts: npt.NDArray[np.int64],
+    masks: dict[str, npt.NDArray[np.bool_]],
+    thresholds: tuple[int, int],
+) -> None:
+    for shot, mask in masks.items():
+        _bars(panel, edges, counts, mask & (counts > 0), COLOURS[shot], bottom=0.6)
+    panel.set_yscale("log")
+    panel.set_ylim(0.6, max(int(counts.max()), thresholds[1]) * 1.6)
+    panel.yaxis.set_major_formatter(lambda value, _: f"{value:.0f}")
+    for threshold in thresholds:
+        panel.axhline(threshold, color=FAINT, linewidth=0.8, linestyle=(0, (2, 3)), zorder=0)
+        panel.annotate(
+            f"{threshold}",
+            (1, threshold),
+            xycoords=("axes fraction", "data"),
+            xytext=(3, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=7.5,
+            color=FAINT,
+        )
+    _tidy(panel)
+
+
+def _draw_errors(
+    panel: "Axes",
+    edges: FloatArray,
+    means: FloatArray,
+    tested: npt.NDArray[np.int64],
+    masks: dict[str, npt.NDArray[np.bool_]],
+    numbers: bool,
+) -> None:
+    from matplotlib.patheffects import withStroke
+
+    for shot, mask in masks.items():
+        _bars(panel, edges, means, mask & (tested > 0), COLOURS[shot], bottom=0.0)
+    if numbers:
+        halo = [withStroke(linewidth=1.5, foreground="white")]
+        for i in np.flatnonzero(tested):
+            panel.annotate(
+                f"{tested[i]}",
+                ((edges[i] + edges[i + 1]) / 2, means[i]),
+                xytext=(0, 2),
+                textcoords="offset points",
+                ha="center",
+                fontsize=7,
+                color=INK,
+                zorder=4,
+                path_effects=halo,
+            )
+        panel.set_title("numbers on bars: test samples", loc="left", fontsize=7.5, color=FAINT, pad=3)
+    _tidy(panel)
+
+
+def _draw_baseline(panel: "Axes", edges: FloatArray, means: FloatArray) -> None:
+    known = np.isfinite(means)
+    centres = (edges[:-1] + edges[1:]) / 2
+    panel.plot(centres[known], means[known], color=INK, linewidth=1.0, label="constant median")
+
+
+def _bars(
+    panel: "Axes",
+    edges: FloatArray,
+    heights: npt.NDArray[Any],
+    mask: npt.NDArray[np.bool_],
+    colour: str,
+    bottom: float,
+) -> None:
+    from matplotlib.collections import PolyCollection
+
+    # One collection of the bars there are, as a figure of a million bins, most of them empty, would take minutes.
+    low, high, tops = edges[:-1][mask], edges[1:][mask], heights[mask].astype(np.float64)
+    gap = (high - low) * 0.07
+    left, right, floor = low + gap, high - gap, np.full(len(tops), bottom)
+    corners = np.stack([left, floor, left, tops, right, tops, right, floor], axis=1).reshape(-1, 4, 2)
+    # Bars narrower than a pixel would fade away without an outline.
+    outline = 0.0 if len(edges) <= 300 else 0.7
+    panel.add_collection(PolyCollection(list(corners), facecolors=colour, edgecolors=colour, linewidths=outline))
+
+
+def _bin_means(error: FloatArray, index: npt.NDArray[np.int64], tested: npt.NDArray[np.int64]) -> FloatArray:
+    sums = np.bincount(index, weights=error, minlength=len(tested))
+    means: FloatArray = np.divide(sums, tested, out=np.full(len(tested), np.nan), where=tested > 0)
+    return means
+
+
+def _legend_entries(panels: npt.NDArray[Any], thresholds: tuple[int, int]) -> tuple[list[Any], list[str]]:
+    from matplotlib.patches import Patch
+
+    low, high = thresholds
+    entries: list[tuple[Any, str]] = [
+        (Patch(color=COLOURS["many"]), f"many (> {high})"),
+        (Patch(color=COLOURS["median"]), f"median ({low} to {high})"),
+        (Patch(color=COLOURS["few"]), f"few (< {low})"),
+    ]
+    entries += [(line, line.get_label()) for line in panels[1, 0].get_lines()]
+    return [handle for handle, _ in entries], [text for _, text in entries]
+
+
+def _axis_names(target: str | Sequence[str], unit: str, dimensions: int) -> list[str]:
+    if isinstance(target, str):
+        names = [target] if dimensions == 1 else [f"{target} {t + 1}" for t in range(dimensions)]
+    else:
+        names = list(target)
+    if len(names) != dimensions:
+        raise ValueError(f"target names {len(names)} label dimensions and there are {dimensions}. Pass one name each.")
+    return [f"{name} ({unit})" if unit else name for name in names]
+
+
+def _tidy(panel: "Axes") -> None:
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.spines[["left", "bottom"]].set_color(FAINT)
+    panel.tick_params(which="both", color=FAINT, labelcolor=INK, labelsize=8.5)
+    panel.grid(axis="y", which="major", color="#ececec", linewidth=0.8)
+    panel.set_axisbelow(True)

@@ -1,0 +1,149 @@
+"""Recipes: one YAML file a run, every option also on the command line."""
+
+import difflib
+import json
+import os
+import shutil
+from argparse import ArgumentDefaultsHelpFormatter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from transformers import HfArgumentParser
+
+from conr_hf.config import ConRConfig, _help
+
+FOLDER = Path(__file__).parent / "recipes"
+
+
+@dataclass
+class Recipe:
+    """
+    What a run trains on what. Settings of the training itself are [`ConRConfig`]'s; one file holds both.
+
+    Args:
+        model (`str`): As in `load_regressor`.
+        benchmark (`str`, *optional*): As in `load_benchmark`; or `data`.
+        data (`str`, *optional*): A folder of images, a table, or a data set on the Hub.
+        pretrained, weights, image_size (*optional*): As in `load_regressor`.
+        target (`list[str]`, *optional*): What the predictions are called. Unset: the benchmark's, or `label_columns`.
+        unit (`str`, *optional*): Unit of the labels. Unset: the benchmark's, or none.
+    """
+
+    model: str = field(default="", metadata=_help("Model: Hub id, local folder or timm/NAME."))
+    benchmark: str | None = field(default=None, metadata=_help("Benchmark to train on, such as earth-elevation."))
+    data: str | None = field(
+        default=None, metadata=_help("Your own data: folder of images with metadata, CSV, JSONL, Parquet, or Hub id.")
+    )
+    pretrained: bool = field(default=True, metadata=_help("Start from pretrained weights."))
+    weights: str | None = field(default=None, metadata=_help("Local file of weights for a timm model."))
+    image_size: int | None = field(default=None, metadata=_help("Side of the model's input in pixels."))
+    target: list[str] | None = field(default=None, metadata=_help("What the predictions are called."))
+    unit: str | None = field(default=None, metadata=_help("Unit of the labels."))
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}.")
+
+
+def read_recipe(arguments: Sequence[str]) -> tuple[Recipe, ConRConfig]:
+    """
+    Reads `RECIPE.yaml --option value ...`; the command line beats the file.
+
+    Args:
+        arguments (`Sequence[str]`): The file first, if there is one. A recipe that is no file here is looked for among
+            those that come with the package.
+
+    Raises:
+        `ValueError`: for an unknown option, with the nearest known one, and for a value that cannot be meant.
+    """
+    rest = list(arguments)
+    path = rest.pop(0) if rest and not rest[0].startswith("--") else None
+    options = _from_file(path) if path is not None else []
+    name = Path(path).stem if path is not None else "run"
+    parser = _Parser(
+        [Recipe, ConRConfig],  # type: ignore[list-item]
+        prog="conr-hf train RECIPE.yaml",
+        formatter_class=ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    recipe, args, unknown = parser.parse_args_into_dataclasses(
+        ["--output_dir", f"runs/{name}", *options, *rest], return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        raise ValueError(_unknown(unknown[0].removeprefix("--"), "command line"))
+    if not recipe.model:
+        raise ValueError('No model is named. Add "model: ..." to the recipe, or --model ... behind it.')
+    if (recipe.benchmark is None) == (recipe.data is None):
+        raise ValueError("Name what to train on: either a benchmark or data, and not both.")
+    return recipe, args
+
+
+def resolved_recipe(recipe: Recipe, args: ConRConfig) -> dict[str, Any]:
+    """Every option that differs from its default, as a recipe that repeats the run."""
+    default = ConRConfig().to_dict()
+    ours = {name: value for name, value in asdict(recipe).items() if value != getattr(Recipe, name, None)}
+    theirs = {name: value for name, value in args.to_dict().items() if value != default.get(name)}
+    return {**ours, **theirs}
+
+
+def names() -> list[str]:
+    """Names of the recipes that come with the package, such as `quickstart.yaml`."""
+    return sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.yaml"))
+
+
+def packaged(name: str) -> Path:
+    """
+    The path of a recipe that comes with the package.
+
+    Raises:
+        `ValueError`: if there is none of that name; it suggests the nearest.
+    """
+    wanted = name.removeprefix("recipes/").removesuffix(".yaml") + ".yaml"
+    if wanted not in names():
+        near = difflib.get_close_matches(wanted, names(), n=1)
+        raise ValueError(f'There is no recipe "{name}".' + (f" Did you mean {near[0]}?" if near else ""))
+    return FOLDER / wanted
+
+
+def copy(name: str, destination: str) -> Path:
+    """Copies a packaged recipe to a file or into a folder; an existing file is not replaced."""
+    source, target = packaged(name), Path(destination)
+    target = target / source.name if target.is_dir() else target
+    if target.exists():
+        raise ValueError(f'"{target}" exists. Name another file, or remove it.')
+    shutil.copyfile(source, target)
+    return target
+
+
+def _from_file(path: str) -> list[str]:
+    file = Path(path) if os.path.isfile(path) else packaged(path)
+    try:
+        options = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where is not None else ""
+        raise ValueError(f"{path}{line}: this is not YAML. Write one option a line, as in name: value.") from error
+    if not isinstance(options, dict):
+        raise ValueError(f"{path} is not a recipe. Write one option a line, as in name: value.")
+    known = {option.name for option in (*fields(Recipe), *fields(ConRConfig)) if option.init}
+    flags = []
+    for name, value in options.items():
+        if name not in known:
+            raise ValueError(_unknown(str(name), path))
+        if value is None:
+            continue
+        if isinstance(value, dict):
+            value = json.dumps(value)
+        values = value if isinstance(value, list) else [value]
+        flags += [f"--{name}", *(str(item).lower() if isinstance(item, bool) else str(item) for item in values)]
+    return flags
+
+
+def _unknown(name: str, place: str) -> str:
+    known = [option.name for option in (*fields(Recipe), *fields(ConRConfig)) if option.init]
+    near = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
+    return f'{place}: unknown option "{name}".' + (f' Did you mean "{near[0]}"?' if near else "")

@@ -1,0 +1,114 @@
+"""What a run leaves behind and shows: the table in the terminal, `results.json`, `predictions.csv`, the plot."""
+
+import csv
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from conr_hf.imbalance import Bins
+from conr_hf.metrics import shot_masks
+
+PACKAGES = ("conr-hf", "torch", "torchvision", "transformers", "accelerate", "datasets", "timm", "huggingface_hub")
+Metrics = Mapping[str, Mapping[str, float]]
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages a run stands on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def hardware() -> str:
+    """The machine in words: its accelerators, or its processor cores."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    if torch.accelerator.is_available():
+        return str(torch.accelerator.current_accelerator())
+    return f"{os.cpu_count()} CPU cores, {platform.machine()}"
+
+
+def table(split: str, metrics: Metrics, baseline: Metrics, unit: str) -> str:
+    """
+    Errors per shot beside those of the constant median, ready to print.
+
+    Args:
+        split (`str`): Name of the data.
+        metrics (`Mapping`): What `shot_metrics` returned.
+        baseline (`Mapping`): The same for always answering the median training label.
+        unit (`str`): Unit of the labels, or `""`.
+    """
+    suffix = f" [{unit}]" if unit else ""
+    rows = [[split, "samples", f"MAE{suffix}", "constant median", "change", f"GM{suffix}", f"bMAE{suffix}", "Pearson"]]
+    for shot, values in metrics.items():
+        ours, theirs = values["mae"], baseline[shot]["mae"]
+        change = f"{100 * (ours / theirs - 1):+.0f} %" if theirs > 0 else ""
+        pearson = f"{values['pearson']:.3f}" if "pearson" in values else ""
+        rows.append(
+            [shot, f"{values['n']:.0f}", *(f"{x:.4g}" for x in (ours, theirs)), change]
+            + [f"{values['gm']:.4g}", f"{values['bmae']:.4g}", pearson]
+        )
+    return aligned(rows)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, the first a header, as columns: the first to the left, the others to the right."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def write_predictions(
+    path: Path,
+    targets: Sequence[str],
+    bins: Bins,
+    splits: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
+) -> None:
+    """
+    Writes `predictions.csv`: split, row id, label, prediction (one column for each target), shot and bin.
+
+    Args:
+        path (`pathlib.Path`): The file.
+        targets (`Sequence[str]`): Names of the T targets.
+        bins ([`~conr_hf.imbalance.Bins`]): Bins of the training labels.
+        splits (`Mapping`): For each split its row ids `(N,)`, labels and predictions, both `(N,)` or `(N, T)`.
+    """
+    labels_of = [f"label_{target}" for target in targets] if len(targets) > 1 else ["label"]
+    predictions_of = [f"prediction_{target}" for target in targets] if len(targets) > 1 else ["prediction"]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["split", "row", *labels_of, *predictions_of, "shot", "bin"])
+        for split, (ids, labels, predictions) in splits.items():
+            shots = shot_masks(bins.train_count_of(labels))
+            columns = zip(ids, labels.reshape(len(ids), -1), predictions.reshape(len(ids), -1), strict=True)
+            for index, ((row, label, prediction), bin_index) in enumerate(
+                zip(columns, bins.index(labels), strict=True)
+            ):
+                shot = next(name for name, mask in shots.items() if mask[index])
+                where = "/".join(str(part) for part in bin_index)
+                writer.writerow([split, row, *map(_short, label), *map(_short, prediction), shot, where])
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes JSON that people can read; a number that JSON does not know is an error."""
+    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _short(number: float) -> str:
+    return f"{number:.7g}"

@@ -1,0 +1,194 @@
+"""Runs a recipe: loads, trains, evaluates, and writes the run folder."""
+
+import os
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import DatasetDict
+from transformers import PrinterCallback, ProgressCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import TrainerCallback
+
+from conr_hf.config import ConRConfig
+from conr_hf.data.benchmarks import BENCHMARKS, load_benchmark
+from conr_hf.data.local import load_local
+from conr_hf.metrics import shot_metrics_from_bins
+from conr_hf.models import load_regressor
+from conr_hf.plots import density_with_error
+from conr_hf.recipe import Recipe, resolved_recipe
+from conr_hf.report import hardware, table, versions, write_json, write_predictions
+from conr_hf.trainer import ConRTrainer
+
+
+def train(recipe: Recipe, args: ConRConfig) -> dict[str, Any]:
+    """
+    Trains as the recipe says and writes into `args.output_dir`: the model and its processor, `recipe.yaml` with every
+    option, `results.json`, `predictions.csv` and `density.png`.
+
+    Args:
+        recipe ([`~conr_hf.recipe.Recipe`]): What is trained on what.
+        args ([`ConRConfig`]): How.
+
+    Returns:
+        `dict`: what `results.json` holds.
+
+    Raises:
+        `ValueError`: for anything that cannot be trained with, before training starts.
+    """
+    check_writable(args.output_dir)
+    data, targets, unit = load_data(recipe, args)
+    if "train" not in data:
+        raise ValueError(f'The data has no split "train"; it has {", ".join(data)}.')
+    model, processor = load_regressor(
+        recipe.model,
+        targets,
+        pretrained=recipe.pretrained,
+        weights=recipe.weights,
+        image_size=recipe.image_size,
+        head=args.head,
+    )
+    trainer = ConRTrainer(
+        model,
+        args,
+        train_dataset=data["train"],
+        eval_dataset=data.get("validation"),
+        processing_class=processor,
+    )
+    show_briefly(trainer)
+    outcome = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.save_model()
+    results: dict[str, Any] = {
+        "schema": 1,
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "recipe": resolved_recipe(recipe, args),
+        "conr": asdict(trainer.resolved),
+        "seed": args.seed,
+        "versions": versions(),
+        "hardware": hardware(),
+        "train_seconds": round(outcome.metrics["train_runtime"], 1),
+        "steps": outcome.global_step,
+        "unit": unit,
+        "bins": {
+            "edges": [edges.tolist() for edges in trainer.bins.edges],
+            "train_counts": [counts.tolist() for counts in trainer.bins.train_counts],
+        },
+    }
+    splits = {split: data[split] for split in ("validation", "test") if split in data}
+    return evaluate(trainer, splits, targets, unit, results, Path(str(args.output_dir)))
+
+
+def evaluate(
+    trainer: ConRTrainer,
+    splits: dict[str, Any],
+    targets: list[str],
+    unit: str,
+    results: dict[str, Any],
+    folder: Path | None,
+) -> dict[str, Any]:
+    """Predicts the splits and prints their tables; writes results, predictions and plot if a folder is given."""
+    bins = trainer.bins
+    results = {**results, "baseline_median": {}}
+    predictions: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+    medians: dict[str, np.ndarray] = {}
+    for split, rows in splits.items():
+        output = trainer.predict(rows, metric_key_prefix=split)
+        labels = np.asarray(output.label_ids)
+        predictions[split] = np.asarray(trainer.usable(rows, split)[0].indices), labels, np.asarray(output.predictions)
+        medians[split] = np.broadcast_to(trainer.resolved.label_median, (len(labels), len(targets))).reshape(
+            labels.shape
+        )
+        results[split] = shot_metrics_from_bins(predictions[split][2], labels, bins)
+        results["baseline_median"][split] = shot_metrics_from_bins(medians[split], labels, bins)
+    if not trainer.is_world_process_zero():
+        return results
+    for split in splits:
+        print("\n" + table(split, results[split], results["baseline_median"][split], unit))
+    if folder is not None:
+        write_json(folder / "results.json", results)
+        write_predictions(folder / "predictions.csv", targets, bins, predictions)
+        if splits:
+            split = list(splits)[-1]
+            title = f"{', '.join(targets)}: error on the {split} split"
+            _, labels, predicted = predictions[split]
+            try:
+                density_with_error(
+                    bins,
+                    labels,
+                    predicted,
+                    folder / "density.png",
+                    unit=unit,
+                    title=title,
+                    baseline=medians[split],
+                    target=targets,
+                )
+            except ImportError as error:
+                print(f"No plot: {error}")
+        print(f"\nWritten to {folder}: {', '.join(sorted(p.name for p in folder.iterdir() if p.is_file()))}")
+    return results
+
+
+def load_data(recipe: Recipe, args: ConRConfig) -> tuple[DatasetDict, list[str], str]:
+    """The data of a recipe, what its labels are called, and their unit."""
+    if recipe.benchmark is not None:
+        data = load_benchmark(recipe.benchmark)
+        benchmark = BENCHMARKS[recipe.benchmark]
+        return data, recipe.target or [benchmark.target], recipe.unit or benchmark.unit
+    assert recipe.data is not None
+    data = load_local(recipe.data, args.image_column)
+    return data, recipe.target or list(args.label_columns), recipe.unit or ""
+
+
+def check_writable(folder: str | None) -> None:
+    """
+    Raises:
+        `ValueError`: if `folder` cannot be made or written into.
+    """
+    try:
+        os.makedirs(str(folder), exist_ok=True)
+        probe = Path(str(folder), ".writable")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(
+            f'The output folder "{folder}" cannot be written ({error.strerror}). Name another with --output_dir.'
+        ) from error
+
+
+def show_briefly(trainer: ConRTrainer) -> None:
+    """Prints a line a log instead of every figure."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    if not trainer.args.disable_tqdm:
+        trainer.add_callback(_QuietProgress)
+    trainer.add_callback(_Lines)
+
+
+class _QuietProgress(ProgressCallback):
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
+class _Lines(TrainerCallback):
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not state.is_world_process_zero or logs is None:
+            return
+        if "base_loss" in logs:
+            parts = [f"base loss {logs['base_loss']:.3f}"]
+            if "conr_loss" in logs:
+                parts.append(f"ConR {logs['conr_loss']:.3f} on {100 * logs['conr_anchors']:.0f} % of rows")
+            parts.append(f"learning rate {logs['learning_rate']:.1e}")
+        else:
+            errors = {name: value for name, value in logs.items() if name.startswith("eval_") and name.endswith("mae")}
+            parts = [f"{name.removeprefix('eval_')} {value:.4g}" for name, value in errors.items()]
+        if parts:
+            print(f"epoch {state.epoch or 0:5.2f}  step {state.global_step:5d}  {', '.join(parts)}")

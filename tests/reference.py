@@ -1,0 +1,106 @@
+"""The ConR loss again, for the tests: loops over pairs in float64. Only the window's membership is the package's."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from conr_hf.losses import within_window
+
+
+def distance_between(a: Tensor, b: Tensor, distance: str = "mean_abs") -> Tensor:
+    """Distance of two labels of shape `(T,)`."""
+    return (a - b).square().sum().sqrt() if distance == "euclidean" else (a - b).abs().mean()
+
+
+def find_partners(labels, predictions, window, distance="mean_abs"):
+    """Two lists with one list a row: the indices of its positives, and of its negatives."""
+    labels, predictions = (x.detach().reshape(len(x), -1).double() for x in (labels, predictions))
+    positives, negatives = [], []
+    for i in range(len(labels)):
+        positives.append([])
+        negatives.append([])
+        for j in range(len(labels)):
+            similar = within_window(distance_between(labels[i], labels[j], distance), window, labels)
+            confused = within_window(distance_between(predictions[i], predictions[j], distance), window, predictions)
+            if similar and i != j:
+                positives[i].append(j)
+            if confused and not similar:
+                negatives[i].append(j)
+    return positives, negatives
+
+
+def conr_loss(
+    features,
+    labels,
+    predictions,
+    weights=None,
+    *,
+    window,
+    push_scale,
+    temperature=0.07,
+    push="exponential",
+    formulation="exact",
+    reduction="mean",
+    distance="mean_abs",
+    anchors=None,
+):
+    """The loss as it is defined, differentiable by autograd. One row of `features` a view."""
+    rows = len(features)
+    units = [f / f.norm() if f.norm() > 0 else f for f in features.double()]
+    positives, negatives = find_partners(labels, predictions, window, distance)
+    labels = labels.reshape(rows, -1).double()
+    eta = [1.0] * rows if weights is None else weights.double().tolist()
+    anchor_rows = [i for i in range(rows) if positives[i] and negatives[i]]
+
+    total = features.double().sum() * 0
+    for i in range(rows)[anchors or slice(None)]:
+        if i not in anchor_rows:
+            continue
+        score = {j: units[i] @ units[j] / temperature for j in positives[i] + negatives[i]}
+        inside = sum(score[j].exp() for j in positives[i])
+        for j in negatives[i]:
+            far = push_scale * distance_between(labels[i], labels[j], distance).item()
+            inside = inside + eta[i] * (math.exp(far) if push == "exponential" else far) * score[j].exp()
+        count = len(positives[i])
+        if formulation == "reference":
+            inside = inside + (rows - count)
+        row = inside.log() - sum(score[j] for j in positives[i]) / count
+        if formulation == "reference":
+            row = row * (eta[i] if push == "exponential" else count / (count + 1))
+        total = total + row
+    return total / (rows if reduction == "mean" else max(len(anchor_rows), 1))
+
+
+def random_batch(seed: int) -> dict:
+    """Arguments of `conr_loss` in float64; ties, zero features, empty windows and all settings come up among seeds."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def pick(*options):
+        return options[int(torch.randint(len(options), (), generator=generator))]
+
+    rows, label_dims = pick(1, 6, 12, 12, 12, 12), pick(None, None, 1, 2)
+    shape = (rows,) if label_dims is None else (rows, label_dims)
+    whole = torch.randint(20, pick(23, 25, 26, 60), shape, generator=generator).double()
+    unit = pick(1.0, 1.0, 0.1)
+    labels = unit * pick(whole, whole, torch.rand(shape, generator=generator).double() * 4)
+    noise = unit * torch.randn(shape, generator=generator).double()
+    predictions = pick(labels + noise, labels.roll(1, 0), labels.mean(0) + 0 * noise, labels.mean(0) + noise)
+    features = torch.randn(rows, pick(2, 3, 8), generator=generator).double() + pick(0.0, 2.0)
+    features = features * (torch.rand(rows, 1, generator=generator) > pick(0.0, 0.3))
+    weights = torch.rand(rows, generator=generator).double() * 2 * (torch.rand(rows, generator=generator) > 0.1)
+    first = int(torch.randint(rows, (), generator=generator))
+    return {
+        "features": features,
+        "labels": labels,
+        "predictions": predictions,
+        "weights": pick(None, weights),
+        "window": unit * pick(0.0, 1.0, 1.0, 1.0, 2.0, 100.0),
+        "push_scale": pick(0.0, 0.01, 0.2, 1.0),
+        "temperature": pick(0.05, 0.07, 0.2, 1.0),
+        "push": pick("exponential", "linear"),
+        "formulation": pick("exact", "reference"),
+        "reduction": pick("mean", "anchors"),
+        "distance": pick("mean_abs", "mean_abs", "euclidean"),
+        "anchors": pick(None, None, slice(first, None), slice(first, first + 3)),
+    }

@@ -1,0 +1,232 @@
+"""Shot metrics against scipy, loops and the published AgeDB counts."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+
+from conr_hf.imbalance import make_bins
+from conr_hf.metrics import (
+    ShotMetrics,
+    constant_median,
+    flat,
+    like_labels,
+    shot_masks,
+    shot_metrics,
+    shot_metrics_from_bins,
+)
+
+# Images per age 1 .. 101 of AgeDB-DIR.
+AGEDB = [
+    *(1, 0, 8, 2, 4, 8, 11, 8, 6, 13, 20, 14, 22, 23, 43, 52, 82, 120, 110, 161, 163, 183, 212, 259, 284, 275, 304),
+    *(347, 313, 385, 316, 378, 338, 362, 413, 347, 370, 382, 321, 386, 320, 356, 325, 281, 342, 287, 289, 311, 267),
+    *(317, 287, 310, 250, 258, 294, 227, 243, 246, 213, 245, 207, 238, 218, 193, 231, 177, 177, 215, 150, 216, 145),
+    *(175, 156, 138, 158, 109, 104, 106, 76, 91, 76, 68, 57, 43, 58, 35, 30, 21, 19, 19, 17, 11, 15, 7, 9, 2, 1, 2, 1),
+    *(2, 1),
+]
+
+
+def slow_metrics(p, y, train, width):
+    """All shots by loops over samples, for one label dimension and labels that need no tolerance."""
+    count = {}
+    for label in train:
+        count[math.floor(label / width)] = count.get(math.floor(label / width), 0) + 1
+    shots = {"all": [], "many": [], "median": [], "few": []}
+    for prediction, label in zip(p, y, strict=True):
+        n = count.get(math.floor(label / width), 0)
+        for shot in ("all", "many" if n > 100 else "few" if n < 20 else "median"):
+            shots[shot].append((prediction, label))
+    result = {}
+    for shot, pairs in shots.items():
+        if not pairs:
+            continue
+        errors = [abs(a - b) for a, b in pairs]
+        by_bin = {}
+        for (_, label), error in zip(pairs, errors, strict=True):
+            n = count.get(math.floor(label / width), 0)
+            by_bin.setdefault(math.floor(label / width) if n or in_range(label, count, width) else None, []).append(
+                error
+            )
+        result[shot] = {
+            "n": len(pairs),
+            "mae": sum(errors) / len(errors),
+            "mse": sum(e**2 for e in errors) / len(errors),
+            "gm": float(scipy.stats.gmean(errors)),
+            "bmae": sum(sum(e) / len(e) for e in by_bin.values()) / len(by_bin),
+        }
+        if len(pairs) > 1:
+            result[shot]["pearson"] = float(scipy.stats.pearsonr(*zip(*pairs, strict=True)).statistic)
+    return result
+
+
+def in_range(label, count, width):
+    return min(count) <= math.floor(label / width) <= max(count)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_agrees_with_scipy_and_loops(seed):
+    rng = np.random.default_rng(seed)
+    train, y = rng.exponential(20, 2000), rng.uniform(0, 200, 150)
+    p = y + rng.normal(0, 8, 150)
+    result, expected = shot_metrics(p, y, train, bin_width=4.0), slow_metrics(p, y, train, 4.0)
+    assert list(result) == ["all", "many", "median", "few"]
+    assert result.keys() == expected.keys()
+    for shot, values in expected.items():
+        assert list(result[shot]) == list(values)
+        assert result[shot] == pytest.approx(values, rel=1e-10)
+        assert {type(v) for v in result[shot].values()} == {int, float}
+
+
+def test_shots_of_the_published_agedb_split():
+    held_out = [min(n // 3, 30) for n in AGEDB]
+    train = [age for age, n, m in zip(range(1, 102), AGEDB, held_out, strict=True) for _ in range(n - 2 * m)]
+    test = [age for age, m in zip(range(1, 102), held_out, strict=True) for _ in range(m)]
+    assert (len(AGEDB), sum(AGEDB), len(train), len(test)) == (101, 16488, 12208, 2140)
+    result = shot_metrics([a + 1.0 for a in test], test, train)  # whole labels: bins of one year by themselves
+    assert {shot: m["n"] for shot, m in result.items()} == {"all": 2140, "many": 1530, "median": 448, "few": 162}
+    ages = sorted(set(test))
+    masks = shot_masks(make_bins(train).train_count_of(ages))
+    assert {shot: int(mask.sum()) for shot, mask in masks.items()} == {"many": 51, "median": 16, "few": 25}
+    balanced = shot_metrics([a + (1.0 if a < 50 else 3.0) for a in test], test, train)["all"]["bmae"]
+    assert balanced == pytest.approx(np.mean([1.0 if a < 50 else 3.0 for a in ages]))
+
+
+def test_worked_by_hand():
+    train = [10] * 101 + [20] * 20 + [30] * 19
+    result = shot_metrics([12, 11, 20.5, 26], [10, 10, 20, 30], train, bin_width=10)
+    assert {shot: m["n"] for shot, m in result.items()} == {"all": 4, "many": 2, "median": 1, "few": 1}
+    assert result["many"] == pytest.approx({"n": 2, "mae": 1.5, "mse": 2.5, "gm": math.sqrt(2), "bmae": 1.5})
+    assert result["all"]["mae"] == pytest.approx(7.5 / 4)
+    assert result["all"]["bmae"] == pytest.approx((1.5 + 0.5 + 4) / 3)
+    assert "pearson" not in result["few"]  # one sample
+    assert "pearson" not in result["many"]  # one label
+
+
+def test_one_column_of_predictions_is_not_broadcast():
+    y = np.arange(50.0)
+    expected = shot_metrics(y + 2, y, y)
+    assert expected["all"]["mae"] == pytest.approx(2)
+    assert shot_metrics((y + 2)[:, None], y, y) == expected
+    assert shot_metrics((y + 2).tolist(), y.tolist(), y.tolist()) == expected
+    t = torch.from_numpy(y)
+    assert shot_metrics((t + 2)[:, None].requires_grad_(), t, t) == expected
+    assert shot_metrics(y + 2, y[:, None], y[:, None]) == expected
+    assert like_labels((y + 2)[:, None], y).shape == (50,)
+    assert like_labels(y + 2, y[:, None]).shape == (50, 1)
+
+
+def test_two_dimensions():
+    rng = np.random.default_rng(0)
+    train, y = rng.normal(size=(3000, 2)), rng.normal(size=(80, 2))
+    p = y + rng.normal(size=(80, 2))
+    result = shot_metrics(p, y, train, bin_width=0.25)
+    error = np.abs(p - y)
+    whole = result["all"]
+    assert whole["mae"] == pytest.approx(error.mean())
+    assert whole["mse"] == pytest.approx((error**2).mean())
+    assert whole["gm"] == pytest.approx(scipy.stats.gmean(error.mean(1)))
+    assert whole["pearson"] == pytest.approx(np.mean([scipy.stats.pearsonr(p[:, t], y[:, t])[0] for t in (0, 1)]))
+    bins = make_bins(train, 0.25)
+    index = bins.index(y)
+    per_dimension = [np.mean([error[index[:, t] == i, t].mean() for i in set(index[:, t])]) for t in (0, 1)]
+    assert whole["bmae"] == pytest.approx(np.mean(per_dimension))
+    assert sum(result[s]["n"] for s in ("many", "median", "few") if s in result) == 80
+    rarest = np.min([bins.train_counts_of(y)[:, t] for t in (0, 1)], axis=0)
+    assert result["few"]["n"] == (rarest < 20).sum()
+    assert "pearson" not in shot_metrics(p, y * [1, 0], train)["all"]  # undefined in one dimension
+
+
+def test_units_do_not_matter():
+    rng = np.random.default_rng(1)
+    train, y = rng.exponential(1, 500), rng.exponential(1, 60)
+    p = y + rng.normal(size=60)
+    p[3] = y[3] = 0.5  # an exact zero, which stays one in both units
+    edges = np.linspace(0, 12, 61)
+    a = shot_metrics(p, y, train, edges=edges)
+    b = shot_metrics(1000 * p + 5, 1000 * y + 5, 1000 * train + 5, edges=1000 * edges + 5)
+    power = {"n": 0, "mae": 1, "gm": 1, "bmae": 1, "mse": 2, "pearson": 0}
+    for shot, values in a.items():
+        assert b[shot] == pytest.approx({k: v * 1000 ** power[k] for k, v in values.items()}, rel=1e-9)
+
+
+def test_exact_predictions():
+    y = np.array([0.0, 50.0, 100.0])
+    perfect = shot_metrics(y, y, y, edges=[0, 50, 100])["all"]
+    assert (perfect["mae"], perfect["mse"], perfect["bmae"]) == (0, 0, 0)
+    assert perfect["gm"] == pytest.approx(100 * 2**-23)
+    assert perfect["pearson"] == pytest.approx(1)
+
+
+def test_labels_outside_all_bins_are_few_and_form_one_bin():
+    train = np.zeros(200)
+    result = shot_metrics([0.0, 5.0, -8.0, 31.0], [0.0, 7.0, -7.0, 30.0], train)
+    assert (result["many"]["n"], result["few"]["n"]) == (1, 3)
+    assert result["few"]["bmae"] == pytest.approx((2 + 1 + 1) / 3)
+    assert result["all"]["bmae"] == pytest.approx((0 + 4 / 3) / 2)
+
+
+@pytest.mark.parametrize("constant", [0.0, 3.0, 1e9 / 3, 0.1])
+def test_pearson_is_left_out_for_constants(constant):
+    y = np.arange(30.0)
+    assert "pearson" not in shot_metrics(np.full(30, constant), y, y)["all"]
+    nearly = constant + np.spacing(constant) * np.arange(30).clip(0, 1)
+    assert "pearson" not in shot_metrics(nearly, y, y)["all"] or constant == 0
+
+
+def test_other_thresholds():
+    train, y = [1] * 30 + [2] * 5, [1, 2]
+    assert set(shot_metrics(y, y, train)) == {"all", "median", "few"}
+    assert set(shot_metrics(y, y, train, thresholds=(3, 20))) == {"all", "many", "median"}
+    assert shot_metrics_from_bins(y, y, make_bins(train), (3, 20)) == shot_metrics(y, y, train, thresholds=(3, 20))
+    with pytest.raises(ValueError, match=r"Write \(20, 100\)"):
+        shot_metrics(y, y, train, thresholds=(100, 20))
+
+
+@pytest.mark.parametrize(
+    ("predictions", "labels", "message"),
+    [
+        ([1.0, 2.0, 3.0], [1.0, 2.0], r"predictions have shape \(3,\) and labels \(2,\). Pass one prediction"),
+        ([[1.0, 2.0]], [1.0], r"\(1, 2\) and labels \(1,\)"),
+        ([[1.0, 2.0]], [1.0, 2.0], r"\(1, 2\) and labels \(2,\)"),
+        ([1.0, float("nan")], [1.0, 2.0], r"predictions\[1\] is nan. The model may have diverged"),
+        ([1.0, 2.0], [float("inf"), 2.0], r"labels\[0\] is inf. Correct it"),
+        ([], [], "no samples"),
+    ],
+)
+def test_refusals_say_what_to_do(predictions, labels, message):
+    with pytest.raises(ValueError, match=message):
+        shot_metrics(predictions, labels, [1.0, 2.0])
+
+
+def test_flat_names():
+    y = np.arange(3.0)
+    names = flat(shot_metrics(y, y, y), prefix="eval_")
+    assert {"eval_n", "eval_mae", "eval_pearson", "eval_few_mae", "eval_few_n"} <= names.keys()
+    assert "eval_many_mae" not in names
+
+
+def test_constant_median():
+    assert constant_median([1, 2, 100], 3).tolist() == [2, 2, 2]
+    assert constant_median(torch.tensor([[1.0, 5.0], [3.0, 6.0]]), 2).tolist() == [[2, 5.5], [2, 5.5]]
+    with pytest.raises(ValueError, match="train_labels is empty"):
+        constant_median([], 2)
+
+
+def test_evaluate_metric(tmp_path):
+    rng = np.random.default_rng(0)
+    train, y = rng.integers(0, 20, 300), rng.integers(0, 20, 40)
+    p = y + rng.normal(size=40)
+    expected = flat(shot_metrics(p, y, train))
+    metric = ShotMetrics(cache_dir=str(tmp_path))
+    assert metric.compute(predictions=p, references=y, train_labels=train) == pytest.approx(expected)
+    for rows in (slice(0, 25), slice(25, 40)):  # used a second time, in batches of one column
+        metric.add_batch(predictions=p[rows, None], references=y[rows])
+    assert metric.compute(train_labels=train) == pytest.approx(expected)
+    two = np.stack([p, p], axis=1), np.stack([y, y], axis=1), np.stack([train, train], axis=1)
+    metric.add_batch(predictions=two[0], references=two[1])
+    assert metric.compute(train_labels=two[2], thresholds=(5, 10)) == pytest.approx(
+        flat(shot_metrics(*two, thresholds=(5, 10)))
+    )
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
