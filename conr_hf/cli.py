@@ -80,11 +80,11 @@ def _run(given: list[str]) -> int:
 def _train(given: list[str]) -> int:
     from conr_hf.recipe import read_recipe
 
-    recipe, args = read_recipe(given)
+    recipe, args, options = read_recipe(given)
     _quiet_libraries()
     from conr_hf.run import train
 
-    train(recipe, args)
+    train(recipe, args, options)
     return 0
 
 
@@ -157,5 +157,5 @@ def _quiet_libraries() -> None:
     from transformers.utils import logging
 
     datasets.disable_progress_bars()
-    logging.disable_progress_bar()
-    logging.set_verbosity_warning()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from transformers import TrainingArguments
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
+from conr_hf.imbalance.density import DensityMethod
 
 ERRORS = ("mae", "mse", "gm", "bmae", "loss")  # metrics of which less is better
 _EVALUATION = {
@@ -115,7 +118,7 @@ class ConRConfig(TrainingArguments):
     conr_distance: str = field(
         default="mean_abs", metadata=_help("Distance of labels of several dimensions: mean_abs or euclidean.")
     )
-    conr_reweight: str = field(
+    conr_reweight: DensityMethod = field(
         default="sqrt_inverse", metadata=_help("Density weights of the push: none, inverse or sqrt_inverse.")
     )
     label_columns: list[str] = field(
@@ -136,7 +139,7 @@ class ConRConfig(TrainingArguments):
     huber_delta: float | None = field(
         default=None, metadata=_help("Where Huber's loss turns linear, in label units. Unset: the label scale.")
     )
-    reweight: str = field(
+    reweight: DensityMethod = field(
         default="none", metadata=_help("Density weights of the base loss: none, inverse or sqrt_inverse.")
     )
     label_scale: float | None = field(
@@ -154,14 +157,16 @@ class ConRConfig(TrainingArguments):
     head: str | None = field(default=None, metadata=_help("Layer that predicts, for a model with several heads."))
 
     # TrainingArguments' fields whose defaults depend on whether there is an evaluation set: None is "unset".
-    eval_strategy: str | None = field(
+    eval_strategy: str | None = field(  # type: ignore[assignment]
         default=None, metadata=_help("no, steps or epoch. Unset: epoch with an evaluation set.")
     )
-    save_strategy: str | None = field(
+    save_strategy: str | None = field(  # type: ignore[assignment]
         default=None, metadata=_help("no, steps, epoch or best. Unset: as eval_strategy.")
     )
-    save_steps: float | None = field(default=None, metadata=_help("Steps between checkpoints. Unset: as eval_steps."))
-    load_best_model_at_end: bool | None = field(
+    save_steps: float | None = field(  # type: ignore[assignment]
+        default=None, metadata=_help("Steps between checkpoints. Unset: as eval_steps.")
+    )
+    load_best_model_at_end: bool | None = field(  # type: ignore[assignment]
         default=None, metadata=_help("Load the best checkpoint at the end. Unset: true with an evaluation set.")
     )
     remove_unused_columns: bool = field(default=False, metadata=_help("Must stay false: images are columns."))
@@ -181,7 +186,7 @@ class ConRConfig(TrainingArguments):
         if self.metric_for_best_model is not None and self.greater_is_better is None:
             # TrainingArguments takes every metric but a loss for one that should be large, and keeps the worst model.
             self.greater_is_better = self.metric_for_best_model.rpartition("_")[2] not in ERRORS
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
         self._check()
 
     def _check(self) -> None:
@@ -217,10 +222,10 @@ class ConRConfig(TrainingArguments):
         """
         args = copy.copy(self)
         if "eval_strategy" in self._unset and evaluation_sets:
-            args.eval_strategy = type(args.eval_strategy)("epoch")
+            args.eval_strategy = IntervalStrategy.EPOCH
         evaluates = args.eval_strategy != "no"
         if "save_strategy" in self._unset:
-            args.save_strategy = type(args.save_strategy)(args.eval_strategy.value if evaluates else "epoch")
+            args.save_strategy = SaveStrategy(args.eval_strategy if evaluates else "epoch")
         if "save_steps" in self._unset and evaluates and args.eval_steps is not None:
             args.save_steps = args.eval_steps
         chooses = evaluates and bool(evaluation_sets)
@@ -239,8 +244,8 @@ class Resolved:
     """
     What a run uses: the settings of ConR with every unset one derived from the training labels. Saved with the model.
 
-    Lengths on the label axis (`label_mean`, `label_median`, `label_range`, `label_scale`, `window`, `huber_delta`) are in label units,
-    `push_scale` in their inverse. The fields are those of [`ConRConfig`].
+    Lengths on the label axis (`label_mean`, `label_median`, `label_range`, `label_scale`, `window`, `huber_delta`) are
+    in label units, `push_scale` in their inverse. The fields are those of [`ConRConfig`].
     """
 
     label_columns: tuple[str, ...]
@@ -256,10 +261,10 @@ class Resolved:
     formulation: str
     reduction: str
     distance: str
-    conr_reweight: str
+    conr_reweight: DensityMethod
     base_loss: str
     huber_delta: float
-    reweight: str
+    reweight: DensityMethod
     num_views: int
 
 

@@ -1,8 +1,12 @@
 """Rows of all processes, with gradient; on one process everything here is the identity."""
 
+from typing import TypeVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -23,7 +27,7 @@ class _Gather(torch.autograd.Function):
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
         # Every process's loss reads these rows, so their gradient is the sum over processes, not this one's part.
         total = gradient.contiguous()
         dist.all_reduce(total)
@@ -55,10 +59,10 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
     return total
 
 
-def gather_objects(value: object) -> list[object]:
+def gather_objects(value: T) -> list[T]:
     """The picklable `value` of every process, in order of rank."""
     if world_size() == 1:
         return [value]
-    values: list[object] = [None] * world_size()
+    values = [value] * world_size()
     dist.all_gather_object(values, value)
     return values

@@ -48,7 +48,7 @@ def evaluate_saved(
             label_columns=list(label_columns),
             per_device_eval_batch_size=batch_size,
         )
-        targets = [str(model.config.id2label[index]) for index in range(model.config.num_labels)]
+        targets = targets_of(model)
         sets, targets, unit = load_data(Recipe(benchmark=benchmark, data=data, target=targets), args)
         if split not in sets:
             raise ValueError(f'The data has no split "{split}"; it has {", ".join(sets)}.')
@@ -77,7 +77,7 @@ def predict_images(
     files = [file for place in places for file in _image_files(Path(place))]
     model, processor = load_saved(model_name)
     model.eval().to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
-    targets = [str(model.config.id2label[index]) for index in range(model.config.num_labels)]
+    targets = targets_of(model)
     predictions: dict[Path, list[float]] = {}
     unreadable: dict[Path, str] = {}
     for start in tqdm(range(0, len(files), batch_size), "Predicting", disable=len(files) <= batch_size):
@@ -120,6 +120,12 @@ def load_saved(name: str) -> tuple[PreTrainedModel, BaseImageProcessor]:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise ValueError(f'"{name}" is not a saved model: {reason}. Give a run folder or a model id.') from error
+
+
+def targets_of(model: PreTrainedModel) -> list[str]:
+    """What the model's T outputs are called, in their order."""
+    names: dict[int, str] = model.config.id2label  # type: ignore[assignment]
+    return [names[index] for index in range(len(names))]
 
 
 def _image_files(place: Path) -> list[Path]:

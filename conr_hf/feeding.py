@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import (
     BaseImageProcessor,
+    PreTrainedModel,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -38,6 +39,9 @@ class ImageTrainer(Trainer):
     """
 
     args: ConRConfig
+    model: PreTrainedModel
+    processing_class: BaseImageProcessor | None
+    train_dataset: Any
 
     def __init__(
         self,

@@ -16,15 +16,15 @@ class _ScaleGradient(torch.autograd.Function):
         return tensor.view_as(tensor)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient * ctx.factor, None  # type: ignore[attr-defined]
 
 
 class _Head(nn.Module):
     """What the two adopted layers share; see [`adopt_head`]."""
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
+    weight: Tensor
+    bias: Tensor | None
     gradient_factor: float = 1.0
     features: Tensor | None = None
 
@@ -69,7 +69,7 @@ class _Head(nn.Module):
             self.bias.copy_(label_mean)
 
 
-class LinearHead(_Head, nn.Linear):
+class LinearHead(_Head, nn.Linear):  # type: ignore[misc]
     """A linear layer that computes in float32 under autocast and remembers its input."""
 
     def forward(self, input: Tensor) -> Tensor:

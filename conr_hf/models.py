@@ -130,9 +130,9 @@ def _from_pretrained(name: str, labels: dict[str, Any], **kwargs: Any) -> tuple[
 def _from_config(
     config: PreTrainedConfig, labels: dict[str, Any], image_size: int | None, name: str | None = None
 ) -> tuple[PreTrainedModel, BaseImageProcessor]:
-    config = type(config).from_dict({**config.to_dict(), **labels})
     if isinstance(config, TimmWrapperConfig):
         return _from_timm(config.architecture, labels, None, image_size, config)
+    config = type(config).from_dict({**config.to_dict(), **labels})
     if name is not None:
         processor = AutoImageProcessor.from_pretrained(name)
     else:
@@ -172,7 +172,8 @@ def _from_timm(
         if cfg.get("fixed_input_size"):
             model_args["img_size"] = image_size
     cfg = json.loads(json.dumps({key: value for key, value in cfg.items() if key not in ("num_classes", "file")}))
-    config = TimmWrapperConfig(architecture=architecture, pretrained_cfg=cfg, model_args=model_args or None, **labels)
+    settings: dict[str, Any] = {"architecture": architecture, "pretrained_cfg": cfg, "model_args": model_args or None}
+    config = TimmWrapperConfig(**settings, **labels)
     model = TimmWrapperForImageClassification(config)
     # TimmWrapper draws every weight anew from N(0, 0.02): put timm's own initialisation, or the file's weights, back.
     original = timm.create_model(

@@ -49,13 +49,16 @@ class _Parser(HfArgumentParser):
         raise ValueError(f"{message}.")
 
 
-def read_recipe(arguments: Sequence[str]) -> tuple[Recipe, ConRConfig]:
+def read_recipe(arguments: Sequence[str]) -> tuple[Recipe, ConRConfig, dict[str, Any]]:
     """
     Reads `RECIPE.yaml --option value ...`; the command line beats the file.
 
     Args:
         arguments (`Sequence[str]`): The file first, if there is one. A recipe that is no file here is looked for among
             those that come with the package.
+
+    Returns:
+        The recipe, the settings, and every option that was given, by name: a recipe that repeats the run.
 
     Raises:
         `ValueError`: for an unknown option, with the nearest known one, and for a value that cannot be meant.
@@ -79,15 +82,9 @@ def read_recipe(arguments: Sequence[str]) -> tuple[Recipe, ConRConfig]:
         raise ValueError('No model is named. Add "model: ..." to the recipe, or --model ... behind it.')
     if (recipe.benchmark is None) == (recipe.data is None):
         raise ValueError("Name what to train on: either a benchmark or data, and not both.")
-    return recipe, args
-
-
-def resolved_recipe(recipe: Recipe, args: ConRConfig) -> dict[str, Any]:
-    """Every option that differs from its default, as a recipe that repeats the run."""
-    default = ConRConfig().to_dict()
-    ours = {name: value for name, value in asdict(recipe).items() if value != getattr(Recipe, name, None)}
-    theirs = {name: value for name, value in args.to_dict().items() if value != default.get(name)}
-    return {**ours, **theirs}
+    given = [flag[2:].partition("=")[0].replace("-", "_") for flag in (*options, *rest) if flag.startswith("--")]
+    values = {**args.to_dict(), **asdict(recipe)}
+    return recipe, args, {name: values[name] for name in dict.fromkeys([*given, "output_dir"])}
 
 
 def names() -> list[str]:

@@ -55,10 +55,8 @@ def table(split: str, metrics: Metrics, baseline: Metrics, unit: str) -> str:
         ours, theirs = values["mae"], baseline[shot]["mae"]
         change = f"{100 * (ours / theirs - 1):+.0f} %" if theirs > 0 else ""
         pearson = f"{values['pearson']:.3f}" if "pearson" in values else ""
-        rows.append(
-            [shot, f"{values['n']:.0f}", *(f"{x:.4g}" for x in (ours, theirs)), change]
-            + [f"{values['gm']:.4g}", f"{values['bmae']:.4g}", pearson]
-        )
+        errors = [f"{value:.4g}" for value in (ours, theirs, values["gm"], values["bmae"])]
+        rows.append([shot, f"{values['n']:.0f}", *errors[:2], change, *errors[2:], pearson])
     return aligned(rows)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from datasets import DatasetDict
 from transformers import PrinterCallback, ProgressCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import TrainerCallback
@@ -18,12 +19,12 @@ from conr_hf.data.local import load_local
 from conr_hf.metrics import shot_metrics_from_bins
 from conr_hf.models import load_regressor
 from conr_hf.plots import density_with_error
-from conr_hf.recipe import Recipe, resolved_recipe
+from conr_hf.recipe import Recipe
 from conr_hf.report import hardware, table, versions, write_json, write_predictions
 from conr_hf.trainer import ConRTrainer
 
 
-def train(recipe: Recipe, args: ConRConfig) -> dict[str, Any]:
+def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any]) -> dict[str, Any]:
     """
     Trains as the recipe says and writes into `args.output_dir`: the model and its processor, `recipe.yaml` with every
     option, `results.json`, `predictions.csv` and `density.png`.
@@ -31,6 +32,7 @@ def train(recipe: Recipe, args: ConRConfig) -> dict[str, Any]:
     Args:
         recipe ([`~conr_hf.recipe.Recipe`]): What is trained on what.
         args ([`ConRConfig`]): How.
+        options (`dict[str, Any]`): What the user gave, for the record.
 
     Returns:
         `dict`: what `results.json` holds.
@@ -42,6 +44,7 @@ def train(recipe: Recipe, args: ConRConfig) -> dict[str, Any]:
     data, targets, unit = load_data(recipe, args)
     if "train" not in data:
         raise ValueError(f'The data has no split "train"; it has {", ".join(data)}.')
+    command = shlex.join(["conr-hf", *sys.argv[1:]])
     model, processor = load_regressor(
         recipe.model,
         targets,
@@ -60,10 +63,13 @@ def train(recipe: Recipe, args: ConRConfig) -> dict[str, Any]:
     show_briefly(trainer)
     outcome = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model()
+    if trainer.is_world_process_zero():
+        text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
+        Path(str(args.output_dir), "recipe.yaml").write_text(f"# {command}\n{text}", encoding="utf-8")
     results: dict[str, Any] = {
         "schema": 1,
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "recipe": resolved_recipe(recipe, args),
+        "command": command,
+        "recipe": options,
         "conr": asdict(trainer.resolved),
         "seed": args.seed,
         "versions": versions(),
@@ -97,9 +103,7 @@ def evaluate(
         output = trainer.predict(rows, metric_key_prefix=split)
         labels = np.asarray(output.label_ids)
         predictions[split] = np.asarray(trainer.usable(rows, split)[0].indices), labels, np.asarray(output.predictions)
-        medians[split] = np.broadcast_to(trainer.resolved.label_median, (len(labels), len(targets))).reshape(
-            labels.shape
-        )
+        medians[split] = np.tile(trainer.resolved.label_median, (len(labels), 1)).reshape(labels.shape)
         results[split] = shot_metrics_from_bins(predictions[split][2], labels, bins)
         results["baseline_median"][split] = shot_metrics_from_bins(medians[split], labels, bins)
     if not trainer.is_world_process_zero():

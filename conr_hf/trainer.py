@@ -93,6 +93,7 @@ class ConRTrainer(ImageTrainer):
         evaluation_sets = list(eval_dataset) if isinstance(eval_dataset, dict) else [""] * (eval_dataset is not None)
         self._user_metrics = compute_metrics
         self._resolved: Resolved | None = None
+        self._head_factor = 1.0  # of the head's gradient; kept here since a second train() keeps its optimizer
         super().__init__(
             model,
             args.settled(evaluation_sets),
@@ -146,7 +147,7 @@ class ConRTrainer(ImageTrainer):
     ) -> TrainOutput:
         """As in `Trainer`; `True` and `"true"` resume from the last checkpoint that was written to its end."""
         if resume_from_checkpoint in (True, "true", "True"):
-            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+            resume_from_checkpoint = last_complete_checkpoint(str(self.args.output_dir))
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def _hp_search_setup(self, trial: Any) -> None:
@@ -156,19 +157,20 @@ class ConRTrainer(ImageTrainer):
         self._resolved = None
         self.data_collator = self.collator()
         self._objective = Objective(self.resolved, self.training_labels(), self.bins, self.args.device)
-        self.head.gradient_factor = 1.0
         if self.head.is_fresh():
             self.head.start(torch.tensor(self.resolved.label_mean), self.resolved.label_scale, self.args.seed)
         logger.info(f"Training with {self.resolved}")
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        brought = self.optimizer is not None
+        made = self.optimizer is None
         optimizer = super().create_optimizer(model)
-        if not brought and head_groups(optimizer, self.head, self.resolved.label_scale):
-            self.head.gradient_factor = self.resolved.label_scale
+        if made:
+            scale = self.resolved.label_scale
+            self._head_factor = scale if head_groups(optimizer, self.head, scale) else 1.0
+        self.head.gradient_factor = self._head_factor
         return optimizer
 
-    def hyperparameter_search(
+    def hyperparameter_search(  # type: ignore[override]
         self,
         hp_space: Callable[[Any], dict[str, float]] | None = None,
         compute_objective: Callable[[dict[str, float]], float] | None = None,
@@ -191,8 +193,8 @@ class ConRTrainer(ImageTrainer):
         for name, parameter in model.named_parameters():
             if parameter.dtype in (torch.float16, torch.bfloat16):
                 raise ValueError(
-                    f"The model's {name} is {parameter.dtype}, in which a prediction of 63.37 becomes 63.25. "
-                    "Load it in float32, with load_regressor or dtype=torch.float32; bf16=True trains in mixed precision."
+                    f"The model's {name} is {parameter.dtype}, in which a prediction of 63.37 becomes 63.25. Load it "
+                    "in float32, by load_regressor or dtype=torch.float32; bf16=True trains in mixed precision."
                 )
         self.head: Head = adopt_head(model, self.example_pixels, self.args.head)
         outputs, columns = self.head.weight.shape[0], self.args.label_columns
@@ -201,7 +203,8 @@ class ConRTrainer(ImageTrainer):
                 f"The model predicts {outputs} values, but label_columns names {len(columns)} ({', '.join(columns)}). "
                 "Load it with load_regressor(..., target=...), one target for each column."
             )
-        model.config.problem_type = "regression"  # unset, pipelines put a sigmoid on a single output
+        config: Any = model.config
+        config.problem_type = "regression"  # unset, pipelines put a sigmoid on a single output
 
     # ---- Loss ----------------------------------------------------------------------------------------------------
 
@@ -219,7 +222,9 @@ class ConRTrainer(ImageTrainer):
         labels, pixels = inputs["labels"].float(), inputs["pixel_values"]
         views = pixels.shape[1] if pixels.dim() == 5 else 1
         others = {name: value for name, value in inputs.items() if name not in _OURS}
-        outputs = model(pixel_values=pixels.reshape(-1, *pixels.shape[-3:]), **others)
+        # Channels last is faster for convolutions on CPU and GPU, and nothing to a transformer.
+        pixels = pixels.reshape(-1, *pixels.shape[-3:]).contiguous(memory_format=torch.channels_last)
+        outputs = model(pixel_values=pixels, **others)
         rows = labels.repeat_interleave(views, 0)
         predictions = outputs.logits.float().reshape(rows.shape)
         if model.training:
@@ -267,7 +272,7 @@ class ConRTrainer(ImageTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save and self.train_dataset is not None:
-            save_state(output_dir or self.args.output_dir, self.resolved, self.bins)
+            save_state(output_dir or str(self.args.output_dir), self.resolved, self.bins)
 
 
 def _squeezed(

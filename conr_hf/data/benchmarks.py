@@ -4,9 +4,9 @@ import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.parquet as pq  # type: ignore[import-untyped]
-from datasets import Dataset, DatasetDict, DatasetInfo, Features, NamedSplit  # type: ignore[import-untyped]
-from datasets.table import InMemoryTable  # type: ignore[import-untyped]
+import pyarrow.parquet as pq
+from datasets import Dataset, DatasetDict, DatasetInfo, Features, NamedSplit
+from datasets.table import InMemoryTable
 
 
 @dataclass(frozen=True)

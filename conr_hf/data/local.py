@@ -18,8 +18,8 @@ def load_local(path: str, image_column: str = "image") -> datasets.DatasetDict:
         image_column (`str`, *optional*, defaults to `"image"`): Column of the image.
 
     Returns:
-        `datasets.DatasetDict`: the splits; a table is one split, `train`, or, where it has a column `split`, as many as
-        that names (`val` is read as `validation`).
+        `datasets.DatasetDict`: the splits; a table is one split, `train`, or, where it has a column `split`, as many
+        as that names (`val` is read as `validation`).
 
     Raises:
         `ValueError`: if there is no such data, or it cannot be read.

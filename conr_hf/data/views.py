@@ -53,7 +53,7 @@ class TrainingSampler(Sampler[Draw]):
 class DrawnRows(Dataset[tuple[Draw | None, Row]]):
     """Rows of a data set beside the draw that asked for them, `None` in evaluation."""
 
-    def __init__(self, dataset: Dataset[Any], name: str, indices: Sequence[int] | None = None) -> None:
+    def __init__(self, dataset: Dataset[Any], name: str, indices: Sequence[int] | np.ndarray | None = None) -> None:
         self.dataset, self.name = dataset, name
         self.indices = range(len(dataset)) if indices is None else indices  # type: ignore[arg-type]
 
@@ -62,7 +62,7 @@ class DrawnRows(Dataset[tuple[Draw | None, Row]]):
 
     def __getitem__(self, key: Draw | int) -> tuple[Draw | None, Row]:
         draw = key if isinstance(key, Draw) else None
-        row = self.indices[draw.row if draw is not None else int(key)]  # type: ignore[arg-type]
+        row = int(self.indices[draw.row if draw is not None else int(key)])  # type: ignore[arg-type]
         try:
             return draw, self.dataset[row]
         except (OSError, SyntaxError, ValueError) as error:

@@ -355,9 +355,7 @@ def _bounds(anchors: slice | None, rows: int) -> tuple[int, int]:
     if not isinstance(anchors, slice) or anchors.step not in (None, 1):
         raise ValueError(f"anchors is {anchors!r}; it must be a slice of consecutive rows, such as slice(0, 32).")
     first, last, _ = anchors.indices(rows)
-    if first >= last and rows > 0:
-        raise ValueError(f"anchors is {anchors!r}, which holds none of the {rows} rows; it must hold at least one.")
-    return first, last
+    return first, max(first, last)
 
 
 def _check_settings(
