@@ -119,6 +119,17 @@ def example_pixels(processor: BaseImageProcessor) -> Tensor:
     return pixels
 
 
+def restore_weights(model: PreTrainedModel, folder: str) -> None:
+    """
+    Puts the weights that `save_pretrained` wrote to `folder` into `model`.
+
+    `Trainer` compares the names in the file with the model's own, and silently passes over all that transformers 5
+    saves under older names: every encoder layer of ViT, DINOv2, BEiT and Swin.
+    """
+    saved = type(model).from_pretrained(folder, dtype=torch.float32)
+    model.load_state_dict(saved.state_dict())
+
+
 def _from_pretrained(name: str, labels: dict[str, Any], **kwargs: Any) -> tuple[PreTrainedModel, set[str]]:
     model, info = AutoModelForImageClassification.from_pretrained(
         name, **labels, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs

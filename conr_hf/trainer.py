@@ -19,6 +19,7 @@ from conr_hf.head import Head, adopt_head, head_groups
 from conr_hf.imbalance import Bins, make_bins
 from conr_hf.launch import check_processes, last_complete_checkpoint
 from conr_hf.metrics import flat, shot_metrics_from_bins
+from conr_hf.models import restore_weights
 from conr_hf.objective import Objective, base_loss
 from conr_hf.state import load_state, save_state
 
@@ -264,6 +265,21 @@ class ConRTrainer(ImageTrainer):
         if "loss" in logs:
             logs = {**logs, **self._objective.read_figures()}
         super().log(logs, start_time)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self._restores_weights():
+            restore_weights(self.model, resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if self._restores_weights():
+            restore_weights(self.model, self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()
+
+    def _restores_weights(self) -> bool:
+        return isinstance(self.model, PreTrainedModel) and not (self.is_deepspeed_enabled or self.is_fsdp_enabled)
 
     def _all_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         metrics = flat(shot_metrics_from_bins(prediction.predictions, prediction.label_ids, self.bins))

@@ -158,7 +158,7 @@ def test_pipeline_prints_label_units_under_the_targets_name(name, runs, plain):
     for folder, expected in run.checkpoints.items():
         for printed, row in zip(plain[folder]["pipeline"], expected, strict=False):
             scores = {entry["label"]: entry["score"] for entry in printed}
-            assert list(sorted(scores)) == ["age", "height"][: run.columns]
+            assert sorted(scores) == ["age", "height"][: run.columns]
             assert np.abs(np.array([scores[label] for label in sorted(scores)]) - row).max() / run.scale < 1e-5
 
 

@@ -183,7 +183,7 @@ def test_views_are_drawn_by_position_and_not_by_row(vit_processor):
     assert len({view.numpy().tobytes() for view in batch.flatten(0, 1)}) > 8
 
 
-def test_processes_leave_global_generators_alone(vit_processor):
+def test_views_leave_global_generators_alone(vit_processor):
     """Augmentation would shift the dropout of a run, and so its result, with the number of loader workers."""
     torch.manual_seed(0)
     np.random.seed(0)

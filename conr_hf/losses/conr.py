@@ -1,18 +1,13 @@
 """The ConR loss: labels that are far apart must not have features that the model confuses."""
 
-import math
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from conr_hf.losses.pairs import Distance, check_distance, label_distance, pair_masks
-
-PUSHES = ("exponential", "linear")
-FORMULATIONS = ("exact", "reference")
-REDUCTIONS = ("mean", "anchors")
-ALGORITHMS = ("auto", "dense")
+from conr_hf.losses.checks import bounds, check_numbers, check_settings, check_shapes
+from conr_hf.losses.pairs import Distance, label_distance, pair_masks
 
 # Stands for infinity in a logarithm of a pair's weight. A true -inf gives nan in the gradient of a row that has no
 # partner at all; this one leaves every row finite, and exp of it is as good as 0.
@@ -70,24 +65,6 @@ def conr_loss(
     anchors: slice | None = ...,
     return_statistics: Literal[True],
 ) -> tuple[Tensor, PairStatistics]: ...
-@overload
-def conr_loss(
-    features: Tensor,
-    labels: Tensor,
-    predictions: Tensor,
-    weights: Tensor | None = None,
-    *,
-    window: float,
-    push_scale: float,
-    temperature: float = ...,
-    push: str = ...,
-    formulation: str = ...,
-    reduction: str = ...,
-    distance: Distance = ...,
-    algorithm: str = ...,
-    anchors: slice | None = ...,
-    return_statistics: bool,
-) -> Tensor | tuple[Tensor, PairStatistics]: ...
 def conr_loss(
     features: Tensor,
     labels: Tensor,
@@ -172,16 +149,16 @@ def conr_loss(
         >>> statistics
         PairStatistics(anchors=tensor(1), positives=tensor(1), negatives=tensor(1))
     """
-    _check_settings(window, push_scale, temperature, push, formulation, reduction, distance, algorithm)
-    _check_shapes(features, labels, predictions, weights)
+    check_settings(window, push_scale, temperature, push, formulation, reduction, distance, algorithm)
+    check_shapes(features, labels, predictions, weights)
     rows = len(features)
-    first, last = _bounds(anchors, rows)
+    first, last = bounds(anchors, rows)
     dtype = torch.float64 if torch.float64 in (features.dtype, labels.dtype, predictions.dtype) else torch.float32
     features = features.to(dtype)
     # Detached: predictions only decide who is confused with whom; the paper sends no gradient through them.
     labels, predictions = labels.detach().to(dtype), predictions.detach().to(dtype)
     weights = None if weights is None else weights.detach().to(dtype)
-    _check_numbers(features, labels, predictions, weights)
+    check_numbers(features, labels, predictions, weights)
 
     def find_pairs(first: int, last: int) -> tuple[Tensor, Tensor, Tensor]:
         distances = label_distance(labels[first:last], labels, distance)
@@ -269,15 +246,17 @@ class ConRLoss(nn.Module):
         algorithm: str = "auto",
     ) -> None:
         super().__init__()
-        _check_settings(window, push_scale, temperature, push, formulation, reduction, distance, algorithm)
-        self.window = window
-        self.push_scale = push_scale
-        self.temperature = temperature
-        self.push = push
-        self.formulation = formulation
-        self.reduction = reduction
-        self.distance = distance
-        self.algorithm = algorithm
+        check_settings(window, push_scale, temperature, push, formulation, reduction, distance, algorithm)
+        self.settings: dict[str, Any] = {
+            "window": window,
+            "push_scale": push_scale,
+            "temperature": temperature,
+            "push": push,
+            "formulation": formulation,
+            "reduction": reduction,
+            "distance": distance,
+            "algorithm": algorithm,
+        }
 
     def forward(
         self,
@@ -289,29 +268,13 @@ class ConRLoss(nn.Module):
         return_statistics: bool = False,
     ) -> Tensor | tuple[Tensor, PairStatistics]:
         """See [`conr_loss`] for the arguments, shapes and errors."""
-        return conr_loss(
-            features,
-            labels,
-            predictions,
-            weights,
-            window=self.window,
-            push_scale=self.push_scale,
-            temperature=self.temperature,
-            push=self.push,
-            formulation=self.formulation,
-            reduction=self.reduction,
-            distance=self.distance,
-            algorithm=self.algorithm,
-            anchors=anchors,
-            return_statistics=return_statistics,
-        )
+        options: dict[str, Any] = {"anchors": anchors, "return_statistics": return_statistics}
+        loss: Tensor | tuple[Tensor, PairStatistics]
+        loss = conr_loss(features, labels, predictions, weights, **self.settings, **options)
+        return loss
 
     def extra_repr(self) -> str:
-        return (
-            f"window={self.window}, push_scale={self.push_scale}, temperature={self.temperature}, push={self.push!r}, "
-            f"formulation={self.formulation!r}, reduction={self.reduction!r}, distance={self.distance!r}, "
-            f"algorithm={self.algorithm!r}"
-        )
+        return ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
 
 
 class _Logits(torch.autograd.Function):
@@ -347,80 +310,3 @@ class _Logits(torch.autograd.Function):
             # What goes along a unit vector does not change it.
             result.addcmul_(units, (units * result).sum(1, keepdim=True), value=-1)
             return result.mul_(ctx.scale / norms), None, None, None
-
-
-def _bounds(anchors: slice | None, rows: int) -> tuple[int, int]:
-    if anchors is None:
-        return 0, rows
-    if not isinstance(anchors, slice) or anchors.step not in (None, 1):
-        raise ValueError(f"anchors is {anchors!r}; it must be a slice of consecutive rows, such as slice(0, 32).")
-    first, last, _ = anchors.indices(rows)
-    return first, max(first, last)
-
-
-def _check_settings(
-    window: float,
-    push_scale: float,
-    temperature: float,
-    push: str,
-    formulation: str,
-    reduction: str,
-    distance: Distance,
-    algorithm: str,
-) -> None:
-    if not 0 <= window < math.inf:
-        raise ValueError(f"window is {window}; it must be finite and at least 0, in label units (0: equal labels).")
-    if not 0 <= push_scale < math.inf:
-        raise ValueError(
-            f"push_scale is {push_scale}; it must be finite and at least 0, per label unit (0: equal push)."
-        )
-    if not 0 < temperature < math.inf:
-        raise ValueError(
-            f"temperature is {temperature}; it must be finite and greater than 0 (0.07 is the paper's value)."
-        )
-    for name, value, allowed in (
-        ("push", push, PUSHES),
-        ("formulation", formulation, FORMULATIONS),
-        ("reduction", reduction, REDUCTIONS),
-        ("algorithm", algorithm, ALGORITHMS),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}.")
-    check_distance(distance)
-
-
-def _check_shapes(features: Tensor, labels: Tensor, predictions: Tensor, weights: Tensor | None) -> None:
-    if features.ndim != 2:
-        raise ValueError(
-            f"features has shape {tuple(features.shape)}; it must be (M, D), one row a view: pool or flatten the rest."
-        )
-    rows = len(features)
-    if labels.ndim not in (1, 2) or len(labels) != rows:
-        raise ValueError(
-            f"labels has shape {tuple(labels.shape)}; it must be ({rows},) or ({rows}, T), one row for each of the "
-            f"{rows} rows of features."
-        )
-    if predictions.shape != labels.shape:
-        raise ValueError(
-            f"predictions has shape {tuple(predictions.shape)}; it must be that of labels, {tuple(labels.shape)}: "
-            "reshape one of them."
-        )
-    if weights is not None and weights.shape != (rows,):
-        raise ValueError(f"weights has shape {tuple(weights.shape)}; it must be ({rows},), one number a row.")
-
-
-def _check_numbers(features: Tensor, labels: Tensor, predictions: Tensor, weights: Tensor | None) -> None:
-    # Reading a number back would make the host wait for a device, and breaks a compiled graph.
-    if torch.compiler.is_compiling() or features.device.type != "cpu":
-        return
-    tensors = {"features": features, "labels": labels, "predictions": predictions, "weights": weights}
-    for name, tensor in tensors.items():
-        # One cheap pass: a sum is finite only if its terms are. Should it overflow, every term is looked at.
-        if tensor is not None and not math.isfinite(tensor.detach().sum()):
-            wrong = (~tensor.isfinite()).nonzero().tolist()
-            if wrong:
-                value = tensor[tuple(wrong[0])].item()
-                raise ValueError(f"{name}{wrong[0]} is {value}; it must be finite: mend or leave out that row.")
-    if weights is not None and weights.numel() and weights.amin() < 0:
-        i = int(weights.argmin())
-        raise ValueError(f"weights[{i}] is {weights[i].item()}; it must be at least 0 (1 is an ordinary row).")

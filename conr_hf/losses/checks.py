@@ -1,0 +1,94 @@
+"""What the loss refuses, each in one sentence: the name, the value or its place, and the mend."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from conr_hf.losses.pairs import Distance, check_distance
+
+PUSHES = ("exponential", "linear")
+FORMULATIONS = ("exact", "reference")
+REDUCTIONS = ("mean", "anchors")
+ALGORITHMS = ("auto", "dense")
+
+
+def bounds(anchors: slice | None, rows: int) -> tuple[int, int]:
+    """First and last row of a slice of anchors, of `rows` rows; an error for anything but consecutive rows."""
+    if anchors is None:
+        return 0, rows
+    if not isinstance(anchors, slice) or anchors.step not in (None, 1):
+        raise ValueError(f"anchors is {anchors!r}; it must be a slice of consecutive rows, such as slice(0, 32).")
+    first, last, _ = anchors.indices(rows)
+    return first, max(first, last)
+
+
+def check_settings(
+    window: float,
+    push_scale: float,
+    temperature: float,
+    push: str,
+    formulation: str,
+    reduction: str,
+    distance: Distance,
+    algorithm: str,
+) -> None:
+    """Raises a `ValueError` for a setting that [`conr_loss`] cannot use; the sentence says what it may be."""
+    if not 0 <= window < math.inf:
+        raise ValueError(f"window is {window}; it must be finite and at least 0, in label units (0: equal labels).")
+    if not 0 <= push_scale < math.inf:
+        raise ValueError(
+            f"push_scale is {push_scale}; it must be finite and at least 0, per label unit (0: equal push)."
+        )
+    if not 0 < temperature < math.inf:
+        raise ValueError(
+            f"temperature is {temperature}; it must be finite and greater than 0 (0.07 is the paper's value)."
+        )
+    for name, value, allowed in (
+        ("push", push, PUSHES),
+        ("formulation", formulation, FORMULATIONS),
+        ("reduction", reduction, REDUCTIONS),
+        ("algorithm", algorithm, ALGORITHMS),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}.")
+    check_distance(distance)
+
+
+def check_shapes(features: Tensor, labels: Tensor, predictions: Tensor, weights: Tensor | None) -> None:
+    """Raises a `ValueError` for tensors that do not fit together."""
+    if features.ndim != 2:
+        raise ValueError(
+            f"features has shape {tuple(features.shape)}; it must be (M, D), one row a view: pool or flatten the rest."
+        )
+    rows = len(features)
+    if labels.ndim not in (1, 2) or len(labels) != rows:
+        raise ValueError(
+            f"labels has shape {tuple(labels.shape)}; it must be ({rows},) or ({rows}, T), one row for each of the "
+            f"{rows} rows of features."
+        )
+    if predictions.shape != labels.shape:
+        raise ValueError(
+            f"predictions has shape {tuple(predictions.shape)}; it must be that of labels, {tuple(labels.shape)}: "
+            "reshape one of them."
+        )
+    if weights is not None and weights.shape != (rows,):
+        raise ValueError(f"weights has shape {tuple(weights.shape)}; it must be ({rows},), one number a row.")
+
+
+def check_numbers(features: Tensor, labels: Tensor, predictions: Tensor, weights: Tensor | None) -> None:
+    """Raises a `ValueError` for a number that is not finite or a negative weight, where looking costs no waiting."""
+    # Reading a number back would make the host wait for a device, and breaks a compiled graph.
+    if torch.compiler.is_compiling() or features.device.type != "cpu":
+        return
+    tensors = {"features": features, "labels": labels, "predictions": predictions, "weights": weights}
+    for name, tensor in tensors.items():
+        # One cheap pass: a sum is finite only if its terms are. Should it overflow, every term is looked at.
+        if tensor is not None and not math.isfinite(tensor.detach().sum()):
+            wrong = (~tensor.isfinite()).nonzero().tolist()
+            if wrong:
+                value = tensor[tuple(wrong[0])].item()
+                raise ValueError(f"{name}{wrong[0]} is {value}; it must be finite: mend or leave out that row.")
+    if weights is not None and weights.numel() and weights.amin() < 0:
+        i = int(weights.argmin())
+        raise ValueError(f"weights[{i}] is {weights[i].item()}; it must be at least 0 (1 is an ordinary row).")

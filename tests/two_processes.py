@@ -1,0 +1,194 @@
+"""
+What `test_processes.py` runs, on one process and on two: python -m torch.distributed.run --nproc_per_node 2
+tests/two_processes.py FOLDER. Each process writes what it saw to FOLDER/CASE.RANK.pt.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from datasets import Dataset, Image
+from small import build, images, models, vit_config
+from transformers import TrainerCallback
+
+import conr_hf.trainer
+from conr_hf import load_regressor
+from conr_hf.distributed import gather_objects, gather_rows, rank, sum_over_processes, world_size
+from conr_hf.losses import conr_loss
+
+# Rows, micro-batch over all processes, and what else the case changes.
+CASES = {
+    "even": (16, 8, {}),
+    "uneven": (13, 8, {"reweight": "sqrt_inverse"}),
+    "accumulated": (13, 4, {"gradient_accumulation_steps": 2, "base_loss": "huber"}),
+    "one view": (11, 8, {"num_views": 1}),
+    "two labels": (13, 8, {"label_columns": ["label0", "label1"], "base_loss": "mse"}),
+    "anchors": (13, 8, {"conr_reduction": "anchors"}),
+    "last alone": (9, 8, {}),
+}
+EPOCHS = 3
+
+
+class Weights(TrainerCallback):
+    """Remembers the weights after each step."""
+
+    def __init__(self):
+        self.weights = []
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self.weights.append(flat(model))
+
+
+def flat(model):
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def gathered():
+    """`gather_rows` on rows that tell their process: values, and gradients of losses that differ by process."""
+    rows = (torch.arange(6.0).reshape(3, 2) + 10 * rank()).requires_grad_()
+    everything = gather_rows(rows)
+    # Process r's loss is (r + 1) x the sum of squares of all rows, so a row's gradient is 2 row x (1 + 2).
+    ((rank() + 1) * everything.square().sum()).backward()
+    return {"values": everything.detach(), "gradient": rows.grad, "rows": rows.detach()}
+
+
+def contrast():
+    """ConR over eight rows, and its gradient in this process's part: through the gather, and with it detached."""
+    generator = torch.Generator().manual_seed(0)
+    features, labels = torch.randn(8, 4, generator=generator), torch.tensor([1.0, 1.2, 5.0, 5.1, 9.0, 1.1, 5.2, 9.1])
+    predictions = torch.randn(8, generator=generator)
+    size = 8 // world_size()
+    mine = slice(rank() * size, (rank() + 1) * size)
+    gradients = {}
+    for name in ("joined", "detached"):
+        part = features[mine].clone().requires_grad_()
+        everything = gather_rows(part)
+        if name == "detached":
+            everything = everything.detach().clone()
+            everything[mine] = part
+        settings = {"window": 0.5, "push_scale": 0.1, "anchors": mine}
+        conr_loss(everything, labels, predictions + 0 * labels, None, **settings).backward()
+        gradients[name] = part.grad
+    return gradients
+
+
+def skipped(folder):
+    """Which rows are left out where each process reads only some of the images."""
+    data = images(7)
+    cells = data.cast_column("image", Image(decode=False))["image"][:]
+    cells[3] = {"bytes": b"no image", "path": None}
+    data = Dataset.from_dict({"image": cells, "label": data["label"][:]}, features=data.features)
+    trainer = build(*fresh("vit"), folder, data, skip_bad_rows=True)
+    return trainer.usable(data, "train_dataset", with_images=True)[0].indices.tolist()
+
+
+def fresh(name, target="label"):
+    torch.manual_seed(0)
+    return models[name](target)
+
+
+def run_case(name, folder):
+    rows, batch, changed = CASES[name]
+    columns = changed.get("label_columns", ["label"])
+    train, evaluation = (images(n, seed=seed, dimensions=len(columns)) for n, seed in ((rows, 0), (11, 1)))
+    steps = Weights()
+    written = []
+    plain_save = conr_hf.trainer.save_state
+
+    def save_once(path, *parts):
+        written.append(Path(path).name)
+        plain_save(path, *parts)
+
+    conr_hf.trainer.save_state = save_once
+    settings = {
+        "optim": "sgd",
+        "learning_rate": 0.05,
+        "lr_scheduler_type": "constant",
+        "conr_weight": 0.5,
+        "conr_window": 2.0,
+        "num_train_epochs": EPOCHS,
+        "per_device_train_batch_size": batch // world_size(),
+        "per_device_eval_batch_size": 4 // world_size(),
+        "load_best_model_at_end": False,
+        **changed,
+    }
+    trainer = build(*fresh("vit", columns), folder, train, evaluation, callbacks=[steps], **settings)
+    try:
+        trainer.train()
+    finally:
+        conr_hf.trainer.save_state = plain_save
+    metrics = trainer.evaluate()
+    counted = []
+    for fetched in trainer.get_train_dataloader():
+        samples = trainer.samples(fetched)
+        counted.append((fetched["position"], len(fetched["labels"]), samples, fetched["labels"][: samples[rank()]]))
+    predictions = trainer.predict(evaluation).predictions
+    trainer.args.dataloader_drop_last = True
+    kept_when_dropping = len(trainer.predict(evaluation).predictions)
+    return {
+        "log": [entry for entry in trainer.state.log_history if "loss" in entry],
+        "evaluations": [entry for entry in trainer.state.log_history if "eval_mae" in entry],
+        "metrics": metrics,
+        "weights": steps.weights,
+        "final": {key: value.detach().clone() for key, value in trainer.model.state_dict().items()},
+        "counted": counted,
+        "predictions": predictions,
+        "kept_when_dropping": kept_when_dropping,
+        "written": written,
+        "labels": torch.tensor([[row[column] for column in columns] for row in train.remove_columns("image")]),
+    }
+
+
+class Stop(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == self.step
+
+
+def resumed(folder):
+    """Weights of a run with dropout, and of the same run stopped in its second epoch and resumed."""
+    data = images(13)
+
+    def trainer(seed, name, **others):
+        torch.manual_seed(seed)
+        model, processor = load_regressor(vit_config(hidden_dropout_prob=0.2), image_size=32)
+        settings = {"save_strategy": "steps", "save_steps": 3, "num_train_epochs": 2, "conr_weight": 0.5}
+        size = 4 // world_size()
+        return build(model, processor, folder / name, data, per_device_train_batch_size=size, **settings, **others)
+
+    whole = trainer(0, "whole")
+    whole.train()
+    trainer(0, "stopped", callbacks=[Stop(6)]).train()
+    late = trainer(1, "stopped")
+    late.train(resume_from_checkpoint=True)
+    return {"whole": flat(whole.model), "late": flat(late.model), "steps": (whole.state.global_step, late.state.global_step)}
+
+
+def group():
+    """Who is there."""
+    return {
+        "world_size": dist.get_world_size() if dist.is_initialized() else 1,
+        "backend": dist.get_backend() if dist.is_initialized() else None,
+        "ranks": gather_objects(rank()),
+        "processes": gather_objects(os.getpid()),
+        "sum": sum_over_processes(torch.tensor([1.0, float(rank())])),
+    }
+
+
+def run(folder):
+    """All cases; two processes form their group in the first trainer, as in a user's script."""
+    folder = Path(folder)
+    results = {name: run_case(name, folder / name) for name in CASES}
+    # Written last: before the first trainer there is no group.
+    results |= {"gathered": gathered(), "contrast": contrast(), "skipped": skipped(folder / "skipped")}
+    results |= {"resumed": resumed(folder / "resumed"), "group": group()}
+    torch.save(results, folder / f"results.{rank()}.pt")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    run(sys.argv[1])
