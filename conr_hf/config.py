@@ -177,7 +177,10 @@ class ConRConfig(TrainingArguments):
         self._unset = frozenset(
             name for name in (*_EVALUATION, "metric_for_best_model") if getattr(self, name) is None
         )
-        for name, value in _EVALUATION.items():
+        # For now as TrainingArguments has them; with the best model asked for, evaluation and saving must agree.
+        strategy = (self.eval_strategy or self.save_strategy or "epoch") if self.load_best_model_at_end else None
+        together = {"eval_strategy": strategy, "save_strategy": strategy} if strategy is not None else {}
+        for name, value in {**_EVALUATION, **together}.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
         if not torch.accelerator.is_available():

@@ -192,7 +192,8 @@ class _Lines(TrainerCallback):
                 parts.append(f"ConR {logs['conr_loss']:.3f} on {100 * logs['conr_anchors']:.0f} % of rows")
             parts.append(f"learning rate {logs['learning_rate']:.1e}")
         else:
-            errors = {name: value for name, value in logs.items() if name.startswith("eval_") and name.endswith("mae")}
-            parts = [f"{name.removeprefix('eval_')} {value:.4g}" for name, value in errors.items()]
+            errors = {name: value for name, value in logs.items() if name.startswith("eval_") and "_mae" in name}
+            shots = [name.removeprefix("eval_").removesuffix("mae").replace("_", " ") for name in errors]
+            parts = [f"MAE {shot}{error:.4g}" for shot, error in zip(shots, errors.values(), strict=True)]
         if parts:
             print(f"epoch {state.epoch or 0:5.2f}  step {state.global_step:5d}  {', '.join(parts)}")

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import BaseImageProcessor, EvalPrediction, PreTrainedModel
+from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_utils import BestRun, TrainOutput
+from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
 from conr_hf.config import ConRConfig, Resolved, resolve
@@ -149,7 +151,10 @@ class ConRTrainer(ImageTrainer):
         """As in `Trainer`; `True` and `"true"` resume from the last checkpoint that was written to its end."""
         if resume_from_checkpoint in (True, "true", "True"):
             resume_from_checkpoint = last_complete_checkpoint(str(self.args.output_dir))
-        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        try:
+            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        finally:
+            self.head.gradient_factor = 1.0  # what the user does with the model from here on is theirs
 
     def _hp_search_setup(self, trial: Any) -> None:
         # The one place in train() where settings and model are final and no checkpoint is loaded yet.
@@ -167,9 +172,15 @@ class ConRTrainer(ImageTrainer):
         optimizer = super().create_optimizer(model)
         if made:
             scale = self.resolved.label_scale
-            self._head_factor = scale if head_groups(optimizer, self.head, scale) else 1.0
+            scaled = not self._optimizer_groups_itself() and head_groups(optimizer, self.head, scale)
+            self._head_factor = scale if scaled else 1.0
         self.head.gradient_factor = self._head_factor
         return optimizer
+
+    def _optimizer_groups_itself(self) -> bool:
+        chosen = self.optimizer_cls_and_kwargs
+        is_factory = chosen is not None and is_optimizer_factory(chosen[0])
+        return is_factory or self.args.optim in (OptimizerNames.LOMO, OptimizerNames.ADALOMO)
 
     def hyperparameter_search(  # type: ignore[override]
         self,
@@ -249,7 +260,11 @@ class ConRTrainer(ImageTrainer):
         total = sum(samples) if step_samples is None else step_samples
         features = self.head.take_features()
         if self.compute_loss_func is not None:
-            loss = self.compute_loss_func(outputs, rows, num_items_in_batch=total * views)
+            # Without repeats, or times 0 where all are repeats: a mean over no rows would not be a number.
+            count = samples[rank()] * views
+            outputs.logits = outputs.logits[: count or views]
+            loss = self.compute_loss_func(outputs, rows[: count or views], num_items_in_batch=total * views)
+            loss = loss * (count > 0)
         else:
             losses = base_loss(predictions, rows, self.resolved)
             weight = inputs.get("sample_weight")
@@ -274,7 +289,7 @@ class ConRTrainer(ImageTrainer):
 
     def _load_best_model(self) -> None:
         if self._restores_weights():
-            restore_weights(self.model, self.state.best_model_checkpoint)
+            restore_weights(self.model, str(self.state.best_model_checkpoint))
         else:
             super()._load_best_model()
 

@@ -18,6 +18,13 @@ from conr_hf import load_regressor
 from conr_hf.distributed import gather_objects, gather_rows, rank, sum_over_processes, world_size
 from conr_hf.losses import conr_loss
 
+
+def own_loss(outputs, labels, num_items_in_batch=None):
+    """A user's loss, as Trainer asks for it: in evaluation a mean, in training a sum over the step's number of rows."""
+    losses = (outputs.logits.squeeze(-1) - labels).abs()
+    return losses.mean() if num_items_in_batch is None else losses.sum() / num_items_in_batch
+
+
 # Rows, micro-batch over all processes, and what else the case changes.
 CASES = {
     "even": (16, 8, {}),
@@ -27,8 +34,10 @@ CASES = {
     "two labels": (13, 8, {"label_columns": ["label0", "label1"], "base_loss": "mse"}),
     "anchors": (13, 8, {"conr_reduction": "anchors"}),
     "last alone": (9, 8, {}),
+    "own loss": (9, 8, {"compute_loss_func": own_loss}),
 }
 EPOCHS = 3
+PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))  # the group that says so is formed by the first trainer only
 
 
 class Weights(TrainerCallback):
@@ -59,7 +68,7 @@ def contrast():
     generator = torch.Generator().manual_seed(0)
     features, labels = torch.randn(8, 4, generator=generator), torch.tensor([1.0, 1.2, 5.0, 5.1, 9.0, 1.1, 5.2, 9.1])
     predictions = torch.randn(8, generator=generator)
-    size = 8 // world_size()
+    size = 8 // PROCESSES
     mine = slice(rank() * size, (rank() + 1) * size)
     gradients = {}
     for name in ("joined", "detached"):
@@ -109,8 +118,8 @@ def run_case(name, folder):
         "conr_weight": 0.5,
         "conr_window": 2.0,
         "num_train_epochs": EPOCHS,
-        "per_device_train_batch_size": batch // world_size(),
-        "per_device_eval_batch_size": 4 // world_size(),
+        "per_device_train_batch_size": batch // PROCESSES,
+        "per_device_eval_batch_size": 4 // PROCESSES,
         "load_best_model_at_end": False,
         **changed,
     }
@@ -157,7 +166,7 @@ def resumed(folder):
         torch.manual_seed(seed)
         model, processor = load_regressor(vit_config(hidden_dropout_prob=0.2), image_size=32)
         settings = {"save_strategy": "steps", "save_steps": 3, "num_train_epochs": 2, "conr_weight": 0.5}
-        size = 4 // world_size()
+        size = 4 // PROCESSES
         return build(model, processor, folder / name, data, per_device_train_batch_size=size, **settings, **others)
 
     whole = trainer(0, "whole")
