@@ -78,8 +78,11 @@ def _run(given: list[str]) -> int:
 
 
 def _train(given: list[str]) -> int:
-    from conr_hf.recipe import read_recipe
+    from conr_hf.recipe import help_text, read_recipe
 
+    if "--help" in given or "-h" in given:
+        print(help_text())
+        return 0
     recipe, args, options = read_recipe(given)
     _quiet_libraries()
     from conr_hf.run import train

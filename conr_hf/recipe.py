@@ -4,9 +4,8 @@ import difflib
 import json
 import os
 import shutil
-from argparse import ArgumentDefaultsHelpFormatter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -67,12 +66,7 @@ def read_recipe(arguments: Sequence[str]) -> tuple[Recipe, ConRConfig, dict[str,
     path = rest.pop(0) if rest and not rest[0].startswith("--") else None
     options = _from_file(path) if path is not None else []
     name = Path(path).stem if path is not None else "run"
-    parser = _Parser(
-        [Recipe, ConRConfig],  # type: ignore[list-item]
-        prog="conr-hf train RECIPE.yaml",
-        formatter_class=ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = _Parser([Recipe, ConRConfig], add_help=False, allow_abbrev=False)  # type: ignore[list-item]
     recipe, args, unknown = parser.parse_args_into_dataclasses(
         ["--output_dir", f"runs/{name}", *options, *rest], return_remaining_strings=True, look_for_args_file=False
     )
@@ -85,6 +79,23 @@ def read_recipe(arguments: Sequence[str]) -> tuple[Recipe, ConRConfig, dict[str,
     given = [flag[2:].partition("=")[0].replace("-", "_") for flag in (*options, *rest) if flag.startswith("--")]
     values = {**args.to_dict(), **asdict(recipe)}
     return recipe, args, {name: values[name] for name in dict.fromkeys([*given, "output_dir"])}
+
+
+def help_text() -> str:
+    """What `conr-hf train --help` prints: the options of a recipe and of ConR, with their defaults."""
+    own = [option for option in fields(ConRConfig) if option.name in ConRConfig.__annotations__]
+    lines = ["usage: conr-hf train RECIPE.yaml [--option value ...]", ""]
+    for option in (*fields(Recipe), *own):
+        default = option.default_factory() if option.default is MISSING else option.default  # type: ignore[misc]
+        unset = "" if default in (None, "") else f" (default: {default})"
+        lines.append(f"  --{option.name:24}{option.metadata['help'].replace('%%', '%')}{unset}")
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "and every field of transformers.TrainingArguments: --learning_rate, --num_train_epochs, --bf16, ...",
+        ]
+    )
 
 
 def names() -> list[str]:
