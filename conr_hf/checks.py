@@ -52,11 +52,13 @@ def usable_rows(
                 "Name the column of the image with image_column."
             )
         mine = range(rank(), count, world_size())
-        for unreadable in gather_objects(unreadable_rows(dataset, args.image_column, mine, name, rank() == 0)):
+        show_progress = rank() == 0 and not args.disable_tqdm
+        for unreadable in gather_objects(unreadable_rows(dataset, args.image_column, mine, name, show_progress)):
             wrong = {**unreadable, **wrong}
     if wrong and not args.skip_bad_rows:
         first = min(wrong)
-        others = f" {len(wrong) - 1:,} more rows cannot be used." if len(wrong) > 1 else ""
+        more = len(wrong) - 1
+        others = f" {more:,} more row{'s' * (more > 1)} cannot be used." if more else ""
         raise ValueError(
             f"{name}, row {first:,}, {wrong[first]}.{others} Mend the data, or leave such rows out with skip_bad_rows."
         )
@@ -64,6 +66,6 @@ def usable_rows(
         raise ValueError(f"{name} has no row that can be used; row 0, {wrong[0]}.")
     if wrong and rank() == 0:
         named = "; ".join(f"row {row:,}, {wrong[row]}" for row in sorted(wrong)[:20])
-        logger.warning(f"{name}: {len(wrong):,} of {count:,} rows are left out: {named}{'; ...' * (len(wrong) > 20)}")
+        logger.warning(f"{name}: {len(wrong):,} of {count:,} rows left out: {named}{'; ...' * (len(wrong) > 20)}")
     indices = np.setdiff1d(np.arange(count), np.fromiter(wrong, int))
     return indices, None if labels is None else labels[indices]

@@ -57,14 +57,14 @@ def _run(given: list[str]) -> int:
     evaluate.add_argument("--split", default="test", help="which split (default: test)")
     evaluate.add_argument("--image_column", default="image")
     evaluate.add_argument("--label_columns", nargs="+", default=["label"])
-    evaluate.add_argument("--batch_size", type=int, default=64)
+    evaluate.add_argument("--batch_size", type=_positive, default=64)
     evaluate.add_argument("--output", help="folder for results.json, predictions.csv and density.png")
 
     predict = commands.add_parser("predict", help="predictions for images")
     predict.add_argument("model", help="run folder, checkpoint or Hub id")
     predict.add_argument("images", nargs="+", help="image files, or folders of them", metavar="IMAGE|FOLDER")
     predict.add_argument("--output", help="write to this .csv or .json file instead of the terminal")
-    predict.add_argument("--batch_size", type=int, default=32)
+    predict.add_argument("--batch_size", type=_positive, default=32)
 
     recipes = commands.add_parser("recipes", help="list, show or copy the recipes that come with the package")
     recipes.add_argument("action", nargs="?", choices=("list", "show", "copy"), default="list")
@@ -114,11 +114,14 @@ def _predict(options: argparse.Namespace) -> int:
     _quiet_libraries()
     from conr_hf.evaluation import predict_images, write_predicted
     from conr_hf.report import aligned
+    from conr_hf.run import check_writable
 
+    if options.output is not None:
+        check_writable(str(Path(options.output).parent))
     targets, predictions, unreadable = predict_images(options.model, options.images, options.batch_size)
     if options.output is not None:
         write_predicted(Path(options.output), targets, predictions)
-        print(f"{len(predictions)} predictions written to {options.output}")
+        print(f"{len(predictions)} prediction{'s' * (len(predictions) != 1)} written to {options.output}")
     elif predictions:
         rows = [[str(path), *(f"{value:.5g}" for value in values)] for path, values in predictions.items()]
         print(aligned([["image", *targets], *rows]))
@@ -152,6 +155,12 @@ def _env(options: argparse.Namespace) -> int:
     facts: dict[str, Any] = {**versions(), "platform": platform.platform(), "hardware": hardware()}
     print(json.dumps(facts, indent=2))
     return 0
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, 1 or more")
+    return int(text)
 
 
 def _quiet_libraries() -> None:

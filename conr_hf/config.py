@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,8 @@ _CHOICES = {
     "reweight": ("none", "inverse", "sqrt_inverse"),
     "base_loss": ("l1", "mse", "huber"),
     "train_sampling_strategy": ("random", "sequential"),
+    "eval_strategy": ("no", "steps", "epoch"),
+    "save_strategy": ("no", "steps", "epoch", "best"),
 }
 
 
@@ -174,12 +177,14 @@ class ConRConfig(TrainingArguments):
     def __post_init__(self) -> None:
         if isinstance(self.label_columns, str):
             self.label_columns = [self.label_columns]
-        self._unset = frozenset(
-            name for name in (*_EVALUATION, "metric_for_best_model") if getattr(self, name) is None
-        )
+        unset = [name for name in (*_EVALUATION, "metric_for_best_model") if getattr(self, name) is None]
         # For now as TrainingArguments has them; with the best model asked for, evaluation and saving must agree.
-        strategy = (self.eval_strategy or self.save_strategy or "epoch") if self.load_best_model_at_end else None
-        together = {"eval_strategy": strategy, "save_strategy": strategy} if strategy is not None else {}
+        together: dict[str, Any] = {}
+        if self.load_best_model_at_end:
+            saves = self.save_strategy if self.save_strategy != "best" else None
+            strategy = self.eval_strategy or saves or "epoch"
+            steps = self.eval_steps or self.logging_steps
+            together = {"eval_strategy": strategy, "save_strategy": strategy, "save_steps": steps}
         for name, value in {**_EVALUATION, **together}.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
@@ -188,25 +193,28 @@ class ConRConfig(TrainingArguments):
             self.use_cpu = True
         if self.metric_for_best_model is not None and self.greater_is_better is None:
             # TrainingArguments takes every metric but a loss for one that should be large, and keeps the worst model.
-            self.greater_is_better = self.metric_for_best_model.rpartition("_")[2] not in ERRORS
-        super().__post_init__()  # type: ignore[no-untyped-call]
+            self.greater_is_better = not self.metric_for_best_model.endswith(ERRORS)
         self._check()
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        for name in unset:  # until settled(), so that a copy by dataclasses.replace knows what its user set
+            setattr(self, name, None)
 
     def _check(self) -> None:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f'{name} is "{getattr(self, name)}"; it must be one of {", ".join(allowed)}.')
-        for name, least in (("conr_weight", 0), ("conr_window", 0), ("conr_push_scale", 0), ("crop_padding", 0)):
+        for name in ("conr_weight", "conr_window", "conr_push_scale", "crop_padding", "learning_rate", "weight_decay"):
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= least):
-                raise ValueError(f"{name} is {value}; it must be {least} or more.")
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} is {value}; it must be 0 or more.")
         for name in ("conr_temperature", "huber_delta", "label_scale", "bin_width"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 hint = " (0.07 is the paper's value)" if name == "conr_temperature" else ""
                 raise ValueError(f"{name} is {value}; it must be greater than 0{hint}.")
-        if self.num_views < 1:
-            raise ValueError(f"num_views is {self.num_views}; it must be 1 or more.")
+        for name in ("num_views", "per_device_train_batch_size", "per_device_eval_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
         if self.crop_padding > 0.5:
             raise ValueError(f"crop_padding is {self.crop_padding}; it must be 0.5 or less, a share of the side.")
         if not self.label_columns or len(set(self.label_columns)) != len(self.label_columns):
@@ -224,17 +232,17 @@ class ConRConfig(TrainingArguments):
             evaluation_sets (`list[str]`, *optional*): Names of the evaluation sets, `[""]` for one without a name.
         """
         args = copy.copy(self)
-        if "eval_strategy" in self._unset and evaluation_sets:
-            args.eval_strategy = IntervalStrategy.EPOCH
+        if args.eval_strategy is None:
+            args.eval_strategy = IntervalStrategy.EPOCH if evaluation_sets else IntervalStrategy.NO
         evaluates = args.eval_strategy != "no"
-        if "save_strategy" in self._unset:
+        if args.save_strategy is None:
             args.save_strategy = SaveStrategy(args.eval_strategy if evaluates else "epoch")
-        if "save_steps" in self._unset and evaluates and args.eval_steps is not None:
-            args.save_steps = args.eval_steps
+        if args.save_steps is None:
+            args.save_steps = args.eval_steps if evaluates and args.eval_steps is not None else 500
         chooses = evaluates and bool(evaluation_sets)
-        if "load_best_model_at_end" in self._unset:
+        if args.load_best_model_at_end is None:
             args.load_best_model_at_end = chooses and args.save_strategy != "no"
-        if "metric_for_best_model" in self._unset:
+        if args.metric_for_best_model is None:
             first = evaluation_sets[0] if evaluation_sets else ""
             metric = "_".join(part for part in ("eval", first, "mae") if part)
             args.metric_for_best_model = metric if chooses else None

@@ -51,7 +51,7 @@ def evaluate_saved(
         targets = targets_of(model)
         sets, targets, unit = load_data(Recipe(benchmark=benchmark, data=data, target=targets), args)
         if split not in sets:
-            raise ValueError(f'The data has no split "{split}"; it has {", ".join(sets)}.')
+            raise ValueError(f'The data has no split "{split}"; it has {", ".join(sets)}. Name one with --split.')
         trainer = ConRTrainer(model, args, train_dataset=sets.get("train"), processing_class=processor)
         facts = {"schema": 1, "model": model_name, "versions": versions(), "hardware": hardware(), "unit": unit}
         evaluate(trainer, {split: sets[split]}, targets, unit, facts, Path(output) if output else None)

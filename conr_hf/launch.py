@@ -28,6 +28,26 @@ def check_processes(args: TrainingArguments) -> None:
         )
 
 
+def checkpoint_to_resume(wanted: str | bool | None, output_dir: str) -> str | None:
+    """
+    Where a run goes on: `True` and `"true"` are the last complete checkpoint in `output_dir`, `False` and `"false"`
+    none, and anything else is a checkpoint's folder.
+
+    Raises:
+        `ValueError`: if there is no such checkpoint.
+    """
+    if wanted in (None, False, "false", "False"):
+        return None
+    if wanted in (True, "true", "True"):
+        return last_complete_checkpoint(output_dir)
+    if not Path(str(wanted), "trainer_state.json").is_file():
+        raise ValueError(
+            f'resume_from_checkpoint is "{wanted}", which is no complete checkpoint. Name a folder checkpoint-N, or '
+            "true for the last one."
+        )
+    return str(wanted)
+
+
 def last_complete_checkpoint(output_dir: str) -> str:
     """
     The newest checkpoint in `output_dir` that was written to its end.

@@ -78,6 +78,8 @@ def load_regressor(
     names = [target] if isinstance(target, str) else list(target)
     if not names or len(set(names)) != len(names):
         raise ValueError(f"target is {target!r}; give one name, or several different ones.")
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"image_size is {image_size}; it must be 1 or more.")
     labels: dict[str, Any] = {
         "num_labels": len(names),
         "id2label": dict(enumerate(names)),
@@ -100,7 +102,7 @@ def load_regressor(
             else:
                 model, fresh = _from_pretrained(name, labels, **kwargs)
                 processor = _resized(AutoImageProcessor.from_pretrained(name), model.config, image_size)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0].rstrip(".")
             raise ValueError(
                 f'"{name_or_path}" could not be loaded: {reason}. Give a local folder, a model id of the Hub, '
@@ -217,7 +219,8 @@ def _check_timm_name(architecture: str) -> None:
     base = architecture.split(".")[0]
     if not timm.is_model(base):
         near = difflib.get_close_matches(base, timm.list_models(), n=1)
-        raise ValueError(f'timm has no model "{architecture}".' + (f" Did you mean timm/{near[0]}?" if near else ""))
+        hint = f"Did you mean timm/{near[0]}?" if near else "timm.list_models() names them."
+        raise ValueError(f'timm has no model "{architecture}". {hint}')
 
 
 def _sized_timm_cfg(cfg: dict[str, Any], side: int) -> dict[str, Any]:
@@ -267,8 +270,9 @@ def _renew_head(
             )
         if not fresh & new:
             return
-    layer = model.get_submodule(name)
-    assert isinstance(layer, nn.Linear | nn.Conv2d)
+    layer = dict(model.named_modules()).get(name)
+    if not isinstance(layer, nn.Linear | nn.Conv2d):
+        return  # no such layer: the trainer says so and lists those that there are
     nn.init.normal_(layer.weight, 0.0, 0.02)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

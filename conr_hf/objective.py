@@ -129,7 +129,7 @@ class Objective:
         sums = sum_over_processes(torch.cat([self._base_sum.reshape(1), self._conr_sums, counts])).tolist()
         self._reset()
         base, conr, anchors, positives, negatives, samples, rows = sums
-        figures = {"base_loss": base / max(samples, 1)}
+        figures = {"base_loss": base / samples} if samples else {}  # none with a loss of the user's own
         if rows:
             figures |= {
                 "conr_loss": conr / rows,

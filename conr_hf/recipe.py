@@ -4,10 +4,11 @@ import difflib
 import json
 import os
 import shutil
+from argparse import ArgumentError
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 from transformers import HfArgumentParser
@@ -43,11 +44,6 @@ class Recipe:
     unit: str | None = field(default=None, metadata=_help("Unit of the labels."))
 
 
-class _Parser(HfArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}.")
-
-
 def read_recipe(arguments: Sequence[str]) -> tuple[Recipe, ConRConfig, dict[str, Any]]:
     """
     Reads `RECIPE.yaml --option value ...`; the command line beats the file.
@@ -66,19 +62,34 @@ def read_recipe(arguments: Sequence[str]) -> tuple[Recipe, ConRConfig, dict[str,
     path = rest.pop(0) if rest and not rest[0].startswith("--") else None
     options = _from_file(path) if path is not None else []
     name = Path(path).stem if path is not None else "run"
-    parser = _Parser([Recipe, ConRConfig], add_help=False, allow_abbrev=False)  # type: ignore[list-item]
-    recipe, args, unknown = parser.parse_args_into_dataclasses(
-        ["--output_dir", f"runs/{name}", *options, *rest], return_remaining_strings=True, look_for_args_file=False
+    parser = HfArgumentParser(
+        [Recipe, ConRConfig],  # type: ignore[list-item]
+        add_help=False,
+        allow_abbrev=False,
+        exit_on_error=False,
     )
+    try:
+        recipe, args, unknown = parser.parse_args_into_dataclasses(
+            ["--output_dir", f"runs/{name}", *options, *rest], return_remaining_strings=True, look_for_args_file=False
+        )
+    except ArgumentError as error:
+        wrong = str(error.argument_name).partition("/")[0].removeprefix("--")
+        place = "command line" if path is None or wrong in _names(rest) else path
+        problem = error.message.rstrip(".")
+        raise ValueError(f"{place}, {wrong}: {problem}. conr-hf train --help tells what an option takes.") from error
+    if unknown and not unknown[0].startswith("--"):
+        place = "command line" if path is None or unknown[0] in rest else path
+        raise ValueError(f'{place}: "{unknown[0]}" belongs to no option. Write each option as --name value.')
     if unknown:
-        raise ValueError(_unknown(unknown[0].removeprefix("--"), "command line"))
+        raise ValueError(_unknown(unknown[0].removeprefix("--").partition("=")[0], "command line"))
     if not recipe.model:
         raise ValueError('No model is named. Add "model: ..." to the recipe, or --model ... behind it.')
     if (recipe.benchmark is None) == (recipe.data is None):
         raise ValueError("Name what to train on: either a benchmark or data, and not both.")
-    given = [flag[2:].partition("=")[0].replace("-", "_") for flag in (*options, *rest) if flag.startswith("--")]
     values = {**args.to_dict(), **asdict(recipe)}
-    return recipe, args, {name: values[name] for name in dict.fromkeys([*given, "output_dir"])}
+    given = dict.fromkeys([*_names([*options, *rest]), "output_dir"])
+    given.pop("resume_from_checkpoint", None)  # a resumed run is the run that nothing interrupted
+    return recipe, args, {name: values[name] for name in given}
 
 
 def help_text() -> str:
@@ -113,7 +124,8 @@ def packaged(name: str) -> Path:
     wanted = name.removeprefix("recipes/").removesuffix(".yaml") + ".yaml"
     if wanted not in names():
         near = difflib.get_close_matches(wanted, names(), n=1)
-        raise ValueError(f'There is no recipe "{name}".' + (f" Did you mean {near[0]}?" if near else ""))
+        hint = f"Did you mean {near[0]}?" if near else "conr-hf recipes lists those that come with the package."
+        raise ValueError(f'There is no recipe "{name}". {hint}')
     return FOLDER / wanted
 
 
@@ -123,7 +135,10 @@ def copy(name: str, destination: str) -> Path:
     target = target / source.name if target.is_dir() else target
     if target.exists():
         raise ValueError(f'"{target}" exists. Name another file, or remove it.')
-    shutil.copyfile(source, target)
+    try:
+        shutil.copyfile(source, target)
+    except OSError as error:
+        raise ValueError(f'"{target}" cannot be written ({error.strerror}). Name another file or folder.') from error
     return target
 
 
@@ -144,6 +159,10 @@ def _from_file(path: str) -> list[str]:
             raise ValueError(_unknown(str(name), path))
         if value is None:
             continue
+        if value is False and name.endswith("_strategy"):
+            value = "no"  # what YAML reads as false
+        if name == "report_to" and not value:
+            value = "none"
         if isinstance(value, dict):
             value = json.dumps(value)
         values = value if isinstance(value, list) else [value]
@@ -151,7 +170,15 @@ def _from_file(path: str) -> list[str]:
     return flags
 
 
+def _names(flags: Sequence[str]) -> list[str]:
+    """Names of the options among `flags`; `--no_pretrained` sets `pretrained`."""
+    known = {option.name for option in (*fields(Recipe), *fields(ConRConfig)) if option.init}
+    names = [flag[2:].partition("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")]
+    return [name if name in known else name.removeprefix("no_") for name in names]
+
+
 def _unknown(name: str, place: str) -> str:
     known = [option.name for option in (*fields(Recipe), *fields(ConRConfig)) if option.init]
     near = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
-    return f'{place}: unknown option "{name}".' + (f' Did you mean "{near[0]}"?' if near else "")
+    hint = f'Did you mean "{near[0]}"?' if near else "conr-hf train --help lists them."
+    return f'{place}: unknown option "{name}". {hint}'

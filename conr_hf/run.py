@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import yaml
 from datasets import DatasetDict
-from transformers import PrinterCallback, ProgressCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.trainer_callback import TrainerCallback
 
 from conr_hf.config import ConRConfig
 from conr_hf.data.benchmarks import BENCHMARKS, load_benchmark
 from conr_hf.data.local import load_local
+from conr_hf.data.rows import label_cells
 from conr_hf.metrics import shot_metrics_from_bins
 from conr_hf.models import load_regressor
 from conr_hf.plots import density_with_error
@@ -44,7 +45,10 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any]) -> dict[str
     data, targets, unit = load_data(recipe, args)
     if "train" not in data:
         raise ValueError(f'The data has no split "train"; it has {", ".join(data)}.')
+    for split in ("train", *_evaluated(data)):
+        label_cells(dict.fromkeys(data[split].column_names), args.label_columns, f'split "{split}"')
     command = shlex.join(["conr-hf", *sys.argv[1:]])
+    set_seed(args.seed)  # a model without pretrained weights starts where the recipe says
     model, processor = load_regressor(
         recipe.model,
         targets,
@@ -61,6 +65,9 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any]) -> dict[str
         processing_class=processor,
     )
     show_briefly(trainer)
+    trainer.check_data()
+    for split in _evaluated(data):  # the test split's rows too are read before training, not after it
+        trainer.usable(data[split], f"{split} data", with_images=True)
     outcome = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model()
     if trainer.is_world_process_zero():
@@ -82,7 +89,7 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any]) -> dict[str
             "train_counts": [counts.tolist() for counts in trainer.bins.train_counts],
         },
     }
-    splits = {split: data[split] for split in ("validation", "test") if split in data}
+    splits = {split: data[split] for split in _evaluated(data)}
     return evaluate(trainer, splits, targets, unit, results, Path(str(args.output_dir)))
 
 
@@ -145,6 +152,10 @@ def load_data(recipe: Recipe, args: ConRConfig) -> tuple[DatasetDict, list[str],
     return data, recipe.target or list(args.label_columns), recipe.unit or ""
 
 
+def _evaluated(data: DatasetDict) -> list[str]:
+    return [split for split in ("validation", "test") if split in data]
+
+
 def check_writable(folder: str | None) -> None:
     """
     Raises:
@@ -157,7 +168,7 @@ def check_writable(folder: str | None) -> None:
         probe.unlink()
     except OSError as error:
         raise ValueError(
-            f'The output folder "{folder}" cannot be written ({error.strerror}). Name another with --output_dir.'
+            f'The output folder "{folder}" cannot be written ({error.strerror}). Name another.'
         ) from error
 
 

@@ -19,7 +19,7 @@ from conr_hf.distributed import rank, world_size
 from conr_hf.feeding import DataSets, ImageTrainer
 from conr_hf.head import Head, adopt_head, head_groups
 from conr_hf.imbalance import Bins, make_bins
-from conr_hf.launch import check_processes, last_complete_checkpoint
+from conr_hf.launch import check_processes, checkpoint_to_resume
 from conr_hf.metrics import flat, shot_metrics_from_bins
 from conr_hf.models import restore_weights
 from conr_hf.objective import Objective, base_loss
@@ -149,8 +149,7 @@ class ConRTrainer(ImageTrainer):
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         """As in `Trainer`; `True` and `"true"` resume from the last checkpoint that was written to its end."""
-        if resume_from_checkpoint in (True, "true", "True"):
-            resume_from_checkpoint = last_complete_checkpoint(str(self.args.output_dir))
+        resume_from_checkpoint = checkpoint_to_resume(resume_from_checkpoint, str(self.args.output_dir))
         try:
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         finally:

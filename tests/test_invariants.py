@@ -47,7 +47,7 @@ def figures(trainer, name):
     return np.array([entry[name] for entry in trainer.state.log_history if name in entry])
 
 
-# ---- Batch shapes ----------------------------------------------------------------------------------------------------
+# ---- Batch shapes ---------------------------------------------------------------------------------------------------
 
 
 def train(name, folder, rows, batch, accumulation, **changed):
@@ -59,7 +59,7 @@ def train(name, folder, rows, batch, accumulation, **changed):
         small.images(rows),
         per_device_train_batch_size=batch,
         gradient_accumulation_steps=accumulation,
-        optimizer_cls_and_kwargs=(torch.optim.SGD, {"lr": 1e-2}),
+        optimizer_cls_and_kwargs=(torch.optim.SGD, {"lr": 1e-3}),
         max_grad_norm=0.0,
         max_steps=STEPS,
         save_strategy="no",
@@ -133,7 +133,7 @@ def test_the_stock_trainer_needs_it(tmp_path):
     assert wider.min() > 1.5
 
 
-# ---- Evaluation ------------------------------------------------------------------------------------------------------
+# ---- Evaluation -----------------------------------------------------------------------------------------------------
 
 
 def evaluated(folder, evaluation, train_rows=16, **changed):
@@ -253,10 +253,10 @@ def test_the_checkpoint_with_the_smallest_error_is_kept(name, tmp_path):
     assert trainer.evaluate()["eval_mae"] == pytest.approx(errors.min(), rel=1e-5)
 
 
-# ---- Ways in for rows, weights and losses ----------------------------------------------------------------------------
+# ---- Ways in for rows, weights and losses ---------------------------------------------------------------------------
 
 
-def first_step(folder, data, processor=None, own_processor=True, **changed):
+def first_step(folder, data, own_processor=True, **changed):
     """Loss and gradient norm of a step over all 16 rows, and the predictions before it."""
     model, made = small.models["vit"]()
     start = Start(as_pixels(small.images(16), made))

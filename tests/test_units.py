@@ -16,6 +16,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from conr_hf import conr_loss
+from conr_hf.head import LinearHead
 from conr_hf.imbalance import make_density
 
 STEPS = 20
@@ -27,10 +28,13 @@ OPTIMIZERS = {
 
 
 class Start(TrainerCallback):
-    """Notes the weights that training starts from."""
+    """Notes the weights that training starts from, and the factor of the head's gradient."""
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self.weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        (self.factor,) = {head.gradient_factor for head in model.modules() if isinstance(head, LinearHead)}
 
 
 def scaled(data, factor, offset):
@@ -38,7 +42,7 @@ def scaled(data, factor, offset):
 
 
 def train(folder, data, optimizer, clip=0.0, model=None, **changed):
-    """A short run of ViT; returns the trainer, the untouched network, and the weights that training started from."""
+    """A short run of ViT; returns the trainer, the untouched network, and what was noted of the start."""
     made, processor = small.models["vit"]()
     model = made if model is None else model
     untouched, start = copy.deepcopy(model), Start()
@@ -58,7 +62,7 @@ def train(folder, data, optimizer, clip=0.0, model=None, **changed):
         **changed,
     )
     trainer.train()
-    return trainer, untouched, start.weights
+    return trainer, untouched, start
 
 
 def batches(trainer):
@@ -125,7 +129,7 @@ def test_same_as_an_ordinary_head_over_standardised_labels(optimizer, conr_weigh
     data = small.images(18)  # batches of 5, 5, 5 and 3
     batch = {"per_device_train_batch_size": 5, "num_views": 3}
     trainer, network, start = train(tmp_path, data, optimizer, clip, conr_weight=conr_weight, **batch)
-    mean, scale = train_plainly(trainer, network, start, optimizer, clip)
+    mean, scale = train_plainly(trainer, network, start.weights, optimizer, clip)
     predictions = trainer.predict(data).predictions
     pixels = trainer.processing_class(images=list(data["image"]), return_tensors="pt")["pixel_values"]
     with torch.no_grad():
@@ -136,7 +140,7 @@ def test_same_as_an_ordinary_head_over_standardised_labels(optimizer, conr_weigh
     deviations = [np.abs((predictions - mean) / scale - expected).max(), weight.abs().max(), bias.abs().max()]
     print(f"{optimizer}, ConR {conr_weight}, clip {clip}:", " ".join(f"{float(d):.1e}" for d in deviations))
     assert max(deviations) < 1e-5
-    moved = (start["classifier.weight"] / scale - network.classifier.weight).abs().max()
+    moved = (start.weights["classifier.weight"] / scale - network.classifier.weight).abs().max()
     assert moved > 1e-3  # it learned something, or little was shown
 
 
@@ -158,17 +162,23 @@ def test_another_unit_gives_the_same_model(optimizer, tmp_path):
 
 def test_an_optimizer_of_the_users_own_sees_an_ordinary_head(tmp_path):
     model, processor = small.models["vit"]()
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    optimizer, start = torch.optim.SGD(model.parameters(), lr=1e-3), Start()
     trainer = small.build(
-        model, processor, tmp_path, small.images(16), optimizers=(optimizer, None), save_strategy="no"
+        model,
+        processor,
+        tmp_path,
+        small.images(16),
+        optimizers=(optimizer, None),
+        callbacks=[start],
+        save_strategy="no",
     )
     trainer.train()
-    assert trainer.head.gradient_factor == 1
+    assert start.factor == 1
     assert len(optimizer.param_groups) == 1
 
 
 def test_our_optimizer_has_the_head_in_groups_of_its_own_at_the_end(tmp_path):
-    trainer, _, _ = train(tmp_path, small.images(16), "adamw", lr_scheduler_type="constant")
+    trainer, _, start = train(tmp_path, small.images(16), "adamw", lr_scheduler_type="constant")
     scale = trainer.resolved.label_scale
     *others, weight, bias = trainer.optimizer.param_groups
     assert [weight["params"], bias["params"]] == [[trainer.head.weight], [trainer.head.bias]]
@@ -176,7 +186,8 @@ def test_our_optimizer_has_the_head_in_groups_of_its_own_at_the_end(tmp_path):
     assert weight["weight_decay"] == pytest.approx(0.1 / scale)
     assert bias["weight_decay"] == 0
     assert all(group["lr"] == 1e-3 for group in others)
-    assert trainer.head.gradient_factor == scale
+    assert start.factor == scale
+    assert trainer.head.gradient_factor == 1  # what the user does with the model later is theirs
 
 
 @pytest.mark.parametrize("name", ["vit", "resnet", "timm-resnet"])
@@ -216,9 +227,9 @@ def test_a_trained_head_keeps_its_values(tmp_path):
         model.classifier.bias.fill_(33.0)
     weight = model.classifier.weight.detach().clone()
     trainer, _, start = train(tmp_path, small.images(16), "sgd", model=model)
-    assert torch.equal(start["classifier.weight"], weight)
-    assert start["classifier.bias"].item() == 33.0
-    assert trainer.head.gradient_factor == trainer.resolved.label_scale  # it is trained in the same way
+    assert torch.equal(start.weights["classifier.weight"], weight)
+    assert start.weights["classifier.bias"].item() == 33.0
+    assert start.factor == trainer.resolved.label_scale  # it is trained in the same way
 
 
 def test_constant_labels_train(tmp_path):

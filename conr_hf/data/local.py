@@ -25,20 +25,42 @@ def load_local(path: str, image_column: str = "image") -> datasets.DatasetDict:
         `ValueError`: if there is no such data, or it cannot be read.
     """
     location = Path(path)
+    if location.is_file() and location.suffix not in TABLES:
+        raise ValueError(f'"{path}" is no table this reads; it must end in {", ".join(TABLES)}.')
+    if not location.exists() and (path.startswith((".", "/")) or len(location.parts) != 2):
+        raise ValueError(f'data "{path}" is neither a folder, a file nor an id on the Hub (owner/name).')
     try:
         if location.is_dir():
-            return datasets.load_dataset("imagefolder", data_dir=path)
+            return _folder(path)
         if location.is_file():
-            if location.suffix not in TABLES:
-                raise ValueError(f'"{path}" is no table this reads; it must end in {", ".join(TABLES)}.')
             rows = datasets.load_dataset(TABLES[location.suffix], data_files=path, split="train")
             return _split(_with_images(rows, image_column, location.parent))
-        if path.startswith((".", "/")) or len(location.parts) != 2:
-            raise ValueError(f'data "{path}" is neither a folder, a file nor an id on the Hub (owner/name).')
         return datasets.load_dataset(path)
-    except (OSError, datasets.exceptions.DatasetGenerationError, datasets.exceptions.DatasetNotFoundError) as error:
-        reason = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    except (
+        OSError,
+        ValueError,
+        IndexError,  # what datasets makes of a metadata file with nothing below its header
+        datasets.exceptions.DatasetGenerationError,
+        datasets.exceptions.DatasetNotFoundError,
+    ) as error:
+        reason = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0].rstrip(".!")
+        if isinstance(error, IndexError) or "corresponds to no data" in reason:
+            reason = "a split of it has no rows"
         raise ValueError(f'data "{path}" cannot be read: {reason}.') from error
+
+
+def _folder(path: str) -> datasets.DatasetDict:
+    # One split at a time, so that a label that is text in one of them is found by its row; without drop_labels the
+    # names of folders would become labels.
+    splits = datasets.data_files.get_data_patterns(path)
+    return datasets.DatasetDict(
+        {
+            str(split): datasets.load_dataset(
+                "imagefolder", data_dir=path, data_files={split: files}, split=split, drop_labels=True
+            )
+            for split, files in splits.items()
+        }
+    )
 
 
 def _with_images(rows: datasets.Dataset, image_column: str, folder: Path) -> datasets.Dataset:
@@ -58,5 +80,6 @@ def _split(rows: datasets.Dataset) -> datasets.DatasetDict:
     names = rows["split"]
     splits: dict[str, list[int]] = {}
     for index, name in enumerate(names):
-        splits.setdefault("validation" if name in ("val", "valid") else str(name), []).append(index)
+        name = str(name).lower()
+        splits.setdefault("validation" if name in ("val", "valid") else name, []).append(index)
     return datasets.DatasetDict({name: rows.select(indices) for name, indices in splits.items()})

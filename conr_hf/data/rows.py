@@ -93,8 +93,11 @@ def label_cells(row: Row, columns: Sequence[str], name: str) -> list[Any]:
         raise ValueError(f'{name}: "labels" holds {len(cells)} numbers, but label_columns names {len(columns)}.')
     missing = next(column for column in columns if column not in row)
     near = difflib.get_close_matches(missing, list(row), n=1)
-    hint = f'did you mean "{near[0]}"?' if near else "name it with label_columns."
-    raise ValueError(f'{name} has no column "{missing}"; its columns are {", ".join(row)}: {hint}')
+    hint = f' Did you mean "{near[0]}"?' if near else ""
+    raise ValueError(
+        f'{name} has no column "{missing}"; its columns are {", ".join(row)}. '
+        f"Name the column of the label with label_columns.{hint}"
+    )
 
 
 def unreadable_rows(
@@ -131,6 +134,8 @@ def describe(error: Exception) -> str:
     """Why an image cannot be read, in a few words and without addresses of objects in memory."""
     if isinstance(error, UnidentifiedImageError):
         return "it is not an image"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
@@ -150,10 +155,8 @@ def _problem(cell: Any) -> str | None:
     """What keeps a label from being a finite number."""
     if cell is None:
         return "the label is missing"
-    if isinstance(cell, str):
-        return f"{cell!r} is text, not a number"
     try:
         number = float(cell)
     except (TypeError, ValueError):
-        return f"{cell!r} is not a number"
+        return f'"{cell}" is not a number'
     return None if math.isfinite(number) else f"the label is {number}"

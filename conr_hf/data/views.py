@@ -111,7 +111,7 @@ class ImageCollator:
         draws, rows = [draw for draw, _ in examples], [row for _, row in examples]
         batch: dict[str, Any] = {"pixel_values": self._pixels(draws, rows)}
         if "labels" in rows[0] or all(column in rows[0] for column in self.label_columns):
-            cells = [label_cells(row, self.label_columns, "a data set") for row in rows]
+            cells = [[float(cell) for cell in label_cells(row, self.label_columns, "a data set")] for row in rows]
             labels = torch.tensor(cells, dtype=torch.float32)
             batch["labels"] = labels[:, 0] if len(self.label_columns) == 1 else labels
         if draws[0] is not None:

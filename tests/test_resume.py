@@ -1,0 +1,229 @@
+"""A run that was stopped and resumed is the run that was not, bit for bit."""
+
+import math
+import shutil
+
+import pytest
+import torch
+from small import build, images, vit_config
+from transformers import TrainerCallback
+
+from conr_hf import load_regressor
+from conr_hf.launch import last_complete_checkpoint
+
+ROWS, BATCH, EPOCHS = 21, 4, 3  # six batches an epoch, the last of one row
+
+
+class Stop(TrainerCallback):
+    """Ends a run after a step, as a user or a scheduler would, without touching its schedule."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == self.step
+
+
+def trainer(folder, weights=0, stop=None, **changed):
+    """A run with dropout, so that the state of the global generator matters; `weights` seeds the fresh model."""
+    torch.manual_seed(weights)
+    config = vit_config(hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.1)
+    model, processor = load_regressor(config, image_size=32)
+    settings = {
+        "per_device_train_batch_size": BATCH,
+        "num_train_epochs": EPOCHS,
+        "learning_rate": 3e-3,
+        "conr_weight": 0.5,
+        "conr_window": 3.0,
+        "eval_strategy": "steps",
+        "save_strategy": "steps",
+        "eval_steps": 2,
+        "save_steps": 2,
+        "load_best_model_at_end": False,
+        "callbacks": [Stop(stop)] if stop is not None else [],
+        **changed,
+    }
+    return build(model, processor, folder, images(ROWS), images(9, seed=1), **settings)
+
+
+def flat(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_same_run(late, whole):
+    """The same weights, optimizer, schedule and logged figures, to the bit."""
+    assert late.state.global_step == whole.state.global_step
+    ours, theirs = flat(late.model), flat(whole.model)
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert torch.equal(ours[name], value), name
+    ours, theirs = late.optimizer.state_dict(), whole.optimizer.state_dict()
+    assert ours["param_groups"] == theirs["param_groups"]
+    assert ours["state"].keys() == theirs["state"].keys()
+    for key, state in theirs["state"].items():
+        for name, value in state.items():
+            assert torch.equal(ours["state"][key][name], value), (key, name)
+    assert late.lr_scheduler.state_dict() == whole.lr_scheduler.state_dict()
+    timed = ("runtime", "per_second", "train_loss", "total_flos")
+    for mine, other in zip(late.state.log_history, whole.state.log_history, strict=True):
+        assert {k: v for k, v in mine.items() if not k.endswith(timed)} == {
+            k: v for k, v in other.items() if not k.endswith(timed)
+        }
+
+
+CASES = {
+    "plain": {},
+    "two workers": {"dataloader_num_workers": 2},
+    "accumulated": {"gradient_accumulation_steps": 2},
+    "accumulated, two workers": {"gradient_accumulation_steps": 2, "dataloader_num_workers": 2},
+    "persistent workers": {"dataloader_num_workers": 2, "dataloader_persistent_workers": True},
+    "sgd with momentum": {"optim": "sgd", "optim_args": "momentum=0.9"},
+    "best model at the end": {"load_best_model_at_end": True, "save_total_limit": 2},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("resume", [True, "true"])
+def test_resumed_in_mid_epoch_equals_uninterrupted(tmp_path, case, resume):
+    """A user whose job was cut off would end at another model than one whose job was not."""
+    if resume == "true" and case != "plain":
+        pytest.skip("the word is read the same way in every case")
+    changed = CASES[case]
+    whole = trainer(tmp_path / "whole", **changed)
+    whole.train()
+    anchors = [entry["conr_anchors"] for entry in whole.state.log_history if "conr_anchors" in entry]
+    assert max(anchors) > 0, "ConR had nothing to do"
+
+    steps = math.ceil(math.ceil(ROWS / BATCH) / changed.get("gradient_accumulation_steps", 1))  # in an epoch
+    stop = steps + steps // 2  # in the second epoch
+    saved = stop // 2 * 2
+    assert 0 < saved % steps
+    stopped = trainer(tmp_path / "stopped", stop=stop, **changed)
+    stopped.train()
+    assert stopped.state.global_step == stop < whole.state.global_step
+    assert last_complete_checkpoint(str(tmp_path / "stopped")).endswith(f"checkpoint-{saved}")
+
+    late = trainer(tmp_path / "stopped", weights=1, **changed)
+    assert not torch.equal(late.head.weight, stopped.head.weight)
+    late.train(resume_from_checkpoint=resume)
+    assert_same_run(late, whole)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resumed_at_the_end_of_an_epoch_equals_uninterrupted(tmp_path, workers):
+    """An epoch's order or augmentation would be repeated or left out."""
+    changed = {"dataloader_num_workers": workers, "eval_strategy": "epoch", "save_strategy": "epoch"}
+    whole = trainer(tmp_path / "whole", **changed)
+    whole.train()
+    stopped = trainer(tmp_path / "stopped", stop=13, **changed)
+    stopped.train()
+    assert last_complete_checkpoint(str(tmp_path / "stopped")).endswith("checkpoint-12")
+    late = trainer(tmp_path / "stopped", weights=1, **changed)
+    late.train(resume_from_checkpoint=True)
+    assert_same_run(late, whole)
+
+
+def test_resumed_twice_equals_uninterrupted(tmp_path):
+    """What a resume restores it must save again."""
+    whole = trainer(tmp_path / "whole")
+    whole.train()
+    trainer(tmp_path / "stopped", stop=3).train()
+    trainer(tmp_path / "stopped", weights=1, stop=9).train(resume_from_checkpoint=True)
+    late = trainer(tmp_path / "stopped", weights=2)
+    late.train(resume_from_checkpoint=True)
+    assert_same_run(late, whole)
+
+
+def test_resume_replays_dropout_and_not_only_data(tmp_path):
+    """A check of these tests: without the generator's state the runs differ, so equality above says something."""
+    whole = trainer(tmp_path / "whole")
+    whole.train()
+    trainer(tmp_path / "stopped", stop=9).train()
+    for path in (tmp_path / "stopped").glob("checkpoint-*/rng_state.pth"):
+        path.unlink()
+    late = trainer(tmp_path / "stopped", weights=1)
+    late.train(resume_from_checkpoint=True)
+    assert not torch.equal(late.head.weight, whole.head.weight)
+
+
+def test_incomplete_checkpoint_is_skipped(tmp_path):
+    """A job that is cut off while it saves could never be resumed by `true`."""
+    whole = trainer(tmp_path / "whole")
+    whole.train()
+    trainer(tmp_path / "stopped", stop=11).train()
+    newest = tmp_path / "stopped" / "checkpoint-10"
+    (newest / "trainer_state.json").unlink()
+    (newest / "model.safetensors").write_bytes(b"cut off")
+    shutil.copytree(tmp_path / "stopped" / "checkpoint-8", tmp_path / "stopped" / "checkpoint-best")
+    late = trainer(tmp_path / "stopped", weights=1)
+    assert last_complete_checkpoint(str(tmp_path / "stopped")).endswith("checkpoint-8")
+    late.train(resume_from_checkpoint="true")
+    assert_same_run(late, whole)
+
+
+def test_checkpoints_are_ordered_by_number(tmp_path):
+    """Step 9 would count as newer than step 10."""
+    for step in (9, 10, 100, 99):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    assert last_complete_checkpoint(str(tmp_path)).endswith("checkpoint-100")
+
+
+@pytest.mark.parametrize("resume", [True, "true"])
+def test_nothing_to_resume_from(tmp_path, resume):
+    """A mistyped output folder would train from the start, unnoticed, or end in a traceback."""
+    run = trainer(tmp_path / "run")
+    with pytest.raises(ValueError, match="holds no complete checkpoint to resume from"):
+        run.train(resume_from_checkpoint=resume)
+    (tmp_path / "run" / "checkpoint-4").mkdir(parents=True)
+    with pytest.raises(ValueError, match="holds no complete checkpoint to resume from"):
+        run.train(resume_from_checkpoint=resume)
+
+
+def test_resumed_run_reports_the_same_best_checkpoint(tmp_path):
+    """The best of the steps before the stop would be forgotten."""
+    changed = {"load_best_model_at_end": True}
+    whole = trainer(tmp_path / "whole", **changed)
+    whole.train()
+    trainer(tmp_path / "stopped", stop=9, **changed).train()
+    late = trainer(tmp_path / "stopped", weights=1, **changed)
+    late.train(resume_from_checkpoint=True)
+    assert late.state.best_metric == whole.state.best_metric
+    assert late.state.best_global_step == whole.state.best_global_step
+
+
+def model_file(folder, **changed):
+    run = trainer(folder, **changed)
+    run.train()
+    run.save_model()
+    return (folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_same_seed_gives_the_same_bytes(tmp_path, workers):
+    """A result could not be reproduced."""
+    changed = {"num_train_epochs": 1, "dataloader_num_workers": workers}
+    first = model_file(tmp_path / "first", seed=5, **changed)
+    torch.rand(7)
+    assert model_file(tmp_path / "second", seed=5, **changed) == first
+
+
+def test_loader_workers_change_no_weight(tmp_path):
+    """A faster loader would train another model (without dropout: workers draw one number of the global generator)."""
+    changed = {"num_train_epochs": 2, "eval_strategy": "no", "save_strategy": "no"}
+
+    def weights(workers):
+        torch.manual_seed(0)
+        model, processor = load_regressor(vit_config(), image_size=32)
+        run = build(model, processor, tmp_path, images(ROWS), dataloader_num_workers=workers, **changed)
+        run.train()
+        return flat(run.model)
+
+    for alone, with_workers in zip(weights(0).values(), weights(2).values(), strict=True):
+        assert torch.equal(alone, with_workers)
+
+
+def test_another_seed_gives_another_model(tmp_path):
+    """Seeds of a study would all be the same run: the fresh model is the same here, all else is the seed's."""
+    changed = {"num_train_epochs": 1}
+    assert model_file(tmp_path / "first", seed=5, **changed) != model_file(tmp_path / "second", seed=6, **changed)
