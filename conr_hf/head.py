@@ -7,6 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+class NoSingleHeadError(ValueError):
+    """A model's prediction is not the output of exactly one of its layers."""
+
+
 class _ScaleGradient(torch.autograd.Function):
     """The identity, whose gradient is multiplied by a factor."""
 
@@ -137,7 +141,8 @@ def find_head(model: nn.Module, pixel_values: Tensor) -> str:
         `str`: the layer's name in `model.named_modules()`.
 
     Raises:
-        `ValueError`: if there is no such layer, or more than one; it lists the layers seen.
+        `NoSingleHeadError`: if there is no such layer, or more than one; it lists the layers seen.
+        `ValueError`: if the model does not take such pixels.
     """
     outputs: dict[str, Tensor] = {}
 
@@ -150,6 +155,12 @@ def find_head(model: nn.Module, pixel_values: Tensor) -> str:
     parameter = next(model.parameters())
     try:
         logits = model.eval()(pixel_values=pixel_values.to(parameter.device, parameter.dtype)).logits
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise ValueError(
+            f"{type(model).__name__} does not take pixels of shape {tuple(pixel_values.shape)}: {reason}. "
+            "Give the processor and the image size that the model was made for."
+        ) from error
     finally:
         model.train(was_training)
         for hook in hooks:
@@ -161,7 +172,7 @@ def find_head(model: nn.Module, pixel_values: Tensor) -> str:
     ]
     if len(found) != 1:
         which = f"The output of each of {', '.join(found)} is" if found else "No layer's output alone is"
-        raise ValueError(
+        raise NoSingleHeadError(
             f"No single regression head found in {type(model).__name__}. {which} the prediction. "
             f'Its layers: {_described(model)}. Name one with head="...".'
         )

@@ -4,6 +4,7 @@ import difflib
 import json
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,7 +26,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from conr_hf.head import find_head
+from conr_hf.head import NoSingleHeadError, find_head
 
 
 def load_regressor(
@@ -86,11 +87,11 @@ def load_regressor(
         "label2id": {name: index for index, name in enumerate(names)},
         "problem_type": "regression",
     }
-    fresh: bool | set[str] = True
+    fresh: set[str] | None = None  # weights that came from nowhere; None: all of them
     if isinstance(name_or_path, PreTrainedConfig):
         model, processor = _from_config(name_or_path, labels, image_size)
     elif name_or_path.startswith("timm/") and not os.path.isdir(name_or_path) and (weights or not pretrained):
-        model, processor = _from_timm(name_or_path.removeprefix("timm/"), labels, weights, image_size)
+        model, processor, fresh = _from_timm(name_or_path.removeprefix("timm/"), labels, weights, image_size)
     elif weights is not None:
         raise ValueError(f'weights="{weights}" needs a timm model; "{name_or_path}" does not start with "timm/".')
     else:
@@ -137,14 +138,31 @@ def _from_pretrained(name: str, labels: dict[str, Any], **kwargs: Any) -> tuple[
         name, **labels, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
     )
     mismatched = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
+    # Weights that are missing, as a head is from a backbone's checkpoint, transformers tells of itself.
+    _check_all_fit(mismatched, model, name)
     return model, mismatched | set(info["missing_keys"])
+
+
+def _check_all_fit(misfits: set[str], model: PreTrainedModel, source: str) -> None:
+    heads = {key for layer in _output_layers(model) for key in (f"{layer}.weight", f"{layer}.bias")}
+    if others := sorted(misfits - heads):
+        raise ValueError(
+            f"{source} has no fitting weights for {', '.join(others[:4])}{' and others' if len(others) > 4 else ''}: "
+            "they would start at random. Give the image_size and configuration of the checkpoint, or pretrained=False."
+        )
+
+
+def _output_layers(model: PreTrainedModel) -> dict[str, nn.Linear | nn.Conv2d]:
+    """The layers with as many outputs as the model predicts, by name: the heads are among them."""
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
+    return {name: layer for name, layer in layers.items() if layer.weight.shape[0] == model.config.num_labels}
 
 
 def _from_config(
     config: PreTrainedConfig, labels: dict[str, Any], image_size: int | None, name: str | None = None
 ) -> tuple[PreTrainedModel, BaseImageProcessor]:
     if isinstance(config, TimmWrapperConfig):
-        return _from_timm(config.architecture, labels, None, image_size, config)
+        return _from_timm(config.architecture, labels, None, image_size, config)[:2]
     config = type(config).from_dict({**config.to_dict(), **labels})
     if name is not None:
         processor = AutoImageProcessor.from_pretrained(name)
@@ -171,7 +189,7 @@ def _from_timm(
     weights: str | None,
     image_size: int | None,
     config: TimmWrapperConfig | None = None,
-) -> tuple[PreTrainedModel, BaseImageProcessor]:
+) -> tuple[PreTrainedModel, BaseImageProcessor, set[str] | None]:
     _check_timm_name(architecture)
     if weights is not None and not os.path.isfile(weights):
         raise ValueError(f'weights="{weights}" is not a file.')
@@ -189,15 +207,30 @@ def _from_timm(
     config = TimmWrapperConfig(**settings, **labels)
     model = TimmWrapperForImageClassification(config)
     # TimmWrapper draws every weight anew from N(0, 0.02): put timm's own initialisation, or the file's weights, back.
-    original = timm.create_model(
-        architecture,
-        pretrained=weights is not None,
-        pretrained_cfg_overlay={"file": weights} if weights is not None else None,
-        num_classes=labels["num_labels"],
-        **model_args,
-    )
-    model.timm_model.load_state_dict(original.state_dict())
-    return model, TimmWrapperImageProcessor(cfg, architecture=architecture)
+    make = partial(timm.create_model, architecture, num_classes=labels["num_labels"], **model_args)
+    processor = TimmWrapperImageProcessor(cfg, architecture=architecture)
+    if weights is None:
+        model.timm_model.load_state_dict(make().state_dict())
+        return model, processor, None
+    overlay: dict[str, Any] = {"file": weights}
+    if _outputs_in_file(weights, cfg.get("classifier")) == labels["num_labels"]:
+        overlay["num_classes"] = labels["num_labels"]  # or timm leaves the file's head out
+    original = make(pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
+    model.timm_model.load_state_dict(original)
+    # timm says nothing of weights that a file lacks: made twice, they differ.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch.initial_seed() + 1)
+        again = make(pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
+    fresh = {f"timm_model.{key}" for key, value in original.items() if not torch.equal(value, again[key])}
+    _check_all_fit(fresh, model, weights)
+    return model, processor, fresh
+
+
+def _outputs_in_file(weights: str, classifier: Any) -> int | None:
+    state = timm.models.load_state_dict(weights, weights_only=True)
+    name = classifier[0] if isinstance(classifier, list | tuple) else classifier
+    weight = state.get(f"{name}.weight")
+    return None if weight is None else len(weight)
 
 
 def _hub_name(name: str) -> str:
@@ -254,25 +287,20 @@ def _resized(processor: BaseImageProcessor, config: PreTrainedConfig, side: int 
 
 
 def _renew_head(
-    model: PreTrainedModel, processor: BaseImageProcessor, fresh: bool | set[str], head: str | None
+    model: PreTrainedModel, processor: BaseImageProcessor, fresh: set[str] | None, head: str | None
 ) -> None:
-    try:
-        name = head if head is not None else find_head(model, example_pixels(processor))
-    except ValueError:  # several heads: the trainer, which needs one, says so and lists them
-        return
-    new = {f"{name}.weight", f"{name}.bias"}
-    if isinstance(fresh, set):
-        if misfits := sorted(fresh - new):
-            raise ValueError(
-                f"{model.config._name_or_path} has no fitting weights for {', '.join(misfits[:4])}"
-                f"{' and others' if len(misfits) > 4 else ''}: they would start at random. Give the image_size and "
-                "configuration of the checkpoint, or pretrained=False."
-            )
-        if not fresh & new:
-            return
-    layer = dict(model.named_modules()).get(name)
-    if not isinstance(layer, nn.Linear | nn.Conv2d):
-        return  # no such layer: the trainer says so and lists those that there are
-    nn.init.normal_(layer.weight, 0.0, 0.02)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
+    """Draws new output layers from N(0, 0.02) and sets their bias to 0, by which the trainer knows them as fresh."""
+    layers = _output_layers(model)
+    if fresh is not None:
+        names = [name for name in layers if f"{name}.weight" in fresh]
+    elif head is not None:
+        names = [head]
+    else:
+        try:
+            names = [find_head(model, example_pixels(processor))]
+        except NoSingleHeadError:  # the trainer, which needs one, lists the layers there are
+            names = []
+    for layer in (layers[name] for name in names if name in layers):
+        nn.init.normal_(layer.weight, 0.0, 0.02)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)

@@ -1,7 +1,5 @@
 """What a training step minimises: the base loss on standardised residuals plus ConR, and the figures of both."""
 
-import math
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -121,9 +119,6 @@ class Objective:
             `dict[str, float]`: `base_loss`, in label scales for L1; where ConR was computed, `conr_loss` without its
             weight, `conr_anchors`, their share of the rows, and `conr_positives` and `conr_negatives`, means per
             anchor.
-
-        Raises:
-            `FloatingPointError`: if a loss is not finite.
         """
         counts = torch.tensor([self._samples, self._conr_rows], dtype=torch.float32, device=self._device)
         sums = sum_over_processes(torch.cat([self._base_sum.reshape(1), self._conr_sums, counts])).tolist()
@@ -137,9 +132,6 @@ class Objective:
                 "conr_positives": positives / max(anchors, 1),
                 "conr_negatives": negatives / max(anchors, 1),
             }
-        for name, figure in figures.items():
-            if not math.isfinite(figure):
-                raise FloatingPointError(f"{name} is {figure}: training diverged. Lower the learning rate.")
         return figures
 
     def _reset(self) -> None:

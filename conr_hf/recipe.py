@@ -97,7 +97,7 @@ def help_text() -> str:
     own = [option for option in fields(ConRConfig) if option.name in ConRConfig.__annotations__]
     lines = ["usage: conr-hf train RECIPE.yaml [--option value ...]", ""]
     for option in (*fields(Recipe), *own):
-        default = option.default_factory() if option.default is MISSING else option.default  # type: ignore[misc]
+        default = option.default_factory() if option.default is MISSING else option.default  # type: ignore[operator]
         unset = "" if default in (None, "") else f" (default: {default})"
         lines.append(f"  --{option.name:24}{option.metadata['help'].replace('%%', '%')}{unset}")
     return "\n".join(

@@ -1,5 +1,6 @@
 """`ConRTrainer`: a `Trainer` that is right for regression, and adds ConR to the base loss."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -278,6 +279,12 @@ class ConRTrainer(ImageTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs = {**logs, **self._objective.read_figures()}
+            for name in {"loss", "base_loss", "conr_loss"} & set(logs):
+                if not math.isfinite(logs[name]):
+                    raise FloatingPointError(
+                        f"{name} is {logs[name]} at step {self.state.global_step}: training diverged. "
+                        "Lower learning_rate."
+                    )
         super().log(logs, start_time)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

@@ -164,7 +164,7 @@ def test_pipeline_prints_label_units_under_the_targets_name(name, runs, plain):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_best_checkpoint_is_what_training_ends_with(name, runs):
-    """Trainer alone loads nothing of a Swin's attention here: its files hold older names of the weights."""
+    """Trainer alone would load no encoder layer of ViT, DINOv2 and Swin: their files hold older names."""
     run = runs[name]
     assert run.best == next(iter(run.checkpoints))
     assert np.abs(run.checkpoints[run.final] - run.checkpoints[run.best]).max() / run.scale < 1e-6

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
-from small import images, models
+from small import build, images, models
 from torch.utils.data import BatchSampler, DataLoader
 
 from conr_hf import feeding
@@ -78,7 +78,11 @@ def test_each_process_gets_the_rows_that_are_counted_for_it(monkeypatch, process
         for rows in range(1, 6 * processes + 2):
             trainer = trainer_on(processes, rows, batch, split_batches, drop_last)
             shards = [
-                list(BatchSamplerShard(BatchSampler(trainer.sampler, batch, drop_last), processes, process, split_batches))
+                list(
+                    BatchSamplerShard(
+                        BatchSampler(trainer.sampler, batch, drop_last), processes, process, split_batches
+                    )
+                )
                 for process in range(processes)
             ]
             assert len({len(shard) for shard in shards}) == 1, "a process would wait for ever for the others"
@@ -131,7 +135,7 @@ def test_data_seed_orders_the_rows_where_it_is_given():
     assert list(trainer_on(1, 20, 4, seed=1).sampler) == drawn(20, seed=1)
 
 
-# ---- Views -----------------------------------------------------------------------------------------------------------
+# ---- Views ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -209,3 +213,28 @@ def test_loader_workers_change_nothing(vit_processor):
         assert alone["position"] == with_workers["position"]
         for name in ("pixel_values", "labels"):
             assert torch.equal(alone[name], with_workers[name])
+
+
+def test_each_epoch_has_its_own_order_and_views(tmp_path):
+    """A run of ten epochs would see ten times the same crops in the same batches."""
+    trainer = build(*models["vit"](), tmp_path, images(12), num_train_epochs=3, save_strategy="no")
+    fetched, stock = [], trainer.get_batch_samples
+
+    def remembered(*args):
+        batches, count = stock(*args)
+        fetched.append(batches[0])
+        return batches, count
+
+    trainer.get_batch_samples = remembered
+    trainer.train()
+    orders = [torch.cat([batch["labels"] for batch in fetched[first : first + 2]]) for first in (0, 2, 4)]
+    assert [batch["position"] for batch in fetched] == [0, 8] * 3
+    assert len({tuple(order.tolist()) for order in orders}) == 3
+    assert len({tuple(sorted(order.tolist())) for order in orders}) == 1
+    label = orders[0][0]
+    views = []
+    for order, first in zip(orders, (0, 2, 4), strict=True):
+        place = int((order == label).nonzero()[0])
+        views.append(torch.cat([batch["pixel_values"] for batch in fetched[first : first + 2]])[place])
+    assert not torch.equal(views[0], views[1])
+    assert not torch.equal(views[1], views[2])

@@ -383,3 +383,16 @@ def test_conr_is_part_of_the_loss_by_its_weight(tmp_path):
     assert conr > 0.1
     assert loss == pytest.approx(base + 0.5 * conr, rel=1e-6)
     assert 0 < figures(trainer, "conr_anchors")[0] <= 1
+
+
+@pytest.mark.parametrize("own_loss", [False, True])
+def test_a_loss_that_is_not_finite_stops_training(own_loss, tmp_path):
+    """transformers would log the last finite loss again and go on, to a model that predicts nan."""
+    model, processor = small.models["vit"]()
+    diverging = {
+        True: {"compute_loss_func": lambda outputs, labels, num_items_in_batch: outputs.logits.sum() * float("nan")},
+        False: {"learning_rate": 1e38},
+    }
+    trainer = small.build(model, processor, tmp_path, small.images(16), conr_weight=0, **diverging[own_loss])
+    with pytest.raises(FloatingPointError, match=r"loss is nan at step \d: training diverged. Lower learning_rate"):
+        trainer.train()

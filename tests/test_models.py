@@ -130,6 +130,49 @@ def test_timm_takes_a_file_of_weights(tmp_path):
     assert pixels(processor).shape == (3, 3, 160, 160)
 
 
+@pytest.mark.parametrize("lacking", ["prefix", "layer"])
+def test_a_file_that_does_not_fit_is_refused(lacking, tmp_path):
+    """timm passes over what a file lacks: training would start from a backbone that is partly, or wholly, random."""
+    weights = timm.create_model("test_resnet", num_classes=10).state_dict()
+    if lacking == "prefix":
+        weights = {f"encoder.{name}": weight for name, weight in weights.items()}
+    else:
+        weights = {name: weight for name, weight in weights.items() if not name.startswith("layer3.")}
+    file = tmp_path / "weights.safetensors"
+    save_file(weights, file)
+    with pytest.raises(ValueError, match=r"has no fitting weights for timm_model\..* they would start at random"):
+        load_regressor("timm/test_resnet", "age", weights=str(file))
+
+
+def test_a_file_with_a_trained_head_keeps_it(tmp_path):
+    weights = timm.create_model("test_resnet", num_classes=1).state_dict()
+    weights["fc.bias"] = torch.tensor([7.0])
+    file = tmp_path / "weights.safetensors"
+    save_file(weights, file)
+    model, _ = load_regressor("timm/test_resnet", "age", weights=str(file))
+    assert model.timm_model.fc.bias.item() == 7
+    torch.testing.assert_close(model.timm_model.fc.weight, weights["fc.weight"], rtol=0, atol=0)
+
+
+def test_a_checkpoint_with_two_heads_of_another_size_gets_two_new_ones(tmp_path):
+    """Distilled DeiT: naming one head must not make the other a misfit."""
+    targets = [f"class {index}" for index in range(8)]
+    model, processor = load_regressor("timm/deit_tiny_distilled_patch16_224", targets, pretrained=False, image_size=32)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    model, _ = load_regressor(str(tmp_path), "age", head="timm_model.head")
+    for head in (model.timm_model.head, model.timm_model.head_dist):
+        assert head.weight.shape[0] == 1
+        assert head.bias.item() == 0
+
+
+def test_an_image_size_that_the_model_does_not_take_is_refused_by_the_trainer(tmp_path):
+    model, _ = small.models["vit"]()
+    _, other = load_regressor(small.vit_config(image_size=64), image_size=64)
+    with pytest.raises(ValueError, match=r"does not take pixels of shape \(1, 3, 64, 64\): .*\. Give the processor"):
+        small.build(model, other, tmp_path, small.images(4))
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "sentence"),
     [

@@ -22,7 +22,10 @@ def launch(folder, launcher, *cases):
     """Runs the worker on two processes; what each of them wrote."""
     folder.mkdir()
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE", "CUDA"))}
-    environment |= {"PYTHONPATH": f"{HERE.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}", "OMP_NUM_THREADS": "1"}
+    environment |= {
+        "PYTHONPATH": f"{HERE.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, "-m", *launcher, str(HERE / "two_processes.py"), str(folder), *cases]
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
@@ -79,7 +82,7 @@ def test_the_line_that_the_refusal_gives_starts_a_group(tmp_path):
     assert results[0]["last alone"]["metrics"]["eval_mae"] == results[1]["last alone"]["metrics"]["eval_mae"]
 
 
-# ---- Rows of all processes -------------------------------------------------------------------------------------------
+# ---- Rows of all processes ------------------------------------------------------------------------------------------
 
 
 def test_rows_are_gathered_in_order_of_rank(one, two):
@@ -106,7 +109,7 @@ def test_gradient_of_conr_is_that_of_one_process(one, two):
     assert (detached - expected).norm() > 0.1 * expected.norm()
 
 
-# ---- Training --------------------------------------------------------------------------------------------------------
+# ---- Training -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", two_processes.CASES)
@@ -195,7 +198,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(one, two):
     assert torch.equal(two[0]["resumed"]["late"], two[1]["resumed"]["late"])
 
 
-# ---- Refusals --------------------------------------------------------------------------------------------------------
+# ---- Refusals -------------------------------------------------------------------------------------------------------
 
 
 def test_processes_that_found_no_group_are_refused(monkeypatch, tmp_path):
@@ -219,6 +222,8 @@ def test_a_group_that_no_launcher_started_is_refused(monkeypatch):
 def test_several_gpus_without_a_launcher_are_refused(monkeypatch):
     """DataParallel would lose the features, and ConR with them."""
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with pytest.raises(ValueError, match=r"4 GPUs.*accelerate launch --multi_gpu --num_processes 4.*CUDA_VISIBLE_DEVICES"):
+    with pytest.raises(
+        ValueError, match=r"4 GPUs.*accelerate launch --multi_gpu --num_processes 4.*CUDA_VISIBLE_DEVICES"
+    ):
         check_processes(SimpleNamespace(world_size=1, n_gpu=4))
     check_processes(SimpleNamespace(world_size=1, n_gpu=1))

@@ -16,12 +16,12 @@ from transformers import TrainerCallback
 
 import conr_hf.trainer
 from conr_hf import load_regressor
-from conr_hf.distributed import gather_objects, gather_rows, rank, sum_over_processes, world_size
+from conr_hf.distributed import gather_objects, gather_rows, rank, sum_over_processes
 from conr_hf.losses import conr_loss
 
 
 def own_loss(outputs, labels, num_items_in_batch=None):
-    """A user's loss, as Trainer asks for it: in evaluation a mean, in training a sum over the step's number of rows."""
+    """A user's loss as Trainer asks for it: a mean in evaluation, a sum over the step's number of rows in training."""
     losses = (outputs.logits.squeeze(-1) - labels).abs()
     return losses.mean() if num_items_in_batch is None else losses.sum() / num_items_in_batch
 
@@ -175,7 +175,11 @@ def resumed(folder):
     trainer(0, "stopped", callbacks=[Stop(6)]).train()
     late = trainer(1, "stopped")
     late.train(resume_from_checkpoint=True)
-    return {"whole": flat(whole.model), "late": flat(late.model), "steps": (whole.state.global_step, late.state.global_step)}
+    return {
+        "whole": flat(whole.model),
+        "late": flat(late.model),
+        "steps": (whole.state.global_step, late.state.global_step),
+    }
 
 
 def group():

@@ -66,10 +66,12 @@ def _folder(path: str) -> datasets.DatasetDict:
 def _with_images(rows: datasets.Dataset, image_column: str, folder: Path) -> datasets.Dataset:
     if image_column not in rows.column_names:
         return rows  # what is missing is said where the columns are used
-    if isinstance(rows.features[image_column], datasets.Image):
-        return rows
-    if rows.features[image_column].dtype in ("string", "large_string"):
-        paths = [str(folder / name) for name in rows[image_column]]
+    feature = rows.features[image_column]
+    kind = feature.dtype if isinstance(feature, datasets.Value) else type(feature).__name__
+    if kind not in ("string", "large_string", "binary", "large_binary", "dict"):
+        return rows  # images already, or what is none: that is said where they are read
+    if kind in ("string", "large_string"):
+        paths = [None if name is None else str(folder / name) for name in rows[image_column]]
         rows = rows.remove_columns(image_column).add_column(image_column, paths)
     return rows.cast_column(image_column, datasets.Image())
 

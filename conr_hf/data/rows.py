@@ -41,6 +41,8 @@ def to_image(value: Any, mode: str = "RGB") -> Image.Image:
     Raises:
         `OSError` or `ValueError`: if it cannot be read as an image.
     """
+    if value is None:
+        raise ValueError("the image is missing")
     if isinstance(value, Mapping):
         value = Image.open(io.BytesIO(value["bytes"])) if value.get("bytes") is not None else value["path"]
     if isinstance(value, np.ndarray):
