@@ -48,7 +48,7 @@ class Plain:
         return self.rows[index]
 
 
-# ---- read_labels ------------------------------------------------------------------------------------------------------
+# ---- read_labels ----------------------------------------------------------------------------------------------------
 
 CELLS = [20, None, 31.5, float("nan"), "31 years", "48", float("inf"), -2]
 WRONG = {1: "the label is missing", 3: "the label is nan", 4: '"31 years" is not a number', 6: "the label is inf"}
@@ -119,7 +119,7 @@ def test_a_missing_label_column_is_told_with_those_that_there_are(make, columns,
         read_labels(rows, columns, "eval_dataset")
 
 
-# ---- Columns and images -----------------------------------------------------------------------------------------------
+# ---- Columns and images ---------------------------------------------------------------------------------------------
 
 
 def test_column_names_are_those_of_the_rows_a_user_gets():
@@ -187,7 +187,7 @@ def test_an_image_is_upright_rgb_wherever_it_comes_from(tmp_path):
             to_image(bad)
 
 
-# ---- load_local -------------------------------------------------------------------------------------------------------
+# ---- load_local -----------------------------------------------------------------------------------------------------
 
 
 def folder_of(path, count, first=0, metadata="csv"):

@@ -88,7 +88,7 @@ def test_without_padding_and_flip_nothing_changes_whatever_is_drawn():
     assert not any(torch.equal(shifted(image, 0.2, random, False), image.flip(-1)) for _ in range(50))
 
 
-# ---- The collator -----------------------------------------------------------------------------------------------------
+# ---- The collator ---------------------------------------------------------------------------------------------------
 
 
 def collator(processor, columns=("label",), views=3, flip=True, padding=1 / 14, seed=0):

@@ -47,8 +47,8 @@ def to_image(value: Any, mode: str = "RGB") -> Image.Image:
         value = Image.open(io.BytesIO(value["bytes"])) if value.get("bytes") is not None else value["path"]
     if isinstance(value, np.ndarray):
         value = Image.fromarray(value)
-    if isinstance(value, str | os.PathLike):
-        value = os.fspath(value)
+    if isinstance(value, str | os.PathLike) and not os.fspath(value).startswith(("http://", "https://")):
+        value = Image.open(value)
     image: Image.Image = load_image(value)
     return image if image.mode == mode else image.convert(mode)
 
