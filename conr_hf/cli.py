@@ -56,8 +56,9 @@ def _run(given: list[str]) -> int:
     source.add_argument("--data", help="your own data: folder of images, table, or Hub id")
     evaluate.add_argument("--split", default="test", help="which split (default: test)")
     evaluate.add_argument("--image_column", default="image")
-    evaluate.add_argument("--label_columns", nargs="+", default=["label"])
+    evaluate.add_argument("--label_columns", nargs="+", help="columns of the label (default: the model's own)")
     evaluate.add_argument("--batch_size", type=_positive, default=64)
+    evaluate.add_argument("--skip_bad_rows", action="store_true", help="leave out rows that cannot be read")
     evaluate.add_argument("--output", help="folder for results.json, predictions.csv and density.png")
 
     predict = commands.add_parser("predict", help="predictions for images")
@@ -103,6 +104,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         image_column=options.image_column,
         label_columns=options.label_columns,
         batch_size=options.batch_size,
+        skip_bad_rows=options.skip_bad_rows,
         output=options.output,
     )
     return 0

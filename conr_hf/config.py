@@ -232,7 +232,11 @@ class ConRConfig(TrainingArguments):
             evaluation_sets (`list[str]`, *optional*): Names of the evaluation sets, `[""]` for one without a name.
         """
         args = copy.copy(self)
-        if args.eval_strategy is None:
+        if args.eval_strategy is None and evaluation_sets and args.save_strategy == "steps":
+            # Evaluated where the user saves, or the best model would not be among what is saved.
+            args.eval_strategy = IntervalStrategy.STEPS
+            args.eval_steps = args.eval_steps or args.save_steps
+        elif args.eval_strategy is None:
             args.eval_strategy = IntervalStrategy.EPOCH if evaluation_sets else IntervalStrategy.NO
         evaluates = args.eval_strategy != "no"
         if args.save_strategy is None:

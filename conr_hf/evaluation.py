@@ -15,7 +15,8 @@ from conr_hf.config import ConRConfig
 from conr_hf.data.rows import describe, to_image
 from conr_hf.recipe import Recipe
 from conr_hf.report import hardware, versions
-from conr_hf.run import check_writable, evaluate, load_data
+from conr_hf.run import check_writable, command, evaluate, load_data
+from conr_hf.state import load_state
 from conr_hf.trainer import ConRTrainer
 
 
@@ -26,14 +27,15 @@ def evaluate_saved(
     data: str | None,
     split: str,
     image_column: str,
-    label_columns: Sequence[str],
+    label_columns: Sequence[str] | None,
     batch_size: int,
+    skip_bad_rows: bool,
     output: str | None,
 ) -> None:
     """
     Prints the errors of a saved model on a split, per shot, and writes them into `output` if it is given.
 
-    Shots are counted on the data's training split; without one, on the training labels saved beside the model.
+    Bins and shots are those saved beside the model; a model without them is judged by the data's training split.
 
     Raises:
         `ValueError`: if model, data or split cannot be had.
@@ -41,19 +43,30 @@ def evaluate_saved(
     if output is not None:
         check_writable(output)
     model, processor = load_saved(model_name)
+    saved = load_state(model_name)
+    columns = label_columns or (saved[0].label_columns if saved is not None else ["label"])
     with TemporaryDirectory() as scratch:
         args = ConRConfig(
             scratch,
             image_column=image_column,
-            label_columns=list(label_columns),
+            label_columns=list(columns),
             per_device_eval_batch_size=batch_size,
+            skip_bad_rows=skip_bad_rows,
         )
         targets = targets_of(model)
         sets, targets, unit = load_data(Recipe(benchmark=benchmark, data=data, target=targets), args)
         if split not in sets:
             raise ValueError(f'The data has no split "{split}"; it has {", ".join(sets)}. Name one with --split.')
-        trainer = ConRTrainer(model, args, train_dataset=sets.get("train"), processing_class=processor)
-        facts = {"schema": 1, "model": model_name, "versions": versions(), "hardware": hardware(), "unit": unit}
+        train = sets.get("train") if saved is None else None
+        trainer = ConRTrainer(model, args, train_dataset=train, processing_class=processor)
+        facts = {
+            "schema": 1,
+            "command": command(),
+            "model": model_name,
+            "versions": versions(),
+            "hardware": hardware(),
+            "unit": unit,
+        }
         evaluate(trainer, {split: sets[split]}, targets, unit, facts, Path(output) if output else None)
 
 

@@ -47,7 +47,6 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any]) -> dict[str
         raise ValueError(f'The data has no split "train"; it has {", ".join(data)}.')
     for split in ("train", *_evaluated(data)):
         label_cells(dict.fromkeys(data[split].column_names), args.label_columns, f'split "{split}"')
-    command = shlex.join(["conr-hf", *sys.argv[1:]])
     set_seed(args.seed)  # a model without pretrained weights starts where the recipe says
     model, processor = load_regressor(
         recipe.model,
@@ -72,10 +71,10 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any]) -> dict[str
     trainer.save_model()
     if trainer.is_world_process_zero():
         text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
-        Path(str(args.output_dir), "recipe.yaml").write_text(f"# {command}\n{text}", encoding="utf-8")
+        Path(str(args.output_dir), "recipe.yaml").write_text(f"# {command()}\n{text}", encoding="utf-8")
     results: dict[str, Any] = {
         "schema": 1,
-        "command": command,
+        "command": command(),
         "recipe": options,
         "conr": asdict(trainer.resolved),
         "seed": args.seed,
@@ -84,10 +83,6 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any]) -> dict[str
         "train_seconds": round(outcome.metrics["train_runtime"], 1),
         "steps": outcome.global_step,
         "unit": unit,
-        "bins": {
-            "edges": [edges.tolist() for edges in trainer.bins.edges],
-            "train_counts": [counts.tolist() for counts in trainer.bins.train_counts],
-        },
     }
     splits = {split: data[split] for split in _evaluated(data)}
     return evaluate(trainer, splits, targets, unit, results, Path(str(args.output_dir)))
@@ -103,7 +98,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Predicts the splits and prints their tables; writes results, predictions and plot if a folder is given."""
     bins = trainer.bins
-    results = {**results, "baseline_median": {}}
+    saved = bins.to_dict()
+    results = {**results, "bins": {part: saved[part] for part in ("edges", "train_counts")}, "baseline_median": {}}
     predictions: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
     medians: dict[str, np.ndarray] = {}
     for split, rows in splits.items():
@@ -154,6 +150,11 @@ def load_data(recipe: Recipe, args: ConRConfig) -> tuple[DatasetDict, list[str],
 
 def _evaluated(data: DatasetDict) -> list[str]:
     return [split for split in ("validation", "test") if split in data]
+
+
+def command() -> str:
+    """The command line that was given, as one would type it again."""
+    return shlex.join(["conr-hf", *sys.argv[1:]])
 
 
 def check_writable(folder: str | None) -> None:

@@ -61,9 +61,8 @@ def train(name, folder, rows, batch, accumulation, **changed):
         gradient_accumulation_steps=accumulation,
         optimizer_cls_and_kwargs=(torch.optim.SGD, {"lr": 1e-3}),
         max_grad_norm=0.0,
-        max_steps=STEPS,
         save_strategy="no",
-        **{"conr_weight": 0.0, **changed},
+        **{"conr_weight": 0.0, "max_steps": STEPS, **changed},
     )
     trainer.train()
     return trainer
@@ -365,11 +364,12 @@ def test_a_loss_of_the_users_own_takes_the_base_loss_place(tmp_path):
 
 
 def test_a_loss_of_the_users_own_is_independent_of_accumulation(tmp_path):
-    changed = {"compute_loss_func": squared, "learning_rate": 0.0, "num_views": 2}
+    # Two steps: with plain SGD a squared error in label units soon diverges.
+    changed = {"compute_loss_func": squared, "max_steps": 2, "num_views": 2}
     whole = train("vit", tmp_path / "8x1", 13, 8, 1, **changed)
     parts = train("vit", tmp_path / "4x2", 13, 4, 2, **changed)
     for figure in ("loss", "grad_norm"):
-        np.testing.assert_allclose(figures(parts, figure)[:2], figures(whole, figure)[:2], rtol=1e-5)
+        np.testing.assert_allclose(figures(parts, figure), figures(whole, figure), rtol=1e-5)
 
 
 def test_no_base_loss_is_logged_that_was_not_computed(tmp_path):

@@ -6,10 +6,11 @@ import shutil
 
 import pytest
 import torch
-from small import build, images, models
+from small import build, images, models, vit_config
 from transformers import TrainerCallback
 
 import conr_hf.objective
+from conr_hf import load_regressor
 
 ROWS, EPOCHS = 21, 3  # a last batch of five
 STEPS = 3 * EPOCHS
@@ -98,21 +99,39 @@ def test_bf16_trains_to_the_same_error(tmp_path, plain):
     assert not torch.equal(torch.tensor(predictions), torch.tensor(predictions).bfloat16().float())
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_compiled_equals_eager(tmp_path, plain, backend):
-    """`torch_compile: true` would break on the head, stop for each forward, or train another model."""
-    if backend == "inductor" and shutil.which("g++") is None:
-        pytest.skip("inductor compiles for CPU with g++, which this machine lacks")
+def compiled(folder, backend, **changed):
     counters = torch._dynamo.utils.counters
     torch._dynamo.reset()
     counters.clear()
-    run = trainer(tmp_path, torch_compile=True, torch_compile_backend=backend)
+    run = trainer(folder, torch_compile=True, torch_compile_backend=backend, **changed)
     run.train()
     assert isinstance(run.model_wrapped, torch._dynamo.eval_frame.OptimizedModule)
     assert counters["stats"]["unique_graphs"] > 0, "the mode was not on"
     assert not counters["graph_break"], "the head or its gradient breaks the graph"
     torch._dynamo.reset()
-    assert_close(run, plain, tolerance=1e-3)
+    return run
+
+
+def test_compiled_equals_eager(tmp_path, plain):
+    """`torch_compile: true` would break on the head, or train another model: here without generating code."""
+    assert_close(compiled(tmp_path, "aot_eager"), plain, tolerance=1e-3)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor compiles for CPU with g++, which is not here")
+def test_compiled_to_code_equals_eager(tmp_path):
+    """The same with the code that inductor generates, for one layer and one shape of batch, since that takes a while."""
+
+    def short():
+        torch.manual_seed(0)
+        model, _ = load_regressor(vit_config(num_hidden_layers=1), image_size=32)
+        return {"model": model, "rows": 16, "num_train_epochs": 2, "evaluation": False}
+
+    run, eager = compiled(tmp_path, "inductor", **short()), trainer(tmp_path, **short())
+    eager.train()
+    for entry, expected in zip(steps(run), steps(eager), strict=True):
+        assert entry["loss"] == pytest.approx(expected["loss"], rel=1e-3)
+    torch.testing.assert_close(weights(run), weights(eager), rtol=1e-3, atol=1e-3)
+    assert len(steps(run)) == 4
 
 
 def test_gradient_checkpointing_changes_nothing(tmp_path, plain):

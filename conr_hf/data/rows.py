@@ -49,6 +49,9 @@ def to_image(value: Any, mode: str = "RGB") -> Image.Image:
         value = Image.fromarray(value)
     if isinstance(value, str | os.PathLike) and not os.fspath(value).startswith(("http://", "https://")):
         value = Image.open(value)
+    if isinstance(value, Image.Image) and value.mode.startswith("I"):
+        # Sixteen bits a pixel, which PIL would clip at 255, to white.
+        value = Image.fromarray((np.asarray(value).clip(0, 65535) // 256).astype(np.uint8))
     image: Image.Image = load_image(value)
     return image if image.mode == mode else image.convert(mode)
 
