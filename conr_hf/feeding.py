@@ -61,6 +61,8 @@ class ImageTrainer(Trainer):
         self._usable: dict[int, tuple[DrawnRows, np.ndarray | None, bool]] = {}
         self.example_pixels = self._first_pixels(list(data_sets.values()))
         super().__init__(model, args, self.collator(), train_dataset, eval_dataset, processing_class, **kwargs)
+        if self.accelerator.dispatch_batches:
+            raise ValueError("dispatch_batches is true; leave it unset, since each process reads its own rows.")
         self.add_callback(_EpochForSampler(self))
 
     def collator(self) -> ImageCollator | UserCollator:

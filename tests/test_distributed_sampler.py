@@ -238,3 +238,8 @@ def test_each_epoch_has_its_own_order_and_views(tmp_path):
         views.append(torch.cat([batch["pixel_values"] for batch in fetched[first : first + 2]])[place])
     assert not torch.equal(views[0], views[1])
     assert not torch.equal(views[1], views[2])
+
+
+def test_one_process_reading_for_all_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="dispatch_batches is true; leave it unset"):
+        build(*models["vit"](), tmp_path, images(4), accelerator_config={"dispatch_batches": True})

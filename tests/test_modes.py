@@ -119,7 +119,7 @@ def test_compiled_equals_eager(tmp_path, plain):
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor compiles for CPU with g++, which is not here")
 def test_compiled_to_code_equals_eager(tmp_path):
-    """The same with the code that inductor generates, for one layer and one shape of batch, since that takes a while."""
+    """The same with the code that inductor generates, for one layer and one shape of batch: it takes a while."""
 
     def short():
         torch.manual_seed(0)
