@@ -44,6 +44,12 @@ def usable_rows(
     """
     count = len(dataset)  # type: ignore[arg-type]
     labels, wrong = read_labels(dataset, args.label_columns, name) if with_labels else (None, {})
+    if with_labels and "sample_weight" in column_names(dataset):
+        weights, unusable = read_labels(dataset, ["sample_weight"], name)
+        negative = {
+            int(row): f'column "sample_weight": {weights[row]} is less than 0' for row in np.where(weights < 0)[0]
+        }
+        wrong = {**unusable, **negative, **wrong}
     if with_images:
         names = column_names(dataset)
         if args.image_column not in names:

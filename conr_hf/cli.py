@@ -31,8 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _refused(error: ValueError) -> int:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
     # A data-loader worker's error carries the worker's traceback; its last line is the sentence.
-    sentence = str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
+    sentence = (
+        lines[-1].removeprefix("ValueError: ") if any("Traceback" in line for line in lines) else " ".join(lines)
+    )
     print(f"conr-hf: {sentence}", file=sys.stderr)
     return 2
 

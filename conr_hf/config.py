@@ -1,16 +1,19 @@
-"""The settings of a run: `ConRConfig` holds what the user chose, `Resolved` what it came to on the training labels."""
+"""The settings of a run: `ConRConfig`."""
 
 import copy
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
-import numpy as np
 import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+from transformers.utils import logging
 
 from conr_hf.imbalance.density import DensityMethod
+from conr_hf.losses.checks import FORMULATIONS, PUSHES, REDUCTIONS
+
+logger = logging.get_logger(__name__)
 
 ERRORS = ("mae", "mse", "gm", "bmae", "loss")  # metrics of which less is better
 _EVALUATION = {
@@ -20,12 +23,12 @@ _EVALUATION = {
     "load_best_model_at_end": False,
 }
 _CHOICES = {
-    "conr_push": ("exponential", "linear"),
-    "conr_formulation": ("exact", "reference"),
-    "conr_reduction": ("mean", "anchors"),
+    "conr_push": PUSHES,
+    "conr_formulation": FORMULATIONS,
+    "conr_reduction": REDUCTIONS,
     "conr_distance": ("mean_abs", "euclidean"),
-    "conr_reweight": ("none", "inverse", "sqrt_inverse"),
-    "reweight": ("none", "inverse", "sqrt_inverse"),
+    "conr_reweight": get_args(DensityMethod),
+    "reweight": get_args(DensityMethod),
     "base_loss": ("l1", "mse", "huber"),
     "train_sampling_strategy": ("random", "sequential"),
     "eval_strategy": ("no", "steps", "epoch"),
@@ -33,7 +36,7 @@ _CHOICES = {
 }
 
 
-def _help(text: str) -> dict[str, str]:
+def about(text: str) -> dict[str, str]:
     return {"help": text}
 
 
@@ -99,80 +102,83 @@ class ConRConfig(TrainingArguments):
     """
 
     conr_weight: float = field(
-        default=0.05, metadata=_help("Weight of ConR beside the base loss; 0 keeps the views and computes no ConR.")
+        default=0.05,
+        metadata=about("Weight of ConR beside the base loss; 0 keeps the views and computes no ConR."),
     )
     conr_window: float | None = field(
         default=None,
-        metadata=_help(
+        metadata=about(
             "Labels within this distance, in label units, are similar. Unset: 1 %% of the labels' range R."
         ),
     )
-    conr_temperature: float = field(default=0.07, metadata=_help("Temperature of the feature similarities."))
+    conr_temperature: float = field(default=0.07, metadata=about("Temperature of the feature similarities."))
     conr_push: str = field(
-        default="exponential", metadata=_help("How the push grows with label distance: exponential or linear.")
+        default="exponential", metadata=about("How the push grows with label distance: exponential or linear.")
     )
     conr_push_scale: float | None = field(
-        default=None, metadata=_help("How fast the push grows, per label unit. Unset: 1 / R.")
+        default=None, metadata=about("How fast the push grows, per label unit. Unset: 1 / R.")
     )
     conr_formulation: str = field(
-        default="exact", metadata=_help("exact: the paper's loss; reference: what its published code computes.")
+        default="exact", metadata=about("exact: the paper's loss; reference: what its published code computes.")
     )
-    conr_reduction: str = field(default="mean", metadata=_help("Mean over all rows (mean) or over anchors (anchors)."))
+    conr_reduction: str = field(default="mean", metadata=about("Mean over all rows (mean) or over anchors (anchors)."))
     conr_distance: str = field(
-        default="mean_abs", metadata=_help("Distance of labels of several dimensions: mean_abs or euclidean.")
+        default="mean_abs", metadata=about("Distance of labels of several dimensions: mean_abs or euclidean.")
     )
     conr_reweight: DensityMethod = field(
-        default="sqrt_inverse", metadata=_help("Density weights of the push: none, inverse or sqrt_inverse.")
+        default="sqrt_inverse", metadata=about("Density weights of the push: none, inverse or sqrt_inverse.")
     )
     label_columns: list[str] = field(
-        default_factory=lambda: ["label"], metadata=_help("Columns of the label, one for each dimension.")
+        default_factory=lambda: ["label"], metadata=about("Columns of the label, one for each dimension.")
     )
-    image_column: str = field(default="image", metadata=_help("Column of the image."))
-    num_views: int = field(default=2, metadata=_help("Augmented views of each training image."))
+    image_column: str = field(default="image", metadata=about("Column of the image."))
+    num_views: int = field(default=2, metadata=about("Augmented views of each training image."))
     horizontal_flip: bool = field(
-        default=True, metadata=_help("Flip half of the views; false where that changes the label, as with gaze.")
+        default=True, metadata=about("Flip half of the views; false where that changes the label, as with gaze.")
     )
     crop_padding: float = field(
         default=1 / 14,
-        metadata=_help(
+        metadata=about(
             "Largest shift of a view, as a share of its side; 0 where it changes the label, as in counting."
         ),
     )
-    base_loss: str = field(default="l1", metadata=_help("l1, mse or huber, of residuals divided by the label scale."))
+    base_loss: str = field(default="l1", metadata=about("l1, mse or huber, of residuals divided by the label scale."))
     huber_delta: float | None = field(
-        default=None, metadata=_help("Where Huber's loss turns linear, in label units. Unset: the label scale.")
+        default=None, metadata=about("Where Huber's loss turns linear, in label units. Unset: the label scale.")
     )
     reweight: DensityMethod = field(
-        default="none", metadata=_help("Density weights of the base loss: none, inverse or sqrt_inverse.")
+        default="none", metadata=about("Density weights of the base loss: none, inverse or sqrt_inverse.")
     )
     label_scale: float | None = field(
-        default=None, metadata=_help("Label scale, in label units. Unset: standard deviation of the training labels.")
+        default=None,
+        metadata=about("Label scale, in label units. Unset: standard deviation of the training labels."),
     )
     bin_width: float | None = field(
         default=None,
-        metadata=_help(
+        metadata=about(
             "Width, in label units, of the bins of density and shots. Unset: the benchmark's, else R / 100."
         ),
     )
     skip_bad_rows: bool = field(
-        default=False, metadata=_help("Leave out rows whose image cannot be read, naming them, instead of stopping.")
+        default=False,
+        metadata=about("Leave out rows whose image cannot be read, naming them, instead of stopping."),
     )
-    head: str | None = field(default=None, metadata=_help("Layer that predicts, for a model with several heads."))
+    head: str | None = field(default=None, metadata=about("Layer that predicts, for a model with several heads."))
 
     # TrainingArguments' fields whose defaults depend on whether there is an evaluation set: None is "unset".
     eval_strategy: str | None = field(  # type: ignore[assignment]
-        default=None, metadata=_help("no, steps or epoch. Unset: epoch with an evaluation set.")
+        default=None, metadata=about("no, steps or epoch. Unset: epoch with an evaluation set.")
     )
     save_strategy: str | None = field(  # type: ignore[assignment]
-        default=None, metadata=_help("no, steps, epoch or best. Unset: as eval_strategy.")
+        default=None, metadata=about("no, steps, epoch or best. Unset: as eval_strategy.")
     )
     save_steps: float | None = field(  # type: ignore[assignment]
-        default=None, metadata=_help("Steps between checkpoints. Unset: as eval_steps.")
+        default=None, metadata=about("Steps between checkpoints. Unset: as eval_steps.")
     )
     load_best_model_at_end: bool | None = field(  # type: ignore[assignment]
-        default=None, metadata=_help("Load the best checkpoint at the end. Unset: true with an evaluation set.")
+        default=None, metadata=about("Load the best checkpoint at the end. Unset: true with an evaluation set.")
     )
-    remove_unused_columns: bool = field(default=False, metadata=_help("Must stay false: images are columns."))
+    remove_unused_columns: bool = field(default=False, metadata=about("Must stay false: images are columns."))
 
     def __post_init__(self) -> None:
         if isinstance(self.label_columns, str):
@@ -180,7 +186,7 @@ class ConRConfig(TrainingArguments):
         unset = [name for name in (*_EVALUATION, "metric_for_best_model") if getattr(self, name) is None]
         # For now as TrainingArguments has them; with the best model asked for, evaluation and saving must agree.
         together: dict[str, Any] = {}
-        if self.load_best_model_at_end:
+        if self.load_best_model_at_end or self.lr_scheduler_type == "reduce_lr_on_plateau":
             saves = self.save_strategy if self.save_strategy != "best" else None
             strategy = self.eval_strategy or saves or "epoch"
             steps = self.eval_steps or self.logging_steps
@@ -221,8 +227,13 @@ class ConRConfig(TrainingArguments):
             raise ValueError(f"label_columns is {self.label_columns}; name one column, or several different ones.")
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns is true; it must be false, since images and labels are columns.")
-        if self.batch_eval_metrics:
-            raise ValueError("batch_eval_metrics is true; it must be false, since shots need all predictions at once.")
+        whole = {"batch_eval_metrics": False, "prediction_loss_only": False, "eval_do_concat_batches": True}
+        for name, needed in whole.items():
+            if getattr(self, name) is not needed:
+                raise ValueError(
+                    f"{name} is {str(not needed).lower()}; it must be {str(needed).lower()}, since shots need all "
+                    "predictions at once."
+                )
 
     def settled(self, evaluation_sets: list[str] | None) -> "ConRConfig":
         """
@@ -232,6 +243,8 @@ class ConRConfig(TrainingArguments):
             evaluation_sets (`list[str]`, *optional*): Names of the evaluation sets, `[""]` for one without a name.
         """
         args = copy.copy(self)
+        if args.save_strategy is None and args.save_steps is not None:
+            args.save_strategy = SaveStrategy.STEPS
         if args.eval_strategy is None and evaluation_sets and args.save_strategy == "steps":
             # Evaluated where the user saves, or the best model would not be among what is saved.
             args.eval_strategy = IntervalStrategy.STEPS
@@ -246,6 +259,12 @@ class ConRConfig(TrainingArguments):
         chooses = evaluates and bool(evaluation_sets)
         if args.load_best_model_at_end is None:
             args.load_best_model_at_end = chooses and args.save_strategy != "no"
+            if args.load_best_model_at_end and not args._saves_what_it_evaluates():
+                logger.warning(
+                    f"No best model is kept, as saves ({args.save_strategy!s}, {args.save_steps} steps) and "
+                    f"evaluations ({args.eval_strategy!s}, {args.eval_steps} steps) do not coincide."
+                )
+                args.load_best_model_at_end = False
         if args.metric_for_best_model is None:
             first = evaluation_sets[0] if evaluation_sets else ""
             metric = "_".join(part for part in ("eval", first, "mae") if part)
@@ -253,70 +272,8 @@ class ConRConfig(TrainingArguments):
             args.greater_is_better = False if chooses else None
         return args
 
-
-@dataclass(frozen=True)
-class Resolved:
-    """
-    What a run uses: the settings of ConR with every unset one derived from the training labels. Saved with the model.
-
-    Lengths on the label axis (`label_mean`, `label_median`, `label_range`, `label_scale`, `window`, `huber_delta`) are
-    in label units, `push_scale` in their inverse. The fields are those of [`ConRConfig`].
-    """
-
-    label_columns: tuple[str, ...]
-    label_mean: tuple[float, ...]
-    label_median: tuple[float, ...]
-    label_range: float
-    label_scale: float
-    weight: float
-    window: float
-    temperature: float
-    push: str
-    push_scale: float
-    formulation: str
-    reduction: str
-    distance: str
-    conr_reweight: DensityMethod
-    base_loss: str
-    huber_delta: float
-    reweight: DensityMethod
-    num_views: int
-
-
-def resolve(args: ConRConfig, labels: np.ndarray) -> Resolved:
-    """
-    Derives the unset settings.
-
-    Args:
-        args (`ConRConfig`): The user's settings; not changed.
-        labels (`np.ndarray` of shape `(N,)` or `(N, T)`): Training labels, in label units.
-
-    Example:
-        >>> import numpy as np
-        >>> resolve(ConRConfig(), np.array([20.0, 40.0, 60.0])).window
-        0.4
-    """
-    columns = labels.reshape(len(labels), -1).astype(np.float64)  # (N, T)
-    label_range = float(np.mean(columns.max(0) - columns.min(0)))
-    scale = args.label_scale if args.label_scale is not None else float(np.sqrt(columns.var(0).mean())) or 1.0
-    inverse_range = 1 / label_range if label_range > 0 else 0.0
-    return Resolved(
-        label_columns=tuple(args.label_columns),
-        label_mean=tuple(float(mean) for mean in columns.mean(0)),
-        label_median=tuple(float(median) for median in np.median(columns, 0)),
-        label_range=label_range,
-        label_scale=scale,
-        weight=args.conr_weight,
-        window=args.conr_window if args.conr_window is not None else 0.01 * label_range,
-        temperature=args.conr_temperature,
-        push=args.conr_push,
-        push_scale=args.conr_push_scale if args.conr_push_scale is not None else inverse_range,
-        formulation=args.conr_formulation,
-        reduction=args.conr_reduction,
-        distance=args.conr_distance,
-        conr_reweight=args.conr_reweight,
-        base_loss=args.base_loss,
-        huber_delta=args.huber_delta if args.huber_delta is not None else scale,
-        reweight=args.reweight,
-        num_views=args.num_views,
-    )
+    def _saves_what_it_evaluates(self) -> bool:
+        if self.save_strategy == "best":
+            return True
+        between = (self.save_steps or 1) % (self.eval_steps or 1)
+        return self.save_strategy == self.eval_strategy and not (self.save_strategy == "steps" and between)

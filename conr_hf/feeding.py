@@ -20,7 +20,7 @@ from transformers import (
 
 from conr_hf.checks import check_has_rows, usable_rows
 from conr_hf.config import ConRConfig
-from conr_hf.data.benchmarks import BENCHMARKS
+from conr_hf.data.benchmarks import benchmark_of
 from conr_hf.data.rows import Row, column_names
 from conr_hf.data.views import DrawnRows, ImageCollator, TrainingSampler, UserCollator
 from conr_hf.distributed import rank, world_size
@@ -83,18 +83,21 @@ class ImageTrainer(Trainer):
     def check_data(self) -> None:
         """Reads every label and image of all data sets once, so that no bad one ends a run in its middle."""
         for name, dataset in named(self.train_dataset, self.eval_dataset).items():
-            self.usable(dataset, name, with_images=True)
+            self.usable(dataset, name, before_training=True)
 
     def usable(
-        self, dataset: Dataset[Row], name: str, with_images: bool = False
+        self, dataset: Dataset[Row], name: str, before_training: bool = False
     ) -> tuple[DrawnRows, np.ndarray | None]:
-        """The rows of a data set that can be used, and their labels where it has them; each is read once."""
+        """
+        The rows of a data set that can be used, and their labels; each is read once. Before training, images are read
+        and labels must be there; otherwise labels are read where there are any.
+        """
         names = column_names(dataset)
         raw = "pixel_values" not in names and self._user_collator is None
-        with_images = raw and (with_images or self.args.skip_bad_rows)
+        with_images = raw and (before_training or self.args.skip_bad_rows)
         rows, labels, images_were_read = self._usable.get(id(dataset), (None, None, False))
         if rows is None or (with_images and not images_were_read):
-            labelled = raw and all(column in names for column in self.args.label_columns)
+            labelled = raw and (before_training or all(column in names for column in self.args.label_columns))
             indices, labels = usable_rows(
                 dataset,
                 name,
@@ -114,9 +117,10 @@ class ImageTrainer(Trainer):
 
     def bin_width(self) -> float | None:
         """The width of the bins in label units: the user's, or the benchmark's, or `None`."""
-        info = getattr(self.train_dataset, "info", None)
-        benchmark = BENCHMARKS.get(info.dataset_name) if info is not None and info.dataset_name else None
-        return self.args.bin_width or (benchmark.bin_width if benchmark is not None else None)
+        if self.args.bin_width is not None:
+            return self.args.bin_width
+        benchmark = benchmark_of(self.train_dataset, self.training_labels())
+        return None if benchmark is None else benchmark.bin_width
 
     def samples(self, batch: dict[str, Any]) -> list[int]:
         """Samples of this micro-batch on each process; repeats, which come last in an epoch, do not count."""
@@ -175,11 +179,18 @@ class _EpochForSampler(TrainerCallback):
 
     def __init__(self, trainer: ImageTrainer) -> None:
         self.trainer = trainer
+        self.epoch = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.epoch = int(state.epoch or 0)
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.trainer.sampler.epoch = int(state.epoch or 0)
+        self.trainer.sampler.epoch = self.epoch
+        self.epoch += 1  # counted, as an epoch that a callback cuts short ends before state.epoch is whole
 
 
 def named(train_dataset: Dataset[Row] | None, eval_dataset: DataSets | None) -> dict[str, Dataset[Row]]:

@@ -1,8 +1,10 @@
 """`load_regressor`: the name of a vision model -> the model with a regression head, and its image processor."""
 
+import copy
 import difflib
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -27,6 +30,8 @@ from transformers import (
 )
 
 from conr_hf.head import NoSingleHeadError, find_head
+
+HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
 
 
 def load_regressor(
@@ -102,7 +107,8 @@ def load_regressor(
                 model, processor = _from_config(config, labels, image_size, name)
             else:
                 model, fresh = _from_pretrained(name, labels, **kwargs)
-                processor = _resized(AutoImageProcessor.from_pretrained(name), model.config, image_size)
+                hub = {option: value for option, value in kwargs.items() if option in HUB_OPTIONS}
+                processor = _resized(AutoImageProcessor.from_pretrained(name, **hub), model.config, image_size)
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0].rstrip(".")
             raise ValueError(
@@ -133,23 +139,45 @@ def restore_weights(model: PreTrainedModel, folder: str) -> None:
     model.load_state_dict(saved.state_dict())
 
 
+def check_vanilla(model: PreTrainedModel) -> None:
+    """
+    Raises:
+        `ValueError`: if the model's layers are not those that its configuration makes, so that a checkpoint of it
+            would not load in plain transformers.
+    """
+    if model._hf_peft_config_loaded:
+        return  # adapters are saved and loaded by themselves
+    with torch.random.fork_rng(devices=[]), init_empty_weights():
+        expected = set(type(model)(copy.deepcopy(model.config)).state_dict())
+    if changed := sorted(expected ^ set(model.state_dict())):
+        raise ValueError(
+            f"{type(model).__name__} has other layers than its configuration makes ({', '.join(changed[:4])}), so its "
+            "checkpoints would not load in plain transformers. Change the model by its configuration."
+        )
+
+
 def _from_pretrained(name: str, labels: dict[str, Any], **kwargs: Any) -> tuple[PreTrainedModel, set[str]]:
     model, info = AutoModelForImageClassification.from_pretrained(
         name, **labels, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
     )
     mismatched = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
-    # Weights that are missing, as a head is from a backbone's checkpoint, transformers tells of itself.
     _check_all_fit(mismatched, model, name)
-    return model, mismatched | set(info["missing_keys"])
+    fresh = mismatched | set(info["missing_keys"])
+    if lacking := sorted(fresh - _head_weights(model)):  # some backbones lack a pooler or a last norm
+        warnings.warn(f"{name} has no weights for {', '.join(lacking[:4])}; they start at random.", stacklevel=3)
+    return model, fresh
 
 
 def _check_all_fit(misfits: set[str], model: PreTrainedModel, source: str) -> None:
-    heads = {key for layer in _output_layers(model) for key in (f"{layer}.weight", f"{layer}.bias")}
-    if others := sorted(misfits - heads):
+    if others := sorted(misfits - _head_weights(model)):
         raise ValueError(
             f"{source} has no fitting weights for {', '.join(others[:4])}{' and others' if len(others) > 4 else ''}: "
             "they would start at random. Give the image_size and configuration of the checkpoint, or pretrained=False."
         )
+
+
+def _head_weights(model: PreTrainedModel) -> set[str]:
+    return {key for layer in _output_layers(model) for key in (f"{layer}.weight", f"{layer}.bias")}
 
 
 def _output_layers(model: PreTrainedModel) -> dict[str, nn.Linear | nn.Conv2d]:

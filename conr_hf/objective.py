@@ -4,10 +4,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from conr_hf.config import Resolved
 from conr_hf.distributed import gather_rows, rank, sum_over_processes
 from conr_hf.imbalance import Bins, make_density
 from conr_hf.losses import conr_loss, huber, l1, mse
+from conr_hf.resolved import Resolved
 
 
 def base_loss(predictions: Tensor, labels: Tensor, resolved: Resolved) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
-from conr_hf.config import ConRConfig, _help
+from conr_hf.config import ConRConfig, about
 
 FOLDER = Path(__file__).parent / "recipes"
 
@@ -32,16 +32,17 @@ class Recipe:
         unit (`str`, *optional*): Unit of the labels. Unset: the benchmark's, or none.
     """
 
-    model: str = field(default="", metadata=_help("Model: Hub id, local folder or timm/NAME."))
-    benchmark: str | None = field(default=None, metadata=_help("Benchmark to train on, such as earth-elevation."))
+    model: str = field(default="", metadata=about("Model: Hub id, local folder or timm/NAME."))
+    benchmark: str | None = field(default=None, metadata=about("Benchmark to train on, such as earth-elevation."))
     data: str | None = field(
-        default=None, metadata=_help("Your own data: folder of images with metadata, CSV, JSONL, Parquet, or Hub id.")
+        default=None,
+        metadata=about("Your own data: folder of images with metadata, CSV, JSONL, Parquet, or Hub id."),
     )
-    pretrained: bool = field(default=True, metadata=_help("Start from pretrained weights."))
-    weights: str | None = field(default=None, metadata=_help("Local file of weights for a timm model."))
-    image_size: int | None = field(default=None, metadata=_help("Side of the model's input in pixels."))
-    target: list[str] | None = field(default=None, metadata=_help("What the predictions are called."))
-    unit: str | None = field(default=None, metadata=_help("Unit of the labels."))
+    pretrained: bool = field(default=True, metadata=about("Start from pretrained weights."))
+    weights: str | None = field(default=None, metadata=about("Local file of weights for a timm model."))
+    image_size: int | None = field(default=None, metadata=about("Side of the model's input in pixels."))
+    target: list[str] | None = field(default=None, metadata=about("What the predictions are called."))
+    unit: str | None = field(default=None, metadata=about("Unit of the labels."))
 
 
 def read_recipe(arguments: Sequence[str]) -> tuple[Recipe, ConRConfig, dict[str, Any]]:
@@ -53,7 +54,8 @@ def read_recipe(arguments: Sequence[str]) -> tuple[Recipe, ConRConfig, dict[str,
             those that come with the package.
 
     Returns:
-        The recipe, the settings, and every option that was given, by name: a recipe that repeats the run.
+        The recipe, the settings, and by name every option that was given or is ours: a recipe that repeats the run,
+        whatever defaults become.
 
     Raises:
         `ValueError`: for an unknown option, with the nearest known one, and for a value that cannot be meant.
@@ -87,9 +89,10 @@ def read_recipe(arguments: Sequence[str]) -> tuple[Recipe, ConRConfig, dict[str,
     if (recipe.benchmark is None) == (recipe.data is None):
         raise ValueError("Name what to train on: either a benchmark or data, and not both.")
     values = {**args.to_dict(), **asdict(recipe)}
-    given = dict.fromkeys([*_names([*options, *rest]), "output_dir"])
-    given.pop("resume_from_checkpoint", None)  # a resumed run is the run that nothing interrupted
-    return recipe, args, {name: values[name] for name in given}
+    ours = [option.name for option in fields(Recipe)] + list(ConRConfig.__annotations__)
+    kept = dict.fromkeys([*ours, *_names([*options, *rest]), "seed", "output_dir"])
+    kept.pop("resume_from_checkpoint", None)  # a resumed run is the run that nothing interrupted
+    return recipe, args, {name: values[name] for name in kept if values[name] is not None}
 
 
 def help_text() -> str:
@@ -147,7 +150,7 @@ def _from_file(path: str) -> list[str]:
     try:
         options = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = getattr(error, "problem_mark", None)
+        where = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
         line = f", line {where.line + 1}" if where is not None else ""
         raise ValueError(f"{path}{line}: this is not YAML. Write one option a line, as in name: value.") from error
     if not isinstance(options, dict):

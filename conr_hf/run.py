@@ -1,10 +1,12 @@
 """Runs a recipe: loads, trains, evaluates, and writes the run folder."""
 
 import os
+import re
 import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -66,7 +68,7 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any]) -> dict[str
     show_briefly(trainer)
     trainer.check_data()
     for split in _evaluated(data):  # the test split's rows too are read before training, not after it
-        trainer.usable(data[split], f"{split} data", with_images=True)
+        trainer.usable(data[split], f"{split} data", before_training=True)
     outcome = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model()
     if trainer.is_world_process_zero():
@@ -142,7 +144,9 @@ def load_data(recipe: Recipe, args: ConRConfig) -> tuple[DatasetDict, list[str],
     if recipe.benchmark is not None:
         data = load_benchmark(recipe.benchmark)
         benchmark = BENCHMARKS[recipe.benchmark]
-        return data, recipe.target or [benchmark.target], recipe.unit or benchmark.unit
+        own = list(args.label_columns) == ["label"]  # or the user trains on another column of it
+        targets = recipe.target or ([benchmark.target] if own else list(args.label_columns))
+        return data, targets, recipe.unit or (benchmark.unit if own else "")
     assert recipe.data is not None
     data = load_local(recipe.data, args.image_column)
     return data, recipe.target or list(args.label_columns), recipe.unit or ""
@@ -153,8 +157,10 @@ def _evaluated(data: DatasetDict) -> list[str]:
 
 
 def command() -> str:
-    """The command line that was given, as one would type it again."""
-    return shlex.join(["conr-hf", *sys.argv[1:]])
+    """The command line that was given, as one would type it again; tokens are not told."""
+    given = sys.argv[1:]
+    told = ["..." if before.endswith("_token") else word for before, word in zip(["", *given], given, strict=False)]
+    return shlex.join(["conr-hf", *(re.sub(r"(--\w+_token=).*", r"\1...", word) for word in told)])
 
 
 def check_writable(folder: str | None) -> None:
@@ -164,9 +170,7 @@ def check_writable(folder: str | None) -> None:
     """
     try:
         os.makedirs(str(folder), exist_ok=True)
-        probe = Path(str(folder), ".writable")
-        probe.touch()
-        probe.unlink()
+        TemporaryFile(dir=str(folder)).close()
     except OSError as error:
         raise ValueError(
             f'The output folder "{folder}" cannot be written ({error.strerror}). Name another.'

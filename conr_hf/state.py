@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from transformers.utils.hub import cached_file
 
-from conr_hf.config import Resolved
 from conr_hf.imbalance import Bins
+from conr_hf.resolved import Resolved
 
 FILE_NAME = "conr_state.safetensors"
 
@@ -25,10 +26,12 @@ def save_state(folder: str | Path, resolved: Resolved, bins: Bins) -> None:
     save_file(arrays, Path(folder, FILE_NAME), metadata={"resolved": json.dumps(asdict(resolved))})
 
 
-def load_state(folder: str | Path) -> tuple[Resolved, Bins] | None:
-    """The resolved settings and the bins saved in `folder`, or `None` where there are none."""
-    path = Path(folder, FILE_NAME)
-    if not path.is_file():
+def load_state(name: str) -> tuple[Resolved, Bins] | None:
+    """The resolved settings and the bins saved beside a model, a folder or an id on the Hub; or `None`."""
+    path = name and cached_file(
+        name, FILE_NAME, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+    )
+    if not path:
         return None
     saved: dict[str, list[Any]] = {}
     with safe_open(path, "np") as file:

@@ -14,16 +14,18 @@ from transformers.trainer_utils import BestRun, TrainOutput
 from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
-from conr_hf.config import ConRConfig, Resolved, resolve
+from conr_hf.config import ConRConfig
 from conr_hf.data.rows import Row
+from conr_hf.data.views import ImageCollator
 from conr_hf.distributed import rank, world_size
 from conr_hf.feeding import DataSets, ImageTrainer
 from conr_hf.head import Head, adopt_head, head_groups
 from conr_hf.imbalance import Bins, make_bins
 from conr_hf.launch import check_processes, checkpoint_to_resume
 from conr_hf.metrics import flat, shot_metrics_from_bins
-from conr_hf.models import restore_weights
+from conr_hf.models import check_vanilla, restore_weights
 from conr_hf.objective import Objective, base_loss
+from conr_hf.resolved import Resolved, resolve
 from conr_hf.state import load_state, save_state
 
 logger = logging.get_logger(__name__)
@@ -110,6 +112,11 @@ class ConRTrainer(ImageTrainer):
             **kwargs,
         )
         self.model_accepts_loss_kwargs = True
+        if (self.is_fsdp_enabled or self.is_deepspeed_enabled) and self.accelerator.mixed_precision != "no":
+            raise ValueError(
+                f"mixed_precision is {self.accelerator.mixed_precision} under FSDP or DeepSpeed, which round the "
+                "head and the predictions with it (63.37 becomes 63.25). Set it to no, with --tf32 true for speed."
+            )
         if model is not None:
             self._adopt(self.model)
 
@@ -161,7 +168,8 @@ class ConRTrainer(ImageTrainer):
         super()._hp_search_setup(trial)
         self.check_data()
         self._resolved = None
-        self.data_collator = self.collator()
+        if isinstance(self.data_collator, ImageCollator):
+            self.data_collator = self.collator()
         self._objective = Objective(self.resolved, self.training_labels(), self.bins, self.args.device)
         if self.head.is_fresh():
             self.head.start(torch.tensor(self.resolved.label_mean), self.resolved.label_scale, self.args.seed)
@@ -215,6 +223,8 @@ class ConRTrainer(ImageTrainer):
                 f"The model predicts {outputs} values, but label_columns names {len(columns)} ({', '.join(columns)}). "
                 "Load it with load_regressor(..., target=...), one target for each column."
             )
+        if isinstance(model, PreTrainedModel):
+            check_vanilla(model)
         config: Any = model.config
         config.problem_type = "regression"  # unset, pipelines put a sigmoid on a single output
 

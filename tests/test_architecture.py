@@ -21,7 +21,7 @@ ROOT_MODULE = "__init__"
 
 MODEL = {"distributed", "head", "models"}
 BELOW = {"losses", "imbalance", "data", "metrics", *MODEL}
-TRAINING = {"config", "checks", "feeding", "launch", "objective", "state", "card", "trainer"}
+TRAINING = {"config", "checks", "feeding", "launch", "objective", "resolved", "state", "card", "trainer"}
 TOP = {"recipe", "report", "run", "evaluation", "plots", "pipeline"}
 ARROWS = {  # a part of the package -> the other parts it may import
     "losses": set(),
@@ -29,7 +29,7 @@ ARROWS = {  # a part of the package -> the other parts it may import
     "data": {"imbalance"},
     "metrics": {"imbalance"},
     **dict.fromkeys(MODEL, MODEL),
-    "config": {"imbalance"},
+    "config": {"imbalance", "losses"},
     **dict.fromkeys(TRAINING - {"config"}, BELOW | TRAINING),
     **dict.fromkeys(TOP, BELOW | TRAINING | TOP),
     "cli": BELOW | TRAINING | TOP,

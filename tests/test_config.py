@@ -12,7 +12,7 @@ import small
 from transformers import TrainingArguments
 
 from conr_hf import ConRConfig
-from conr_hf.config import Resolved, resolve
+from conr_hf.resolved import Resolved, resolve
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,8 @@ from conr_hf.config import Resolved, resolve
         ("label_columns", ["age", "age"], "several different"),
         ("remove_unused_columns", True, "must be false"),
         ("batch_eval_metrics", True, "must be false"),
+        ("prediction_loss_only", True, "must be false"),
+        ("eval_do_concat_batches", False, "must be true"),
         ("train_sampling_strategy", "group_by_length", "random, sequential"),
         ("eval_strategy", "epochs", "no, steps, epoch"),
         ("save_strategy", "never", "no, steps, epoch, best"),

@@ -4,6 +4,7 @@ import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, DatasetInfo, Features, NamedSplit
 from datasets.table import InMemoryTable
@@ -85,6 +86,21 @@ def load_benchmark(name: str) -> DatasetDict:
     return DatasetDict(
         {split: _read(folder / f"{split}.parquet", split, benchmark) for split in ("train", "validation", "test")}
     )
+
+
+def benchmark_of(dataset: object, labels: np.ndarray) -> Benchmark | None:
+    """
+    The benchmark that a data set's labels are from, unchanged.
+
+    Args:
+        dataset: Any data set.
+        labels (`np.ndarray` of shape `(N,)` or `(N, T)`): Its labels.
+    """
+    if not isinstance(dataset, Dataset) or dataset.info.dataset_name not in BENCHMARKS:
+        return None
+    benchmark = BENCHMARKS[dataset.info.dataset_name]
+    # The name outlives map(): labels in another unit, or another column, are not the benchmark's.
+    return benchmark if np.isin(labels, load_benchmark(benchmark.name)["train"]["label"]).all() else None
 
 
 def _read(path: Path, split: str, benchmark: Benchmark) -> Dataset:

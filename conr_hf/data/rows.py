@@ -50,8 +50,7 @@ def to_image(value: Any, mode: str = "RGB") -> Image.Image:
     if isinstance(value, str | os.PathLike) and not os.fspath(value).startswith(("http://", "https://")):
         value = Image.open(value)
     if isinstance(value, Image.Image) and value.mode.startswith("I"):
-        # Sixteen bits a pixel, which PIL would clip at 255, to white.
-        value = Image.fromarray((np.asarray(value).clip(0, 65535) // 256).astype(np.uint8))
+        raise ValueError("it has more than 8 bits a pixel, which plain transformers would clip to white: convert it")
     image: Image.Image = load_image(value)
     return image if image.mode == mode else image.convert(mode)
 
@@ -129,8 +128,10 @@ def unreadable_rows(
             return f'column "{image_column}": the image cannot be read ({describe(error)})'
         return None
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        bar = tqdm(pool.map(reason, rows), f"Reading {name}", len(rows), leave=False, disable=not show_progress)
+    # Threads for what is known to bear them: a data set of the user's own may hold a file or a database open.
+    with ThreadPoolExecutor(os.cpu_count() if isinstance(dataset, datasets.Dataset) else 1) as pool:
+        found = pool.map(reason, rows) if isinstance(dataset, datasets.Dataset) else map(reason, rows)
+        bar = tqdm(found, f"Reading {name}", len(rows), leave=False, disable=not show_progress)
         reasons = dict(zip(rows, bar, strict=True))
     return {index: why for index, why in reasons.items() if why is not None}
 

@@ -1,0 +1,75 @@
+"""What a run's settings come to on its training labels."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from conr_hf.config import ConRConfig
+from conr_hf.imbalance.density import DensityMethod
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """
+    What a run uses: the settings of ConR with every unset one derived from the training labels. Saved with the model.
+
+    Lengths on the label axis (`label_mean`, `label_median`, `label_range`, `label_scale`, `window`, `huber_delta`) are
+    in label units, `push_scale` in their inverse. The fields are those of [`ConRConfig`].
+    """
+
+    label_columns: tuple[str, ...]
+    label_mean: tuple[float, ...]
+    label_median: tuple[float, ...]
+    label_range: float
+    label_scale: float
+    weight: float
+    window: float
+    temperature: float
+    push: str
+    push_scale: float
+    formulation: str
+    reduction: str
+    distance: str
+    conr_reweight: DensityMethod
+    base_loss: str
+    huber_delta: float
+    reweight: DensityMethod
+    num_views: int
+
+
+def resolve(args: ConRConfig, labels: np.ndarray) -> Resolved:
+    """
+    Derives the unset settings.
+
+    Args:
+        args (`ConRConfig`): The user's settings; not changed.
+        labels (`np.ndarray` of shape `(N,)` or `(N, T)`): Training labels, in label units.
+
+    Example:
+        >>> resolve(ConRConfig(), np.array([20.0, 40.0, 60.0])).window
+        0.4
+    """
+    columns = labels.reshape(len(labels), -1).astype(np.float64)  # (N, T)
+    label_range = float(np.mean(columns.max(0) - columns.min(0)))
+    scale = args.label_scale if args.label_scale is not None else float(np.sqrt(columns.var(0).mean())) or 1.0
+    inverse_range = 1 / label_range if label_range > 0 else 0.0
+    return Resolved(
+        label_columns=tuple(args.label_columns),
+        label_mean=tuple(float(mean) for mean in columns.mean(0)),
+        label_median=tuple(float(median) for median in np.median(columns, 0)),
+        label_range=label_range,
+        label_scale=scale,
+        weight=args.conr_weight,
+        window=args.conr_window if args.conr_window is not None else 0.01 * label_range,
+        temperature=args.conr_temperature,
+        push=args.conr_push,
+        push_scale=args.conr_push_scale if args.conr_push_scale is not None else inverse_range,
+        formulation=args.conr_formulation,
+        reduction=args.conr_reduction,
+        distance=args.conr_distance,
+        conr_reweight=args.conr_reweight,
+        base_loss=args.base_loss,
+        huber_delta=args.huber_delta if args.huber_delta is not None else scale,
+        reweight=args.reweight,
+        num_views=args.num_views,
+    )
