@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor, PreTrainedModel
 
 from conr_hf.config import ConRConfig
-from conr_hf.data.rows import describe, to_image
+from conr_hf.data.rows import describe, label_cells, to_image
 from conr_hf.recipe import Recipe
 from conr_hf.report import hardware, versions
 from conr_hf.run import check_writable, command, evaluate, load_data
@@ -57,6 +57,7 @@ def evaluate_saved(
         sets, targets, unit = load_data(Recipe(benchmark=benchmark, data=data, target=targets), args)
         if split not in sets:
             raise ValueError(f'The data has no split "{split}"; it has {", ".join(sets)}. Name one with --split.')
+        label_cells(dict.fromkeys(sets[split].column_names), args.label_columns, f'split "{split}"')
         train = sets.get("train") if saved is None else None
         trainer = ConRTrainer(model, args, train_dataset=train, processing_class=processor)
         facts = {
