@@ -99,6 +99,7 @@ class ConRTrainer(ImageTrainer):
         evaluation_sets = list(eval_dataset) if isinstance(eval_dataset, dict) else [""] * (eval_dataset is not None)
         self._user_metrics = compute_metrics
         self._resolved: Resolved | None = None
+        self._bins: Bins | None = None
         self._head_factor = 1.0  # of the head's gradient; kept here since a second train() keeps its optimizer
         super().__init__(
             model,
@@ -132,9 +133,9 @@ class ConRTrainer(ImageTrainer):
     @property
     def bins(self) -> Bins:
         """Bins of the training labels with their counts; without a training set, those saved beside the model."""
-        if self.train_dataset is None:
-            return self._saved()[1]
-        return make_bins(self.training_labels(), self.bin_width())
+        if self._bins is None and self.train_dataset is not None:
+            self._bins = make_bins(self.training_labels(), self.bin_width())
+        return self._bins if self._bins is not None else self._saved()[1]
 
     def _saved(self) -> tuple[Resolved, Bins]:
         saved = load_state(self.model.config._name_or_path)
@@ -167,7 +168,7 @@ class ConRTrainer(ImageTrainer):
         # The one place in train() where settings and model are final and no checkpoint is loaded yet.
         super()._hp_search_setup(trial)
         self.check_data()
-        self._resolved = None
+        self._resolved = self._bins = None
         if isinstance(self.data_collator, ImageCollator):
             self.data_collator = self.collator()
         self._objective = Objective(self.resolved, self.training_labels(), self.bins, self.args.device)
@@ -310,7 +311,8 @@ class ConRTrainer(ImageTrainer):
             super()._load_best_model()
 
     def _restores_weights(self) -> bool:
-        return isinstance(self.model, PreTrainedModel) and not (self.is_deepspeed_enabled or self.is_fsdp_enabled)
+        whole = isinstance(self.model, PreTrainedModel) and not self.model._hf_peft_config_loaded
+        return whole and not (self.is_deepspeed_enabled or self.is_fsdp_enabled)
 
     def _all_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         metrics = flat(shot_metrics_from_bins(prediction.predictions, prediction.label_ids, self.bins))
