@@ -76,7 +76,7 @@ def _run(given: list[str]) -> int:
     recipes.add_argument("destination", nargs="?", default=".", help="where to copy it (default: here)")
 
     commands.add_parser("env", help="what a bug report needs")
-    options = parser.parse_args(given)
+    options = parser.parse_args(given, argparse.Namespace(given=given))
     run = {"evaluate": _evaluate, "predict": _predict, "recipes": _recipes, "env": _env}[options.command]
     return run(options)
 
@@ -89,15 +89,17 @@ def _train(given: list[str]) -> int:
         return 0
     recipe, args, options = read_recipe(given)
     _quiet_libraries()
+    from conr_hf.report import as_typed
     from conr_hf.run import train
 
-    train(recipe, args, options)
+    train(recipe, args, options, as_typed(["train", *given]))
     return 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:
     _quiet_libraries()
     from conr_hf.evaluation import evaluate_saved
+    from conr_hf.report import as_typed
 
     evaluate_saved(
         options.model,
@@ -109,6 +111,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         batch_size=options.batch_size,
         skip_bad_rows=options.skip_bad_rows,
         output=options.output,
+        command=as_typed(options.given),
     )
     return 0
 

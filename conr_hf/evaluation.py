@@ -15,7 +15,7 @@ from conr_hf.config import ConRConfig
 from conr_hf.data.rows import describe, label_cells, to_image
 from conr_hf.recipe import Recipe
 from conr_hf.report import hardware, versions
-from conr_hf.run import check_writable, command, evaluate, load_data
+from conr_hf.run import check_writable, evaluate, load_data
 from conr_hf.state import load_state
 from conr_hf.trainer import ConRTrainer
 
@@ -31,6 +31,7 @@ def evaluate_saved(
     batch_size: int,
     skip_bad_rows: bool,
     output: str | None,
+    command: str,
 ) -> None:
     """
     Prints the errors of a saved model on a split, per shot, and writes them into `output` if it is given.
@@ -62,7 +63,7 @@ def evaluate_saved(
         trainer = ConRTrainer(model, args, train_dataset=train, processing_class=processor)
         facts = {
             "schema": 1,
-            "command": command(),
+            "command": command,
             "model": model_name,
             "versions": versions(),
             "hardware": hardware(),

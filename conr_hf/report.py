@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import platform
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,6 +30,13 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def as_typed(arguments: Sequence[str]) -> str:
+    """The command line as one would type it again; tokens are not told."""
+    pairs = zip(["", *arguments], arguments, strict=False)
+    told = ["..." if before.endswith("_token") else word for before, word in pairs]
+    return shlex.join(["conr-hf", *(re.sub(r"(--\w+_token=).*", r"\1...", word) for word in told)])
 
 
 def hardware() -> str:

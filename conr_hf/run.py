@@ -1,9 +1,6 @@
 """Runs a recipe: loads, trains, evaluates, and writes the run folder."""
 
 import os
-import re
-import shlex
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -27,7 +24,7 @@ from conr_hf.report import hardware, table, versions, write_json, write_predicti
 from conr_hf.trainer import ConRTrainer
 
 
-def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any]) -> dict[str, Any]:
+def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: str) -> dict[str, Any]:
     """
     Trains as the recipe says and writes into `args.output_dir`: the model and its processor, `recipe.yaml` with every
     option, `results.json`, `predictions.csv` and `density.png`.
@@ -36,6 +33,7 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any]) -> dict[str
         recipe ([`~conr_hf.recipe.Recipe`]): What is trained on what.
         args ([`ConRConfig`]): How.
         options (`dict[str, Any]`): What the user gave, for the record.
+        command (`str`): The command line, for the record.
 
     Returns:
         `dict`: what `results.json` holds.
@@ -73,10 +71,10 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any]) -> dict[str
     trainer.save_model()
     if trainer.is_world_process_zero():
         text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
-        Path(str(args.output_dir), "recipe.yaml").write_text(f"# {command()}\n{text}", encoding="utf-8")
+        Path(str(args.output_dir), "recipe.yaml").write_text(f"# {command}\n{text}", encoding="utf-8")
     results: dict[str, Any] = {
         "schema": 1,
-        "command": command(),
+        "command": command,
         "recipe": options,
         "conr": asdict(trainer.resolved),
         "seed": args.seed,
@@ -154,13 +152,6 @@ def load_data(recipe: Recipe, args: ConRConfig) -> tuple[DatasetDict, list[str],
 
 def _evaluated(data: DatasetDict) -> list[str]:
     return [split for split in ("validation", "test") if split in data]
-
-
-def command() -> str:
-    """The command line that was given, as one would type it again; tokens are not told."""
-    given = sys.argv[1:]
-    told = ["..." if before.endswith("_token") else word for before, word in zip(["", *given], given, strict=False)]
-    return shlex.join(["conr-hf", *(re.sub(r"(--\w+_token=).*", r"\1...", word) for word in told)])
 
 
 def check_writable(folder: str | None) -> None:

@@ -11,7 +11,6 @@ from torch import nn
 from conr_hf import ConRConfig, load_benchmark
 from conr_hf.data.benchmarks import benchmark_of
 from conr_hf.data.rows import to_image, unreadable_rows
-from conr_hf.run import command
 
 
 def test_a_model_with_other_layers_than_its_configuration_makes_is_refused(tmp_path):
@@ -97,11 +96,9 @@ def test_a_data_set_of_the_users_own_is_read_by_one_thread():
     assert threads == {threading.get_ident()}
 
 
-def test_tokens_are_not_written_down(monkeypatch):
-    monkeypatch.setattr(
-        "sys.argv", ["conr-hf", "train", "r.yaml", "--hub_token", "hf_secret", "--push_to_hub_token=s3"]
-    )
-    assert command() == "conr-hf train r.yaml --hub_token ... --push_to_hub_token=..."
+def test_tokens_are_not_written_down():
+    given = ["train", "r.yaml", "--hub_token", "hf_secret", "--push_to_hub_token=s3"]
+    assert as_typed(given) == "conr-hf train r.yaml --hub_token ... --push_to_hub_token=..."
 
 
 def test_an_epoch_that_a_callback_cuts_short_is_not_drawn_again(tmp_path):

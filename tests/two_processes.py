@@ -91,7 +91,7 @@ def skipped(folder):
     cells[3] = {"bytes": b"no image", "path": None}
     data = Dataset.from_dict({"image": cells, "label": data["label"][:]}, features=data.features)
     trainer = build(*fresh("vit"), folder, data, skip_bad_rows=True)
-    return trainer.usable(data, "train_dataset", with_images=True)[0].indices.tolist()
+    return trainer.usable(data, "train_dataset", before_training=True)[0].indices.tolist()
 
 
 def fresh(name, target="label"):
