@@ -11,6 +11,7 @@ from torch import nn
 from conr_hf import ConRConfig, load_benchmark
 from conr_hf.data.benchmarks import benchmark_of
 from conr_hf.data.rows import to_image, unreadable_rows
+from conr_hf.report import as_typed
 
 
 def test_a_model_with_other_layers_than_its_configuration_makes_is_refused(tmp_path):
