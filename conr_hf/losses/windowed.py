@@ -1,0 +1,236 @@
+"""The loss and its gradient from slices of sorted rows: exact, without a tensor of all pairs."""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from conr_hf.losses.checks import Settings
+from conr_hf.losses.dense import Partners, dense_loss_in_blocks, normalise, normalise_backward, weigh_rows
+from conr_hf.losses.pairs import label_distance, within_reach
+from conr_hf.losses.slices import Plan, Side, Tile, make_plan
+
+# Since a cosine is at most 1, sums of exponentials are taken as they are, without the largest of each row: as long as
+# exp of this, times the rows, and exp of its negative are well inside the dtype.
+LARGEST_TERM = {torch.float32: 60.0, torch.float64: 600.0}
+
+LOG_2 = math.log(2)
+
+
+def windowed_loss(
+    features: Tensor,
+    labels: Tensor,
+    predictions: Tensor,
+    weights: Tensor | None,
+    settings: Settings,
+    first: int,
+    last: int,
+    plan: Plan | None = None,
+) -> tuple[Tensor, Partners]:
+    """
+    The loss of rows `first` to `last`, in time of the pairs that have similar labels or similar predictions.
+
+    A row's positives are neighbours in the order of labels, and its negatives are among its neighbours in the order
+    of predictions. Each side is gone over in tiles, once for the sums of each row, and once more for the gradient,
+    when these sums are known; what is kept in between has one entry a row or one a feature.
+
+    A distance of the user, and terms too large to add without the largest of their row, go to
+    [`dense_loss_in_blocks`].
+
+    Args and returns as [`conr_hf.losses.dense.dense_loss`], and:
+        plan ([`Plan`], *optional*): Of these rows, if it is known.
+    """
+    arguments = features, labels, predictions, weights, settings, first, last
+    if callable(settings.distance) or last == first:
+        return dense_loss_in_blocks(*arguments)
+    plan = plan or make_plan(*arguments[1:])
+    if not plan.largest_term <= LARGEST_TERM[torch.float64]:  # nor nan
+        return dense_loss_in_blocks(*arguments)
+    dtype = features.dtype
+    if plan.largest_term > LARGEST_TERM[dtype]:
+        features = features.double()
+    loss, *partners = _Windowed.apply(features, weights, plan, settings, first, last)
+    return loss.to(dtype), Partners(*partners)
+
+
+class _Windowed(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, features: Tensor, weights: Tensor | None, plan: Plan, settings: Settings, first: int, last: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        rows, dtype = len(features), features.dtype
+        units, norms = normalise(features)
+        positives, scores, similar = _sum_over_pairs(_sort_rows(plan.sides, 0, units), settings)[:, first:last]
+        negatives, confused = _sum_over_pairs(_sort_rows(plan.sides, 1, units), settings)[:, first:last]  # (A,) each
+        partners = Partners((positives > 0) & (negatives > 0), positives.long(), negatives.long())
+
+        divisor: int | Tensor = rows
+        if settings.reduction == "anchors":
+            all_anchors = partners.is_anchor
+            if last - first < rows:
+                sides = plan.whole or plan.sides
+                counts = [_sum_over_pairs(_sort_rows(sides, which, None), settings)[0] for which in (0, 1)]
+                all_anchors = (counts[0] > 0) & (counts[1] > 0)
+            divisor = all_anchors.sum().clamp(min=1)
+        own_weights = None if weights is None else weights[first:last].to(dtype)
+        row_weights = weigh_rows(partners, own_weights, divisor, dtype, settings)  # (A,)
+
+        log_eta = torch.zeros_like(row_weights) if own_weights is None else own_weights.log()
+        log_sum = torch.logaddexp(similar.log(), confused.log() + log_eta)
+        if settings.formulation == "reference":
+            log_sum = torch.logaddexp(log_sum, (rows - positives).log())
+        log_sum = torch.where(partners.is_anchor, log_sum, 0)  # a row without a positive has nothing to add up
+        shares = row_weights * positives
+        # The gradient in a pair's score: exp(score) times the first less the second for a positive, push times
+        # exp(score) times the third for a negative.
+        coefficients = features.new_zeros(3, rows)
+        coefficients[:, first:last] = torch.stack(
+            [shares * (-log_sum).exp(), row_weights, shares * (log_eta - log_sum).exp()]
+        )
+        ctx.save_for_backward(units, norms, coefficients)
+        ctx.sides, ctx.settings = plan.sides, settings
+        ctx.mark_non_differentiable(*partners)
+        return (shares * log_sum - row_weights * scores).sum(), *partners
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+        units, norms, coefficients = ctx.saved_tensors
+        result = torch.zeros_like(units)
+        # A caller's autocast must not lower these products.
+        with torch.autocast(grad.device.type, enabled=False):
+            for which, some in ((0, coefficients[:2]), (1, coefficients[2:])):
+                _add_gradient(result, _sort_rows(ctx.sides, which, units), some, ctx.settings)
+            result = normalise_backward(result, units, norms, grad / ctx.settings.temperature)
+        return result, None, None, None, None, None
+
+
+class _Sorted(NamedTuple):
+    """
+    What the tiles of a side are cut from: for the side's rows, and for its columns.
+
+    Args:
+        side ([`Side`]): The order and the tiles.
+        units (`tuple` of two `torch.Tensor`, *optional*): Of shapes `(A, D)` and `(M, D)`. Unset: pairs are counted.
+        labels (`tuple` of two `torch.Tensor`): Of shapes `(A,)` or `(A, T)`, and `(M,)` or `(M, T)`.
+        label_reach (`float`): Up to which distance labels are similar.
+        predictions (`tuple` of two `torch.Tensor`, *optional*): Like `labels`. Set for negatives only.
+        prediction_reach (`float`): Up to which distance predictions are similar.
+    """
+
+    side: Side
+    units: tuple[Tensor, Tensor] | None
+    labels: tuple[Tensor, Tensor]
+    label_reach: float
+    predictions: tuple[Tensor, Tensor] | None
+    prediction_reach: float
+
+
+def _sort_rows(sides: tuple[Side, Side], which: int, units: Tensor | None) -> _Sorted:
+    """For the positives (0) or the negatives (1)."""
+    by_label, by_prediction = sides
+    side = sides[which]
+
+    def both(tensor: Tensor) -> tuple[Tensor, Tensor]:
+        columns = tensor.index_select(0, side.columns)
+        return (columns if side.mirrored else tensor.index_select(0, side.rows)), columns
+
+    return _Sorted(
+        side,
+        None if units is None else both(units),
+        both(by_label.values),
+        by_label.reach,
+        both(by_prediction.values) if which else None,
+        by_prediction.reach,
+    )
+
+
+def _form_pairs(rows: _Sorted, tile: Tile, settings: Settings) -> Tensor:
+    """
+    The pairs of a tile, of shape `(K, B, C)`: 1 where they count, and 0 where not; for positives the score there;
+    push times exp(score), or exp(score) for positives. Only the first where there are no units.
+    """
+    first, last, start, end = tile
+    distances = label_distance(rows.labels[0][first:last], rows.labels[1][start:end], settings.distance)
+    scores = None
+    count = 1
+    if rows.units is not None:
+        own, other = rows.units[0][first:last], rows.units[1][start:end]
+        # In powers of 2, whose exponential is three times as fast on a CPU.
+        scale = 1 / (settings.temperature * LOG_2)
+        scores = torch.addmm(own.new_zeros(()), own, other.T, beta=0, alpha=scale)
+        count = 2 if rows.predictions else 3
+    pairs = rows.labels[0].new_empty(count, *distances.shape) if scores is None else scores.new_empty(count, *scores.shape)
+
+    if rows.predictions is None:
+        is_pair = within_reach(distances, rows.label_reach, out=pairs[0])
+        if not rows.side.mirrored:
+            is_pair.mul_(rows.side.rows[first:last, None] != rows.side.columns[start:end])
+        elif start == first:
+            is_pair.diagonal().zero_()
+        if scores is not None:
+            torch.mul(scores, is_pair, out=pairs[1])
+            torch.mul(scores.exp2_(), is_pair, out=pairs[2])
+        return pairs
+
+    if scores is not None:
+        if settings.push == "linear":
+            scores.exp2_().mul_(distances).mul_(settings.push_scale)
+        else:
+            scores.add_(distances, alpha=settings.push_scale / LOG_2).exp2_()
+    confusions = label_distance(rows.predictions[0][first:last], rows.predictions[1][start:end], settings.distance)
+    # A row has the distance 0 to itself: it is similar, and no negative.
+    similar = within_reach(distances, rows.label_reach, out=distances)
+    confused = within_reach(confusions, rows.prediction_reach, out=confusions)
+    is_pair = torch.gt(confused, similar, out=pairs[0])
+    if scores is not None:
+        torch.mul(scores, is_pair, out=pairs[1])
+    return pairs
+
+
+def _sum_over_pairs(rows: _Sorted, settings: Settings) -> Tensor:
+    """For each of all M rows the sums of [`_form_pairs`] over its partners, of shape `(K, M)`; 0 for no anchor."""
+    side = rows.side
+    values = rows.labels[0] if rows.units is None else rows.units[0]
+    count = 1 if rows.units is None else 2 if rows.predictions else 3
+    sums = values.new_zeros(count, len(side.rows))
+    for tile in side.tiles:
+        pairs = _form_pairs(rows, tile, settings)
+        sums[:, tile.first : tile.last] += pairs.sum(2)
+        if side.mirrored and tile.end > tile.last:
+            begin = max(tile.start, tile.last)
+            sums[:, begin : tile.end] += pairs[:, :, begin - tile.start :].sum(1)
+    if count == 3:
+        sums[1] *= LOG_2
+    result = sums.new_zeros(count, len(side.columns))
+    result[:, side.rows] = sums
+    return result
+
+
+def _add_gradient(result: Tensor, rows: _Sorted, coefficients: Tensor, settings: Settings) -> None:
+    """Adds the gradient in the units, divided by `1 / temperature`, to `result` of shape `(M, D)`."""
+    side = rows.side
+    assert rows.units is not None
+    own_units, units = rows.units
+    own_coefficients, other_coefficients = coefficients[:, side.rows], coefficients[:, side.columns]
+    grads = torch.zeros_like(units)
+    own_grads = grads if side.mirrored else torch.zeros_like(own_units)
+    for tile in side.tiles:
+        first, last, start, end = tile
+        pairs = _form_pairs(rows, tile, settings)
+        factors = own_coefficients[:, first:last].unsqueeze(2)
+        begin = start
+        if side.mirrored:  # the pair in both directions, in the block's own columns too
+            factors = factors + other_coefficients[:, start:end].unsqueeze(1)
+            begin = max(start, last)
+        grad = pairs[-1].mul_(factors[0])  # (B, C)
+        if len(factors) > 1:
+            grad.sub_(pairs[0].mul_(factors[1]))
+        own_grads[first:last].addmm_(grad, units[start:end])
+        if end > begin:
+            grads[begin:end].addmm_(grad[:, begin - start :].T, own_units[first:last])
+    result.index_add_(0, side.columns, grads)
+    if not side.mirrored:
+        result.index_add_(0, side.rows, own_grads)
