@@ -40,7 +40,9 @@ def bounds(anchors: slice | None, rows: int) -> tuple[int, int]:
 def check_settings(settings: Settings) -> None:
     """Raises a `ValueError` for a setting that [`conr_loss`] cannot use; the sentence says what it may be."""
     if not 0 <= settings.window < math.inf:
-        raise ValueError(f"window is {settings.window}; it must be finite and at least 0, in label units (0: equal labels).")
+        raise ValueError(
+            f"window is {settings.window}; it must be finite and at least 0, in label units (0: equal labels)."
+        )
     if not 0 <= settings.push_scale < math.inf:
         raise ValueError(
             f"push_scale is {settings.push_scale}; it must be finite and at least 0, per label unit (0: equal push)."

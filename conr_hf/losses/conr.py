@@ -6,9 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from conr_hf.losses.checks import Settings, bounds, check_numbers, check_settings, check_shapes
-from conr_hf.losses.dense import dense_loss
+from conr_hf.losses.dense import Partners, dense_loss
 from conr_hf.losses.pairs import Distance
 from conr_hf.losses.windowed import windowed_loss
+
+# Up to this many rows `algorithm="auto"` is `"dense"`.
+DENSE_ROWS = 512
 
 
 class PairStatistics(NamedTuple):
@@ -94,8 +97,7 @@ def conr_loss(
     where `push(d)` is `exp(e d)` or `e d`.
 
     Float64 features, labels or predictions are computed in float64, everything else in float32, under autocast too.
-    Never nan for finite input. A call does not wait for the device, and compiles without a graph break. It has a first
-    derivative only.
+    Never nan for finite input. It has a first derivative only.
 
     Args:
         features (`torch.Tensor` of shape `(M, D)`):
@@ -119,7 +121,13 @@ def conr_loss(
             (0 if there is none). With either, the losses of slices of anchors add up to the loss of all rows.
         distance (`str` or a function, *optional*, defaults to `"mean_abs"`): See [`label_distance`].
         algorithm (`str`, *optional*, defaults to `"auto"`):
-            `"dense"` forms all pairs at once; `"auto"` chooses, which at present is `"dense"`.
+            `"dense"` forms all pairs at once, does not wait for the device, and compiles without a graph break.
+            `"windowed"` sorts the rows and forms only pairs with similar labels or similar predictions, in tiles and
+            again for the gradient: time grows with these pairs and memory with M. It waits for the device once, and
+            breaks a compiled graph. Under a distance that is a function, and for temperatures below some 1/600, it
+            forms all pairs in blocks of rows. For float32 it calculates in float64 where the logarithm of a term can
+            exceed 60, at temperatures below 1/60 and under an extreme push. `"auto"` is `"dense"` up to 512 rows and
+            `"windowed"` beyond.
         anchors (`slice`, *optional*):
             Only these rows are anchors; all rows are their candidates. Unset: all rows.
         return_statistics (`bool`, *optional*, defaults to `False`): Whether to return a [`PairStatistics`] as well.
@@ -158,13 +166,27 @@ def conr_loss(
     check_numbers(features, labels, predictions, weights)
 
     with torch.autocast(features.device.type, enabled=False):
-        compute = dense_loss if algorithm == "dense" or (algorithm=="auto" and len(features)<512) else windowed_loss
+        compute = {"auto": _fastest_loss, "dense": dense_loss, "windowed": windowed_loss}[algorithm]
         loss, partners = compute(features, labels, predictions, weights, settings, first, last)
 
     if not return_statistics:
         return loss
     is_anchor, positives, negatives = partners
     return loss, PairStatistics(is_anchor.sum(), (positives * is_anchor).sum(), (negatives * is_anchor).sum())
+
+
+def _fastest_loss(
+    features: Tensor,
+    labels: Tensor,
+    predictions: Tensor,
+    weights: Tensor | None,
+    settings: Settings,
+    first: int,
+    last: int,
+) -> tuple[Tensor, Partners]:
+    # Measured in tests/bench_loss.py: up to here sorting and cutting cost more than they save.
+    compute = dense_loss if len(features) <= DENSE_ROWS else windowed_loss
+    return compute(features, labels, predictions, weights, settings, first, last)
 
 
 class ConRLoss(nn.Module):
@@ -179,7 +201,7 @@ class ConRLoss(nn.Module):
         formulation (`str`, *optional*, defaults to `"exact"`): `"exact"` or `"reference"`.
         reduction (`str`, *optional*, defaults to `"mean"`): `"mean"` or `"anchors"`.
         distance (`str` or a function, *optional*, defaults to `"mean_abs"`): See [`label_distance`].
-        algorithm (`str`, *optional*, defaults to `"auto"`): `"auto"` or `"dense"`.
+        algorithm (`str`, *optional*, defaults to `"auto"`): `"auto"`, `"dense"` or `"windowed"`.
 
     Raises:
         `ValueError`: for a setting that [`conr_loss`] refuses, here already.
@@ -206,9 +228,7 @@ class ConRLoss(nn.Module):
         algorithm: str = "auto",
     ) -> None:
         super().__init__()
-        check_settings(
-            Settings(window, push_scale, temperature, push, formulation, reduction, distance, algorithm)
-        )
+        check_settings(Settings(window, push_scale, temperature, push, formulation, reduction, distance, algorithm))
         self.settings: dict[str, Any] = {
             "window": window,
             "push_scale": push_scale,

@@ -160,8 +160,9 @@ def _find_pairs(
 ) -> tuple[Tensor, Tensor, Tensor]:
     distances = label_distance(labels[first:last], labels, settings.distance)
     confusions = label_distance(predictions[first:last], predictions, settings.distance)
-    reaches = (window_reach(settings.window, values, values.dtype) for values in (labels, predictions))
-    return distances, *pair_indicators(distances, confusions, *reaches, first)
+    label_reach = window_reach(settings.window, labels, labels.dtype)
+    prediction_reach = window_reach(settings.window, predictions, predictions.dtype)
+    return distances, *pair_indicators(distances, confusions, label_reach, prediction_reach, first)
 
 
 def _count(positives: Tensor, negatives: Tensor) -> Partners:

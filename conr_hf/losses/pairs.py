@@ -47,6 +47,11 @@ def label_distance(a: Tensor, b: Tensor, distance: Distance = "mean_abs") -> Ten
     if callable(distance):
         return _checked(distance(a[:, None], b[None]), len(a), len(b))
     check_distance(distance)
+    return named_distance(a, b, distance)
+
+
+def named_distance(a: Tensor, b: Tensor, distance: Distance) -> Tensor:
+    """[`label_distance`] of tensors that are known to fit, of shapes `(M, T)` and `(K, T)`, by a distance's name."""
     if a.shape[1] == 1:
         return (a - b.T).abs_()
     # cdist needs no (M, K, T) tensor. The matrix-product shortcut is off: it finds equal labels a little apart.

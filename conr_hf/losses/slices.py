@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from conr_hf.losses.checks import Settings
+from conr_hf.losses.dense import LOG_INFINITY
 from conr_hf.losses.pairs import Distance, label_distance, window_reach
 
 # Blocks start at multiples of this many rows, so that their bounds can be read before their size is chosen.
@@ -14,7 +15,7 @@ GRAIN = 32
 
 # Fewest and most rows of a block, and the most pairs of a tile. On CPU a tile's tensors stay in the cache of a core
 # and its matrix products are still near the full rate; a GPU wants enough work for every kernel.
-TILES_CPU = (64, 64, 2**17)
+TILES_CPU = (64, 256, 2**17)
 TILES_GPU = (512, 2048, 2**22)
 
 
@@ -116,15 +117,17 @@ def make_plan(
     for values, (_, slices), made in zip((labels, predictions), found, sides, strict=True):
         reach_read = next(read)
         for part, (own, columns, starts, ends) in zip(parts, slices, strict=True):
-            bounds = ([int(next(read)) for _ in range(len(some))] for some in (starts, ends))
-            tiles = _cut(len(own), *bounds, part == (0, rows), labels.device)
+            first_columns, end_columns = ([int(next(read)) for _ in range(len(some))] for some in (starts, ends))
+            tiles = _cut(len(own), first_columns, end_columns, part == (0, rows), labels.device)
             made.append(Side(values, reach_read, own, columns, tiles, part == (0, rows)))
     (by_label, *label_rest), (by_prediction, *prediction_rest) = sides
     whole = (label_rest[0], prediction_rest[0]) if label_rest else None
 
-    growth = settings.push_scale * farthest_pair if settings.push_scale else 0.0
-    log_push = growth if settings.push == "exponential" else math.log(max(growth, 1.0))
-    largest_term = 1 / settings.temperature + log_push + math.log(max(largest_weight, 1.0))
+    growth = settings.push_scale * farthest_pair
+    largest_term = math.inf  # where the push overflows
+    if growth <= LOG_INFINITY:  # and no nan
+        log_push = growth if settings.push == "exponential" else math.log(max(growth, 1.0))
+        largest_term = 1 / settings.temperature + log_push + math.log(max(largest_weight, 1.0))
     return Plan((by_label, by_prediction), whole, largest_term)
 
 
@@ -175,7 +178,7 @@ def _cut(rows: int, starts: list[int], ends: list[int], mirrored: bool, device: 
         starts = list(range(0, rows, GRAIN))
     # What a block of B rows covers beyond its pairs grows with B, the cost per pair falls with it.
     typical = sum(end - start for start, end in zip(starts, ends, strict=True)) // max(len(starts), 1)
-    step = min(max(typical // GRAIN * GRAIN, smallest), largest)
+    step = min(max(typical // 4 // GRAIN * GRAIN, smallest), largest)
     tiles = []
     for first in range(0, rows, step):
         last = min(first + step, rows)

@@ -5,11 +5,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from conr_hf.losses.checks import Settings
-from conr_hf.losses.dense import Partners, dense_loss_in_blocks, normalise, normalise_backward, weigh_rows
-from conr_hf.losses.pairs import label_distance, within_reach
+from conr_hf.losses.dense import Partners, dense_loss, dense_loss_in_blocks, normalise, normalise_backward, weigh_rows
+from conr_hf.losses.pairs import named_distance, within_reach
 from conr_hf.losses.slices import Plan, Side, Tile, make_plan
 
 # Since a cosine is at most 1, sums of exponentials are taken as they are, without the largest of each row: as long as
@@ -43,10 +42,12 @@ def windowed_loss(
         plan ([`Plan`], *optional*): Of these rows, if it is known.
     """
     arguments = features, labels, predictions, weights, settings, first, last
-    if callable(settings.distance) or last == first:
+    if last == first:
+        return dense_loss(*arguments, divisor=1)
+    if callable(settings.distance) or not features.numel():
         return dense_loss_in_blocks(*arguments)
     plan = plan or make_plan(*arguments[1:])
-    if not plan.largest_term <= LARGEST_TERM[torch.float64]:  # nor nan
+    if plan.largest_term > LARGEST_TERM[torch.float64]:
         return dense_loss_in_blocks(*arguments)
     dtype = features.dtype
     if plan.largest_term > LARGEST_TERM[dtype]:
@@ -62,8 +63,11 @@ class _Windowed(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         rows, dtype = len(features), features.dtype
         units, norms = normalise(features)
-        positives, scores, similar = _sum_over_pairs(_sort_rows(plan.sides, 0, units), settings)[:, first:last]
-        negatives, confused = _sum_over_pairs(_sort_rows(plan.sides, 1, units), settings)[:, first:last]  # (A,) each
+        sorted_units = [_of_both(side, units) for side in plan.sides]
+        del units
+        sums = [_sum_over_pairs(_sort_rows(plan.sides, which, sorted_units[which]), settings) for which in (0, 1)]
+        positives, scores, similar = sums[0][:, first:last]  # (A,) each
+        negatives, confused = sums[1][:, first:last]
         partners = Partners((positives > 0) & (negatives > 0), positives.long(), negatives.long())
 
         divisor: int | Tensor = rows
@@ -89,22 +93,34 @@ class _Windowed(torch.autograd.Function):
         coefficients[:, first:last] = torch.stack(
             [shares * (-log_sum).exp(), row_weights, shares * (log_eta - log_sum).exp()]
         )
-        ctx.save_for_backward(units, norms, coefficients)
+        ctx.save_for_backward(features, norms, coefficients, *sorted_units[0], *sorted_units[1])
         ctx.sides, ctx.settings = plan.sides, settings
         ctx.mark_non_differentiable(*partners)
         return (shares * log_sum - row_weights * scores).sum(), *partners
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, None, None, None, None, None]:
-        units, norms, coefficients = ctx.saved_tensors
-        result = torch.zeros_like(units)
+        features, norms, coefficients, *sorted_units = ctx.saved_tensors
         # A caller's autocast must not lower these products.
-        with torch.autocast(grad.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(grad.device.type, enabled=False):
+            result = torch.zeros_like(features)
             for which, some in ((0, coefficients[:2]), (1, coefficients[2:])):
+                units = sorted_units[2 * which], sorted_units[2 * which + 1]
                 _add_gradient(result, _sort_rows(ctx.sides, which, units), some, ctx.settings)
-            result = normalise_backward(result, units, norms, grad / ctx.settings.temperature)
-        return result, None, None, None, None, None
+            result = normalise_backward(result, features / norms, norms, grad / ctx.settings.temperature)
+        return _FirstDerivative.apply(result, features), None, None, None, None, None
+
+
+class _FirstDerivative(torch.autograd.Function):
+    """The gradient as it is. Its own gradient in the features is an error instead of a silent 0."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, features: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> None:
+        raise RuntimeError("conr_loss has a first derivative only; leave it out of what is differentiated twice.")
 
 
 class _Sorted(NamedTuple):
@@ -114,10 +130,11 @@ class _Sorted(NamedTuple):
     Args:
         side ([`Side`]): The order and the tiles.
         units (`tuple` of two `torch.Tensor`, *optional*): Of shapes `(A, D)` and `(M, D)`. Unset: pairs are counted.
-        labels (`tuple` of two `torch.Tensor`): Of shapes `(A,)` or `(A, T)`, and `(M,)` or `(M, T)`.
+        labels (`tuple` of two `torch.Tensor`): Of shapes `(A, T)` and `(M, T)`.
         label_reach (`float`): Up to which distance labels are similar.
         predictions (`tuple` of two `torch.Tensor`, *optional*): Like `labels`. Set for negatives only.
         prediction_reach (`float`): Up to which distance predictions are similar.
+        zero (`torch.Tensor` of shape `()`): In the dtype of units, or of labels.
     """
 
     side: Side
@@ -126,24 +143,31 @@ class _Sorted(NamedTuple):
     label_reach: float
     predictions: tuple[Tensor, Tensor] | None
     prediction_reach: float
+    zero: Tensor
+
+    @property
+    def width(self) -> int:
+        """How many numbers [`_form_pairs`] gives a pair."""
+        return 1 if self.units is None else 3 if self.predictions is None else 2
 
 
-def _sort_rows(sides: tuple[Side, Side], which: int, units: Tensor | None) -> _Sorted:
+def _of_both(side: Side, tensor: Tensor) -> tuple[Tensor, Tensor]:
+    columns = tensor.index_select(0, side.columns)
+    return (columns if side.mirrored else tensor.index_select(0, side.rows)), columns
+
+
+def _sort_rows(sides: tuple[Side, Side], which: int, units: tuple[Tensor, Tensor] | None) -> _Sorted:
     """For the positives (0) or the negatives (1)."""
     by_label, by_prediction = sides
-    side = sides[which]
-
-    def both(tensor: Tensor) -> tuple[Tensor, Tensor]:
-        columns = tensor.index_select(0, side.columns)
-        return (columns if side.mirrored else tensor.index_select(0, side.rows)), columns
-
+    labels, predictions = (_of_both(sides[which], each.values.reshape(len(each.values), -1)) for each in sides)
     return _Sorted(
-        side,
-        None if units is None else both(units),
-        both(by_label.values),
+        sides[which],
+        units,
+        labels,
         by_label.reach,
-        both(by_prediction.values) if which else None,
+        predictions if which else None,
         by_prediction.reach,
+        (labels if units is None else units)[0].new_zeros(()),
     )
 
 
@@ -153,77 +177,78 @@ def _form_pairs(rows: _Sorted, tile: Tile, settings: Settings) -> Tensor:
     push times exp(score), or exp(score) for positives. Only the first where there are no units.
     """
     first, last, start, end = tile
-    distances = label_distance(rows.labels[0][first:last], rows.labels[1][start:end], settings.distance)
-    scores = None
-    count = 1
+    distances = named_distance(rows.labels[0][first:last], rows.labels[1][start:end], settings.distance)
+    pairs = rows.zero.new_empty(rows.width, last - first, end - start)
+    is_pair, terms = pairs[0], pairs[-1]
     if rows.units is not None:
-        own, other = rows.units[0][first:last], rows.units[1][start:end]
         # In powers of 2, whose exponential is three times as fast on a CPU.
-        scale = 1 / (settings.temperature * LOG_2)
-        scores = torch.addmm(own.new_zeros(()), own, other.T, beta=0, alpha=scale)
-        count = 2 if rows.predictions else 3
-    pairs = rows.labels[0].new_empty(count, *distances.shape) if scores is None else scores.new_empty(count, *scores.shape)
+        torch.addmm(
+            rows.zero,
+            rows.units[0][first:last],
+            rows.units[1][start:end].T,
+            beta=0,
+            alpha=1 / (settings.temperature * LOG_2),
+            out=terms,
+        )
 
     if rows.predictions is None:
-        is_pair = within_reach(distances, rows.label_reach, out=pairs[0])
+        within_reach(distances, rows.label_reach, out=is_pair)
         if not rows.side.mirrored:
             is_pair.mul_(rows.side.rows[first:last, None] != rows.side.columns[start:end])
         elif start == first:
             is_pair.diagonal().zero_()
-        if scores is not None:
-            torch.mul(scores, is_pair, out=pairs[1])
-            torch.mul(scores.exp2_(), is_pair, out=pairs[2])
+        if rows.units is not None:
+            torch.mul(terms, is_pair, out=pairs[1])
+            terms.exp2_().mul_(is_pair)
         return pairs
 
-    if scores is not None:
+    if rows.units is not None:
         if settings.push == "linear":
-            scores.exp2_().mul_(distances).mul_(settings.push_scale)
+            terms.exp2_().mul_(distances).mul_(settings.push_scale)
         else:
-            scores.add_(distances, alpha=settings.push_scale / LOG_2).exp2_()
-    confusions = label_distance(rows.predictions[0][first:last], rows.predictions[1][start:end], settings.distance)
+            terms.add_(distances, alpha=settings.push_scale / LOG_2).exp2_()
+    confusions = named_distance(rows.predictions[0][first:last], rows.predictions[1][start:end], settings.distance)
     # A row has the distance 0 to itself: it is similar, and no negative.
     similar = within_reach(distances, rows.label_reach, out=distances)
     confused = within_reach(confusions, rows.prediction_reach, out=confusions)
-    is_pair = torch.gt(confused, similar, out=pairs[0])
-    if scores is not None:
-        torch.mul(scores, is_pair, out=pairs[1])
+    torch.gt(confused, similar, out=is_pair)
+    if rows.units is not None:
+        terms.mul_(is_pair)
     return pairs
 
 
 def _sum_over_pairs(rows: _Sorted, settings: Settings) -> Tensor:
     """For each of all M rows the sums of [`_form_pairs`] over its partners, of shape `(K, M)`; 0 for no anchor."""
     side = rows.side
-    values = rows.labels[0] if rows.units is None else rows.units[0]
-    count = 1 if rows.units is None else 2 if rows.predictions else 3
-    sums = values.new_zeros(count, len(side.rows))
+    sums = rows.zero.new_zeros(rows.width, len(side.rows))
     for tile in side.tiles:
+        first, last, start, end = tile
         pairs = _form_pairs(rows, tile, settings)
-        sums[:, tile.first : tile.last] += pairs.sum(2)
-        if side.mirrored and tile.end > tile.last:
-            begin = max(tile.start, tile.last)
-            sums[:, begin : tile.end] += pairs[:, :, begin - tile.start :].sum(1)
-    if count == 3:
+        sums[:, first:last].add_(pairs.sum(2))
+        if side.mirrored and end > last:
+            begin = max(start, last)
+            sums[:, begin:end].add_(pairs[:, :, begin - start :].sum(1))
+    if rows.width == 3:
         sums[1] *= LOG_2
-    result = sums.new_zeros(count, len(side.columns))
-    result[:, side.rows] = sums
-    return result
+    return sums.new_zeros(rows.width, len(side.columns)).index_copy_(1, side.rows, sums)
 
 
 def _add_gradient(result: Tensor, rows: _Sorted, coefficients: Tensor, settings: Settings) -> None:
-    """Adds the gradient in the units, divided by `1 / temperature`, to `result` of shape `(M, D)`."""
+    """Adds the gradient in the units, times the temperature, to `result` of shape `(M, D)`."""
     side = rows.side
     assert rows.units is not None
     own_units, units = rows.units
-    own_coefficients, other_coefficients = coefficients[:, side.rows], coefficients[:, side.columns]
+    own_coefficients = coefficients[:, side.rows].unsqueeze(2)
+    other_coefficients = coefficients[:, side.columns].unsqueeze(1)
     grads = torch.zeros_like(units)
     own_grads = grads if side.mirrored else torch.zeros_like(own_units)
     for tile in side.tiles:
         first, last, start, end = tile
         pairs = _form_pairs(rows, tile, settings)
-        factors = own_coefficients[:, first:last].unsqueeze(2)
+        factors = own_coefficients[:, first:last]
         begin = start
         if side.mirrored:  # the pair in both directions, in the block's own columns too
-            factors = factors + other_coefficients[:, start:end].unsqueeze(1)
+            factors = factors + other_coefficients[:, :, start:end]
             begin = max(start, last)
         grad = pairs[-1].mul_(factors[0])  # (B, C)
         if len(factors) > 1:
