@@ -331,3 +331,18 @@ def test_auto_takes_slices_for_many_rows():
         named = {128: "dense", 2048: "windowed"}[rows]
         assert torch.equal(conr_loss(**batch), conr_loss(**batch, algorithm=named))
     assert math.isfinite(conr_loss(**large_batch(2048, noise=0.0)))
+
+
+def test_a_compiled_call_leaves_the_slices_alone():
+    torch._dynamo.reset()
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(conr_loss, backend=count)
+    for seed in (0, 1):
+        batch = large_batch(900, seed=seed)
+        assert torch.equal(value_and_gradient(batch, compiled)[1], value_and_gradient(batch)[1])
+    assert len(graphs) <= 4

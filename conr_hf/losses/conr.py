@@ -1,16 +1,18 @@
 """The ConR loss: labels that are far apart must not have features that the model confuses."""
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
 
 from conr_hf.losses.checks import Settings, bounds, check_numbers, check_settings, check_shapes
-from conr_hf.losses.dense import Partners, dense_loss
+from conr_hf.losses.dense import BLOCK_PAIRS, Partners, dense_loss
 from conr_hf.losses.pairs import Distance
 from conr_hf.losses.windowed import windowed_loss
 
-# Up to this many rows `algorithm="auto"` is `"dense"`.
+# Up to this many rows `algorithm="auto"` is `"dense"`: sorting and cutting cost more than they save. Measured by
+# tests/bench_loss.py.
 DENSE_ROWS = 512
 
 
@@ -166,7 +168,7 @@ def conr_loss(
     check_numbers(features, labels, predictions, weights)
 
     with torch.autocast(features.device.type, enabled=False):
-        compute = {"auto": _fastest_loss, "dense": dense_loss, "windowed": windowed_loss}[algorithm]
+        compute = _choose(settings, len(features), last - first)
         loss, partners = compute(features, labels, predictions, weights, settings, first, last)
 
     if not return_statistics:
@@ -175,18 +177,17 @@ def conr_loss(
     return loss, PairStatistics(is_anchor.sum(), (positives * is_anchor).sum(), (negatives * is_anchor).sum())
 
 
-def _fastest_loss(
-    features: Tensor,
-    labels: Tensor,
-    predictions: Tensor,
-    weights: Tensor | None,
-    settings: Settings,
-    first: int,
-    last: int,
-) -> tuple[Tensor, Partners]:
-    # Measured in tests/bench_loss.py: up to here sorting and cutting cost more than they save.
-    compute = dense_loss if len(features) <= DENSE_ROWS else windowed_loss
-    return compute(features, labels, predictions, weights, settings, first, last)
+def _choose(settings: Settings, rows: int, anchors: int) -> Callable[..., tuple[Tensor, Partners]]:
+    is_dense = settings.algorithm == "dense"
+    if settings.algorithm == "auto":
+        # A function as distance has nothing to sort by: all its pairs are formed at once while they fit one block.
+        is_dense = rows <= DENSE_ROWS or (callable(settings.distance) and rows * anchors <= BLOCK_PAIRS)
+    if is_dense:
+        return dense_loss
+    if torch.compiler.is_compiling():  # a loop that follows the data: a graph of its own for every batch
+        outside: Callable[..., tuple[Tensor, Partners]] = torch.compiler.disable(windowed_loss)  # type: ignore[no-untyped-call]
+        return outside
+    return windowed_loss
 
 
 class ConRLoss(nn.Module):
