@@ -72,11 +72,10 @@ class _Windowed(torch.autograd.Function):
 
         divisor: int | Tensor = rows
         if settings.reduction == "anchors":
-            all_anchors = partners.is_anchor
-            if last - first < rows:
-                sides = plan.whole or plan.sides
-                counts = [_sum_over_pairs(_sort_rows(sides, which, None), settings)[0] for which in (0, 1)]
-                all_anchors = (counts[0] > 0) & (counts[1] > 0)
+            counts = [found[0] for found in sums]
+            if plan.whole:
+                counts = [_sum_over_pairs(_sort_rows(plan.whole, which, None), settings)[0] for which in (0, 1)]
+            all_anchors = (counts[0] > 0) & (counts[1] > 0)
             divisor = all_anchors.sum().clamp(min=1)
         own_weights = None if weights is None else weights[first:last].to(dtype)
         row_weights = weigh_rows(partners, own_weights, divisor, dtype, settings)  # (A,)
