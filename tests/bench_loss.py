@@ -153,9 +153,9 @@ def measure_cell(functions: dict, batch: dict, pairs: dict, growth: dict, limit:
             run_once(functions[name], batch)
         memory[name] = peak_memory(functions[name], batch)
         first[name] = run_once(functions[name], batch)
-    # Some 10 s a cell, and not less than 3 turns unless one takes long; small cells are timed over several calls.
+    # Some 10 s a cell, and at least 3 turns unless one takes over 8 s; small cells are timed over several calls.
     slowest = max(first.values())
-    turns = 1 if slowest > 20 else max(3, min(25, int(10 / sum(first.values()))))
+    turns = 1 if slowest > 8 else max(3, min(25, int(10 / sum(first.values()))))
     times = {name: [] for name in running}
     for turn in range(turns):
         for name in running if turn % 2 else reversed(running):

@@ -1,6 +1,7 @@
 """The ConR loss: labels that are far apart must not have features that the model confuses."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
@@ -128,8 +129,8 @@ def conr_loss(
             again for the gradient: time grows with these pairs and memory with M. It waits for the device once, and
             breaks a compiled graph. Under a distance that is a function, and for temperatures below some 1/600, it
             forms all pairs in blocks of rows. For float32 it calculates in float64 where the logarithm of a term can
-            exceed 60, at temperatures below 1/60 and under an extreme push. `"auto"` is `"dense"` up to 512 rows and
-            `"windowed"` beyond.
+            exceed 60, at temperatures below 1/60 and under an extreme push. `"auto"` is `"dense"` up to 512 rows, or
+            2047 where nearly all pairs matter, and `"windowed"` beyond.
         anchors (`slice`, *optional*):
             Only these rows are anchors; all rows are their candidates. Unset: all rows.
         return_statistics (`bool`, *optional*, defaults to `False`): Whether to return a [`PairStatistics`] as well.
@@ -184,10 +185,11 @@ def _choose(settings: Settings, rows: int, anchors: int) -> Callable[..., tuple[
         is_dense = rows <= DENSE_ROWS or (callable(settings.distance) and rows * anchors <= BLOCK_PAIRS)
     if is_dense:
         return dense_loss
+    windowed = partial(windowed_loss, dense_if_wide=settings.algorithm == "auto")
     if torch.compiler.is_compiling():  # a loop that follows the data: a graph of its own for every batch
-        outside: Callable[..., tuple[Tensor, Partners]] = torch.compiler.disable(windowed_loss)  # type: ignore[no-untyped-call]
+        outside: Callable[..., tuple[Tensor, Partners]] = torch.compiler.disable(windowed)  # type: ignore[no-untyped-call]
         return outside
-    return windowed_loss
+    return windowed
 
 
 class ConRLoss(nn.Module):

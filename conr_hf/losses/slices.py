@@ -15,7 +15,7 @@ GRAIN = 32
 
 # Fewest and most rows of a block, and the most pairs of a tile. On CPU a tile's tensors stay in the cache of a core
 # and its matrix products are still near the full rate; a GPU wants enough work for every kernel.
-TILES_CPU = (64, 256, 2**17)
+TILES_CPU = (96, 256, 2**17)
 TILES_GPU = (512, 2048, 2**22)
 
 

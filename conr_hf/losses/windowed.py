@@ -15,6 +15,10 @@ from conr_hf.losses.slices import Plan, Side, Tile, make_plan
 # exp of this, times the rows, and exp of its negative are well inside the dtype.
 LARGEST_TERM = {torch.float32: 60.0, torch.float64: 600.0}
 
+# Below that many rows, and if the slices hold more than that share of all pairs, all pairs at once are faster.
+# Measured by tests/bench_loss.py.
+WIDE_ROWS, WIDE_SHARE = 2048, 0.8
+
 LOG_2 = math.log(2)
 
 
@@ -26,7 +30,7 @@ def windowed_loss(
     settings: Settings,
     first: int,
     last: int,
-    plan: Plan | None = None,
+    dense_if_wide: bool = False,
 ) -> tuple[Tensor, Partners]:
     """
     The loss of rows `first` to `last`, in time of the pairs that have similar labels or similar predictions.
@@ -39,14 +43,18 @@ def windowed_loss(
     [`dense_loss_in_blocks`].
 
     Args and returns as [`conr_hf.losses.dense.dense_loss`], and:
-        plan ([`Plan`], *optional*): Of these rows, if it is known.
+        dense_if_wide (`bool`, *optional*, defaults to `False`):
+            Whether to form all pairs at once where few are left out and their tensors are small.
     """
     arguments = features, labels, predictions, weights, settings, first, last
     if last == first:
         return dense_loss(*arguments, divisor=1)
     if callable(settings.distance) or not features.numel():
         return dense_loss_in_blocks(*arguments)
-    plan = plan or make_plan(*arguments[1:])
+    plan = make_plan(*arguments[1:])
+    rows, anchors = len(features), last - first
+    if dense_if_wide and rows < WIDE_ROWS and plan.pairs > WIDE_SHARE * rows * anchors:
+        return dense_loss(*arguments)
     if plan.largest_term > LARGEST_TERM[torch.float64]:
         return dense_loss_in_blocks(*arguments)
     dtype = features.dtype
@@ -175,43 +183,38 @@ def _form_pairs(rows: _Sorted, tile: Tile, settings: Settings) -> Tensor:
     The pairs of a tile, of shape `(K, B, C)`: 1 where they count, and 0 where not; for positives the score there;
     push times exp(score), or exp(score) for positives. Only the first where there are no units.
     """
+    side, units, labels, label_reach, predictions, prediction_reach, zero = rows
     first, last, start, end = tile
-    distances = named_distance(rows.labels[0][first:last], rows.labels[1][start:end], settings.distance)
-    pairs = rows.zero.new_empty(rows.width, last - first, end - start)
+    distances = named_distance(labels[0][first:last], labels[1][start:end], settings.distance)
+    pairs = zero.new_empty(rows.width, last - first, end - start)
     is_pair, terms = pairs[0], pairs[-1]
-    if rows.units is not None:
+    if units:
         # In powers of 2, whose exponential is three times as fast on a CPU.
-        torch.addmm(
-            rows.zero,
-            rows.units[0][first:last],
-            rows.units[1][start:end].T,
-            beta=0,
-            alpha=1 / (settings.temperature * LOG_2),
-            out=terms,
-        )
+        scale = 1 / (settings.temperature * LOG_2)
+        torch.addmm(zero, units[0][first:last], units[1][start:end].T, beta=0, alpha=scale, out=terms)
 
-    if rows.predictions is None:
-        within_reach(distances, rows.label_reach, out=is_pair)
-        if not rows.side.mirrored:
-            is_pair.mul_(rows.side.rows[first:last, None] != rows.side.columns[start:end])
+    if not predictions:
+        within_reach(distances, label_reach, out=is_pair)
+        if not side.mirrored:
+            is_pair.mul_(side.rows[first:last, None] != side.columns[start:end])
         elif start == first:
             is_pair.diagonal().zero_()
-        if rows.units is not None:
+        if units:
             torch.mul(terms, is_pair, out=pairs[1])
             terms.exp2_().mul_(is_pair)
         return pairs
 
-    if rows.units is not None:
+    if units:
         if settings.push == "linear":
             terms.exp2_().mul_(distances).mul_(settings.push_scale)
         else:
             terms.add_(distances, alpha=settings.push_scale / LOG_2).exp2_()
-    confusions = named_distance(rows.predictions[0][first:last], rows.predictions[1][start:end], settings.distance)
+    confusions = named_distance(predictions[0][first:last], predictions[1][start:end], settings.distance)
     # A row has the distance 0 to itself: it is similar, and no negative.
-    similar = within_reach(distances, rows.label_reach, out=distances)
-    confused = within_reach(confusions, rows.prediction_reach, out=confusions)
+    similar = within_reach(distances, label_reach, out=distances)
+    confused = within_reach(confusions, prediction_reach, out=confusions)
     torch.gt(confused, similar, out=is_pair)
-    if rows.units is not None:
+    if units:
         terms.mul_(is_pair)
     return pairs
 
