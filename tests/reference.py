@@ -104,3 +104,30 @@ def random_batch(seed: int) -> dict:
         "distance": pick("mean_abs", "mean_abs", "euclidean"),
         "anchors": pick(None, None, slice(first, None), slice(first, first + 3)),
     }
+
+
+def plain_conr_loss(features, labels, predictions, weights=None, *, window, push_scale, temperature=0.07):
+    """
+    The loss in the plain dense form that contrastive losses are written in: M x M tensors, masks and autograd.
+
+    What tests/bench_loss.py compares with. It gives 0 to rows that are no anchors, as the loss does; masks become
+    numbers once, since multiplying by a boolean mask costs several times as much.
+    """
+    units = torch.nn.functional.normalize(features, dim=1)
+    scores = units @ units.T / temperature
+    with torch.no_grad():
+        distances = (labels[:, None] - labels).abs()
+        similar = within_window(distances, window, labels)
+        confused = within_window((predictions[:, None] - predictions).abs(), window, predictions)
+        negatives = (confused & ~similar).to(scores.dtype)
+        positives = similar.fill_diagonal_(False).to(scores.dtype)
+        push = (push_scale * distances).exp()
+        if weights is not None:
+            push = weights[:, None] * push
+        inside = torch.addcmul(positives, push, negatives)
+        counts = positives.sum(1)
+        anchors = (counts > 0) & (negatives.sum(1) > 0)
+        shares = positives / counts.clamp(min=1)[:, None]
+    scores = scores - scores.detach().amax(1, keepdim=True)
+    rows = (scores.exp() * inside).sum(1).clamp(min=1e-30).log() - (scores * shares).sum(1)
+    return torch.where(anchors, rows, 0).sum() / len(features)

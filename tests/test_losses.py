@@ -404,7 +404,7 @@ def test_a_feature_of_zeros_gets_a_gradient_of_ordinary_size():
         ({"distance": lambda a, b: (a - b).abs()}, r"distance returned shape \(48, 48, 1\)"),
         ({"distance": lambda a, b: (a - b).sum(-1)}, "distance returned -"),
         ({"distance": lambda a, b: (a - b).sum(-1) / 0.0}, "distance returned nan for labels 0 and 0"),
-        ({"algorithm": "fast"}, "algorithm is 'fast'; it must be one of auto, dense"),
+        ({"algorithm": "fast"}, "algorithm is 'fast'; it must be one of auto, dense, windowed"),
         ({"anchors": slice(0, 9, 2)}, "it must be a slice of consecutive rows"),
         ({"anchors": 3}, "anchors is 3; it must be a slice"),
     ],

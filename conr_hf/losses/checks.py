@@ -1,6 +1,7 @@
 """What the loss refuses, each in one sentence: the name, the value or its place, and the mend."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,7 +11,20 @@ from conr_hf.losses.pairs import Distance, check_distance
 PUSHES = ("exponential", "linear")
 FORMULATIONS = ("exact", "reference")
 REDUCTIONS = ("mean", "anchors")
-ALGORITHMS = ("auto", "dense")
+ALGORITHMS = ("auto", "dense", "windowed")
+
+
+class Settings(NamedTuple):
+    """What [`conr_loss`] is set to, under the names and with the meaning that it gives them."""
+
+    window: float
+    push_scale: float
+    temperature: float
+    push: str
+    formulation: str
+    reduction: str
+    distance: Distance
+    algorithm: str
 
 
 def bounds(anchors: slice | None, rows: int) -> tuple[int, int]:
@@ -23,36 +37,29 @@ def bounds(anchors: slice | None, rows: int) -> tuple[int, int]:
     return first, max(first, last)
 
 
-def check_settings(
-    window: float,
-    push_scale: float,
-    temperature: float,
-    push: str,
-    formulation: str,
-    reduction: str,
-    distance: Distance,
-    algorithm: str,
-) -> None:
+def check_settings(settings: Settings) -> None:
     """Raises a `ValueError` for a setting that [`conr_loss`] cannot use; the sentence says what it may be."""
-    if not 0 <= window < math.inf:
-        raise ValueError(f"window is {window}; it must be finite and at least 0, in label units (0: equal labels).")
-    if not 0 <= push_scale < math.inf:
+    if not 0 <= settings.window < math.inf:
         raise ValueError(
-            f"push_scale is {push_scale}; it must be finite and at least 0, per label unit (0: equal push)."
+            f"window is {settings.window}; it must be finite and at least 0, in label units (0: equal labels)."
         )
-    if not 0 < temperature < math.inf:
+    if not 0 <= settings.push_scale < math.inf:
         raise ValueError(
-            f"temperature is {temperature}; it must be finite and greater than 0 (0.07 is the paper's value)."
+            f"push_scale is {settings.push_scale}; it must be finite and at least 0, per label unit (0: equal push)."
+        )
+    if not 0 < settings.temperature < math.inf:
+        raise ValueError(
+            f"temperature is {settings.temperature}; it must be finite and greater than 0 (0.07 is the paper's value)."
         )
     for name, value, allowed in (
-        ("push", push, PUSHES),
-        ("formulation", formulation, FORMULATIONS),
-        ("reduction", reduction, REDUCTIONS),
-        ("algorithm", algorithm, ALGORITHMS),
+        ("push", settings.push, PUSHES),
+        ("formulation", settings.formulation, FORMULATIONS),
+        ("reduction", settings.reduction, REDUCTIONS),
+        ("algorithm", settings.algorithm, ALGORITHMS),
     ):
         if value not in allowed:
             raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}.")
-    check_distance(distance)
+    check_distance(settings.distance)
 
 
 def check_shapes(features: Tensor, labels: Tensor, predictions: Tensor, weights: Tensor | None) -> None:

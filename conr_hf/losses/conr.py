@@ -1,17 +1,20 @@
 """The ConR loss: labels that are far apart must not have features that the model confuses."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from conr_hf.losses.checks import bounds, check_numbers, check_settings, check_shapes
-from conr_hf.losses.pairs import Distance, label_distance, pair_masks
+from conr_hf.losses.checks import Settings, bounds, check_numbers, check_settings, check_shapes
+from conr_hf.losses.dense import BLOCK_PAIRS, Partners, dense_loss
+from conr_hf.losses.pairs import Distance
+from conr_hf.losses.windowed import windowed_loss
 
-# Stands for infinity in a logarithm of a pair's weight. A true -inf gives nan in the gradient of a row that has no
-# partner at all; this one leaves every row finite, and exp of it is as good as 0.
-LOG_INFINITY = 1e30
+# Up to this many rows `algorithm="auto"` is `"dense"`: sorting and cutting cost more than they save. Measured by
+# tests/bench_loss.py.
+DENSE_ROWS = 512
 
 
 class PairStatistics(NamedTuple):
@@ -97,8 +100,7 @@ def conr_loss(
     where `push(d)` is `exp(e d)` or `e d`.
 
     Float64 features, labels or predictions are computed in float64, everything else in float32, under autocast too.
-    Never nan for finite input. A call does not wait for the device, and compiles without a graph break. It has a first
-    derivative only.
+    Never nan for finite input. It has a first derivative only.
 
     Args:
         features (`torch.Tensor` of shape `(M, D)`):
@@ -122,7 +124,13 @@ def conr_loss(
             (0 if there is none). With either, the losses of slices of anchors add up to the loss of all rows.
         distance (`str` or a function, *optional*, defaults to `"mean_abs"`): See [`label_distance`].
         algorithm (`str`, *optional*, defaults to `"auto"`):
-            `"dense"` forms all pairs at once; `"auto"` chooses, which at present is `"dense"`.
+            `"dense"` forms all pairs at once, does not wait for the device, and compiles without a graph break.
+            `"windowed"` sorts the rows and forms only pairs with similar labels or similar predictions, in tiles and
+            again for the gradient: time grows with these pairs and memory with M. It waits for the device once, and
+            breaks a compiled graph. Under a distance that is a function, and for temperatures below some 1/600, it
+            forms all pairs in blocks of rows. For float32 it calculates in float64 where the logarithm of a term can
+            exceed 60, at temperatures below 1/60 and under an extreme push. `"auto"` is `"dense"` up to 512 rows, or
+            2047 where nearly all pairs matter, and `"windowed"` beyond.
         anchors (`slice`, *optional*):
             Only these rows are anchors; all rows are their candidates. Unset: all rows.
         return_statistics (`bool`, *optional*, defaults to `False`): Whether to return a [`PairStatistics`] as well.
@@ -149,10 +157,10 @@ def conr_loss(
         >>> statistics
         PairStatistics(anchors=tensor(1), positives=tensor(1), negatives=tensor(1))
     """
-    check_settings(window, push_scale, temperature, push, formulation, reduction, distance, algorithm)
+    settings = Settings(window, push_scale, temperature, push, formulation, reduction, distance, algorithm)
+    check_settings(settings)
     check_shapes(features, labels, predictions, weights)
-    rows = len(features)
-    first, last = bounds(anchors, rows)
+    first, last = bounds(anchors, len(features))
     dtype = torch.float64 if torch.float64 in (features.dtype, labels.dtype, predictions.dtype) else torch.float32
     features = features.to(dtype)
     # Detached: predictions only decide who is confused with whom; the paper sends no gradient through them.
@@ -160,51 +168,28 @@ def conr_loss(
     weights = None if weights is None else weights.detach().to(dtype)
     check_numbers(features, labels, predictions, weights)
 
-    def find_pairs(first: int, last: int) -> tuple[Tensor, Tensor, Tensor]:
-        distances = label_distance(labels[first:last], labels, distance)
-        confusions = label_distance(predictions[first:last], predictions, distance)
-        return distances, *pair_masks(distances, confusions, labels, predictions, window, first)
-
     with torch.autocast(features.device.type, enabled=False):
-        distances, positives, negatives = find_pairs(first, last)  # (A, M) each
-        positive_counts, negative_counts = positives.sum(1), negatives.sum(1)  # (A,)
-        is_anchor = (positive_counts > 0) & (negative_counts > 0)
-
-        # log S_ij rather than S_ij: exp(e d) overflows where e d is finite. Clamped at each step, or numbers near the
-        # end of the dtype's range would meet as inf * 0 or inf - inf.
-        growth = (distances.clamp(max=LOG_INFINITY) * push_scale).clamp_(max=LOG_INFINITY)
-        log_push = growth if push == "exponential" else growth.log_()
-        if weights is not None:
-            log_push += weights[first:last].log().unsqueeze(1)
-        log_push.clamp_(min=-LOG_INFINITY)
-        log_weights = torch.where(negatives, log_push, -LOG_INFINITY).masked_fill_(positives, 0.0)
-        logits: Tensor = _Logits.apply(features, log_weights, 1 / temperature, first)  # (A, M)
-
-        divisor: int | Tensor = max(rows, 1)
-        if reduction == "anchors":
-            all_anchors = is_anchor
-            if (first, last) != (0, rows):
-                _, all_positives, all_negatives = find_pairs(0, rows)
-                all_anchors = all_positives.any(1) & all_negatives.any(1)
-            divisor = all_anchors.sum().clamp(min=1)
-        row_weights = is_anchor / (positive_counts.clamp(min=1) * divisor).to(dtype)  # (A,)
-
-        if formulation == "reference":
-            # A row is no pair with itself, so that its own place is free for what all non-positives add to the sum.
-            constant = (rows - positive_counts).to(dtype).log()
-            logits = logits.diagonal_scatter(constant, offset=first)
-            if push == "linear":
-                row_weights = row_weights * positive_counts / (positive_counts + 1)
-            elif weights is not None:
-                row_weights = row_weights * weights[first:last]
-
-        # An anchor's loss is the cross-entropy of its logits against equal shares for its positives.
-        loss = (logits.log_softmax(1) * (positives * -row_weights.unsqueeze(1))).sum()
+        compute = _choose(settings, len(features), last - first)
+        loss, partners = compute(features, labels, predictions, weights, settings, first, last)
 
     if not return_statistics:
         return loss
-    counts = (is_anchor.sum(), (positive_counts * is_anchor).sum(), (negative_counts * is_anchor).sum())
-    return loss, PairStatistics(*counts)
+    is_anchor, positives, negatives = partners
+    return loss, PairStatistics(is_anchor.sum(), (positives * is_anchor).sum(), (negatives * is_anchor).sum())
+
+
+def _choose(settings: Settings, rows: int, anchors: int) -> Callable[..., tuple[Tensor, Partners]]:
+    is_dense = settings.algorithm == "dense"
+    if settings.algorithm == "auto":
+        # A function as distance has nothing to sort by: all its pairs are formed at once while they fit one block.
+        is_dense = rows <= DENSE_ROWS or (callable(settings.distance) and rows * anchors <= BLOCK_PAIRS)
+    if is_dense:
+        return dense_loss
+    windowed = partial(windowed_loss, dense_if_wide=settings.algorithm == "auto")
+    if torch.compiler.is_compiling():  # a loop that follows the data: a graph of its own for every batch
+        outside: Callable[..., tuple[Tensor, Partners]] = torch.compiler.disable(windowed)  # type: ignore[no-untyped-call]
+        return outside
+    return windowed
 
 
 class ConRLoss(nn.Module):
@@ -219,7 +204,7 @@ class ConRLoss(nn.Module):
         formulation (`str`, *optional*, defaults to `"exact"`): `"exact"` or `"reference"`.
         reduction (`str`, *optional*, defaults to `"mean"`): `"mean"` or `"anchors"`.
         distance (`str` or a function, *optional*, defaults to `"mean_abs"`): See [`label_distance`].
-        algorithm (`str`, *optional*, defaults to `"auto"`): `"auto"` or `"dense"`.
+        algorithm (`str`, *optional*, defaults to `"auto"`): `"auto"`, `"dense"` or `"windowed"`.
 
     Raises:
         `ValueError`: for a setting that [`conr_loss`] refuses, here already.
@@ -246,7 +231,7 @@ class ConRLoss(nn.Module):
         algorithm: str = "auto",
     ) -> None:
         super().__init__()
-        check_settings(window, push_scale, temperature, push, formulation, reduction, distance, algorithm)
+        check_settings(Settings(window, push_scale, temperature, push, formulation, reduction, distance, algorithm))
         self.settings: dict[str, Any] = {
             "window": window,
             "push_scale": push_scale,
@@ -275,38 +260,3 @@ class ConRLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
-
-
-class _Logits(torch.autograd.Function):
-    """
-    `log_weights + scale * cosine(features[first:first + A], features)`, of shape `(A, M)`.
-
-    Written out because autograd's backward of the normalisation and of `z @ z.T` costs as much as all the rest at
-    M = 128: there, one product with the sum of both triangles does for two.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, features: Tensor, log_weights: Tensor, scale: float, first: int) -> Tensor:
-        norms = torch.linalg.vector_norm(features, dim=1, keepdim=True)
-        # By 1 and not by an epsilon: a row of zeros gets the gradient of a row of length 1, not 1e12 times it.
-        norms = torch.where(norms > 0, norms, 1)
-        units = features / norms
-        ctx.save_for_backward(units, norms)
-        ctx.scale, ctx.first = scale, first
-        return torch.addmm(log_weights, units[first : first + len(log_weights)], units.T, alpha=scale)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        units, norms = ctx.saved_tensors
-        anchors = slice(ctx.first, ctx.first + len(grad))
-        # A caller's autocast must not lower these products either.
-        with torch.autocast(grad.device.type, enabled=False):
-            if len(grad) == len(units):
-                result = (grad + grad.T) @ units
-            else:
-                result = grad.T @ units[anchors]
-                result[anchors] += grad @ units
-            # What goes along a unit vector does not change it.
-            result.addcmul_(units, (units * result).sum(1, keepdim=True), value=-1)
-            return result.mul_(ctx.scale / norms), None, None, None
