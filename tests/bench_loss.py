@@ -154,8 +154,8 @@ def measure_cell(functions: dict, batch: dict, pairs: dict, growth: dict, limit:
         memory[name] = peak_memory(functions[name], batch)
         first[name] = run_once(functions[name], batch)
     # Some 10 s a cell, and at least 3 turns unless one takes over 8 s; small cells are timed over several calls.
-    slowest = max(first.values())
-    turns = 1 if slowest > 8 else max(3, min(25, int(10 / sum(first.values()))))
+    slowest = max(first.values(), default=0.0)
+    turns = 1 if slowest > 8 else max(3, min(25, int(10 / max(sum(first.values()), 0.01))))
     times = {name: [] for name in running}
     for turn in range(turns):
         for name in running if turn % 2 else reversed(running):

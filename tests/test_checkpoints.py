@@ -17,7 +17,7 @@ from conr_hf.state import load_state
 
 # Runs in a Python that has transformers only; folders on stdin, what they predict on stdout.
 PLAIN_TRANSFORMERS = """
-import json, sys
+import inspect, json, sys
 
 sys.modules["conr_hf"] = None
 try:
@@ -29,7 +29,7 @@ else:
 
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+from transformers import AutoImageProcessor, AutoModelForImageClassification, ImageClassificationPipeline, pipeline
 
 found = {}
 for folder, paths in json.load(sys.stdin).items():
@@ -38,7 +38,10 @@ for folder, paths in json.load(sys.stdin).items():
     pixels = AutoImageProcessor.from_pretrained(folder)(images=images, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         predictions = model(pixel_values=pixels).logits
-    pipe = pipeline("image-classification", model=folder, device="cpu")
+    # Before transformers knew regression here, a pipeline had to be told not to squash the output.
+    knows = "regression" in inspect.getsource(ImageClassificationPipeline.postprocess)
+    told = {} if knows else {"function_to_apply": "none"}
+    pipe = pipeline("image-classification", model=folder, device="cpu", **told)
     found[folder] = {
         "predictions": predictions.tolist(),
         "pipeline": pipe(images[:3]),
