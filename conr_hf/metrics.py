@@ -12,7 +12,6 @@ from torch import Tensor
 from conr_hf.imbalance import Bins, label_columns, make_bins
 from conr_hf.imbalance.bins import FLOAT32_EPS, FloatArray, IntArray
 
-SHOTS = ("many", "median", "few")
 THRESHOLDS = (20, 100)
 
 
