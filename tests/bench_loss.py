@@ -191,7 +191,7 @@ def main() -> None:
             for rows in arguments.rows:
                 batch = make_batch(kind, rows, dims)
                 values = batch["labels"], batch["predictions"], batch["weights"]
-                plan = make_plan(*values, settings, 0, rows)
+                plan = make_plan(*values, (1.0, 1.0), settings, 0, rows)
                 pairs = {name: float(rows**2) for name in functions}
                 pairs |= {"windowed": float(plan.pairs), "auto": float(plan.pairs)}
                 medians, memory, left_out = measure_cell(functions, batch, pairs, growth, memory_limit)

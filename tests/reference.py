@@ -15,14 +15,17 @@ def distance_between(a: Tensor, b: Tensor, distance: str = "mean_abs") -> Tensor
 
 def find_partners(labels, predictions, window, distance="mean_abs"):
     """Two lists with one list a row: the indices of its positives, and of its negatives."""
-    labels, predictions = (x.detach().reshape(len(x), -1).double() for x in (labels, predictions))
+    all_labels, all_predictions = labels.detach(), predictions.detach()
+    labels, predictions = (x.reshape(len(x), -1).double() for x in (all_labels, all_predictions))
     positives, negatives = [], []
     for i in range(len(labels)):
         positives.append([])
         negatives.append([])
         for j in range(len(labels)):
-            similar = within_window(distance_between(labels[i], labels[j], distance), window, labels)
-            confused = within_window(distance_between(predictions[i], predictions[j], distance), window, predictions)
+            similar = within_window(distance_between(labels[i], labels[j], distance), window, all_labels)
+            confused = within_window(
+                distance_between(predictions[i], predictions[j], distance), window, all_predictions
+            )
             if similar and i != j:
                 positives[i].append(j)
             if confused and not similar:

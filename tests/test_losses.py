@@ -6,7 +6,7 @@ import reference
 import torch
 
 from conr_hf.losses import ConRLoss, PairStatistics, conr_loss, huber, l1, label_distance, mse, within_window
-from conr_hf.losses.pairs import pair_masks
+from conr_hf.losses.pairs import find_pairs, window_reach
 
 SETTINGS = {"window": 1.0, "push_scale": 0.01}
 
@@ -200,10 +200,10 @@ def test_the_unit_of_the_labels_does_not_choose_the_pairs(dtype, scale):
 
     # Predictions are judged in the same way.
     zeros, other = torch.zeros(100, dtype=dtype), torch.arange(100, dtype=dtype) * 1e6
-    _, negatives = pair_masks(label_distance(other, other), label_distance(scaled, scaled), other, scaled, 0.2 * scale)
-    assert torch.equal(negatives, expected & ~torch.eye(100, dtype=torch.bool))
-    positives, _ = pair_masks(label_distance(scaled, scaled), label_distance(zeros, zeros), scaled, zeros, 0.2 * scale)
-    assert torch.equal(positives, expected & ~torch.eye(100, dtype=torch.bool))
+    for labels, predictions, which in ((other, scaled, 2), (scaled, zeros, 1)):
+        reaches = tuple(window_reach(0.2 * scale, values, dtype) for values in (labels, predictions))
+        found = find_pairs(labels, predictions, reaches)[which]
+        assert torch.equal(found.bool(), expected & ~torch.eye(100, dtype=torch.bool))
 
 
 def test_label_distances():
@@ -243,13 +243,7 @@ def test_a_row_is_no_negative_of_its_own():
         return (a - b).abs().mean(-1) + 1e-3 * (a + b).abs().mean(-1)
 
     labels, predictions = torch.tensor([2000.0, 2001.0, 9000.0]), torch.tensor([0.0, 50.0, 100.0])
-    positives, negatives = pair_masks(
-        label_distance(labels, labels, rough),
-        label_distance(predictions, predictions, rough),
-        labels,
-        predictions,
-        1.0,
-    )
+    _, positives, negatives = find_pairs(labels, predictions, (1.0, 1.0), rough)
     assert not negatives.any()
     assert not positives.any()
 

@@ -126,9 +126,12 @@ def test_statistics_are_those_of_the_dense_form(tiles):
         assert all(count.dtype == torch.int64 for count in statistics)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("features_dtype", "dtype"),
+    [(torch.float32, torch.float32), (torch.float64, torch.float64), (torch.float64, torch.float32)],
+)
 @pytest.mark.parametrize("scale", [1.0, 1000.0, 0.001])
-def test_the_unit_of_the_labels_does_not_choose_the_pairs(dtype, scale, tiles):
+def test_the_unit_of_the_labels_does_not_choose_the_pairs(features_dtype, dtype, scale, tiles):
     steps = torch.tensor([k * 0.1 * scale for k in range(100)], dtype=dtype)
     integers = torch.arange(100)
     near = ((integers[:, None] - integers).abs() <= 2).sum() - 100
@@ -137,7 +140,7 @@ def test_the_unit_of_the_labels_does_not_choose_the_pairs(dtype, scale, tiles):
         # A pair needs a partner of each kind to be counted: two rows that all are confused with, and similar to.
         for labels, predictions, which in ((steps, torch.zeros(100, dtype=dtype), 1), (far, steps, 2)):
             found = conr_loss(
-                torch.ones(100, 2, dtype=dtype),
+                torch.ones(100, 2, dtype=features_dtype),
                 labels,
                 predictions,
                 window=0.2 * scale,
@@ -154,7 +157,7 @@ def test_the_unit_of_the_labels_does_not_choose_the_pairs(dtype, scale, tiles):
     predictions = steps.repeat_interleave(2)
     for algorithm in ("dense", "windowed"):
         found = conr_loss(
-            torch.ones(200, 2, dtype=dtype),
+            torch.ones(200, 2, dtype=features_dtype),
             labels,
             predictions,
             window=0.2 * scale,
@@ -303,7 +306,7 @@ def test_nothing_of_the_size_of_pairs_is_kept_for_the_gradient(noise, changes):
 
 def test_slices_hold_few_pairs_and_all_that_matter():
     batch = large_batch(4096, dims=1)
-    plan = slices.make_plan(batch["labels"], batch["predictions"], None, settings_of(batch), 0, 4096)
+    plan = slices.make_plan(batch["labels"], batch["predictions"], None, (1.0, 1.0), settings_of(batch), 0, 4096)
     statistics = conr_loss(**batch, algorithm="windowed", return_statistics=True)[1]
     assert statistics.positives + statistics.negatives < plan.pairs < 0.15 * 4096**2
     for side in plan.sides:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from conr_hf.losses.checks import Settings, bounds, check_numbers, check_settings, check_shapes
 from conr_hf.losses.dense import BLOCK_PAIRS, Partners, dense_loss
-from conr_hf.losses.pairs import Distance
+from conr_hf.losses.pairs import Distance, window_reach
 from conr_hf.losses.windowed import windowed_loss
 
 # Up to this many rows `algorithm="auto"` is `"dense"`: sorting and cutting cost more than they save. Measured by
@@ -162,6 +162,8 @@ def conr_loss(
     check_shapes(features, labels, predictions, weights)
     first, last = bounds(anchors, len(features))
     dtype = torch.float64 if torch.float64 in (features.dtype, labels.dtype, predictions.dtype) else torch.float32
+    # By the rounding of the dtype they come in: float64 sees labels 0.1, 0.2, 0.3, ... of float32 unequally apart.
+    reaches = (window_reach(window, labels.detach(), dtype), window_reach(window, predictions.detach(), dtype))
     features = features.to(dtype)
     # Detached: predictions only decide who is confused with whom; the paper sends no gradient through them.
     labels, predictions = labels.detach().to(dtype), predictions.detach().to(dtype)
@@ -170,7 +172,7 @@ def conr_loss(
 
     with torch.autocast(features.device.type, enabled=False):
         compute = _choose(settings, len(features), last - first)
-        loss, partners = compute(features, labels, predictions, weights, settings, first, last)
+        loss, partners = compute(features, labels, predictions, weights, reaches, settings, first, last)
 
     if not return_statistics:
         return loss

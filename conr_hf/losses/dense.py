@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from conr_hf.losses.checks import Settings
-from conr_hf.losses.pairs import label_distance, pair_indicators, window_reach
+from conr_hf.losses.pairs import Reach, find_pairs
 
 # Stands for infinity in a logarithm of a pair's weight. A true -inf gives nan in the gradient of a row that has no
 # partner at all; this one leaves every row finite, and exp of it is as good as 0.
@@ -64,6 +64,7 @@ def dense_loss(
     labels: Tensor,
     predictions: Tensor,
     weights: Tensor | None,
+    reaches: tuple[Reach, Reach],
     settings: Settings,
     first: int,
     last: int,
@@ -77,6 +78,8 @@ def dense_loss(
         labels (`torch.Tensor` of shape `(M,)` or `(M, T)`): Like `features` in dtype.
         predictions (`torch.Tensor` of the shape of `labels`): Like `features` in dtype.
         weights (`torch.Tensor` of shape `(M,)`, *optional*): Like `features` in dtype.
+        reaches (two `float` or `torch.Tensor` of shape `()`): Up to which distance labels, and predictions, are
+            similar.
         settings ([`Settings`]): Of the loss.
         first (`int`): The first anchor.
         last (`int`): One more than the last anchor.
@@ -86,7 +89,9 @@ def dense_loss(
         `torch.Tensor` of shape `()`, and the anchors' [`Partners`].
     """
     rows, dtype = len(features), features.dtype
-    distances, positives, negatives = _find_pairs(labels, predictions, settings, first, last)  # (A, M) each
+    distances, positives, negatives = find_pairs(
+        labels, predictions, reaches, settings.distance, first, last
+    )  # (A, M) each
     partners = _count(positives, negatives)
 
     # log S_ij rather than S_ij: exp(e d) overflows where e d is finite. Clamped at each step, or numbers near the
@@ -105,7 +110,7 @@ def dense_loss(
         if settings.reduction == "anchors":
             all_anchors = partners.is_anchor
             if (first, last) != (0, rows):
-                _, all_positives, all_negatives = _find_pairs(labels, predictions, settings, 0, rows)
+                _, all_positives, all_negatives = find_pairs(labels, predictions, reaches, settings.distance)
                 all_anchors = _count(all_positives, all_negatives).is_anchor
             divisor = all_anchors.sum().clamp(min=1)
     own_weights = None if weights is None else weights[first:last]
@@ -124,6 +129,7 @@ def dense_loss_in_blocks(
     labels: Tensor,
     predictions: Tensor,
     weights: Tensor | None,
+    reaches: tuple[Reach, Reach],
     settings: Settings,
     first: int,
     last: int,
@@ -142,27 +148,19 @@ def dense_loss_in_blocks(
     if settings.reduction == "anchors":
         counts = []
         for start in range(0, rows, step):
-            _, positives, negatives = _find_pairs(labels, predictions, settings, start, min(start + step, rows))
+            _, positives, negatives = find_pairs(
+                labels, predictions, reaches, settings.distance, start, min(start + step, rows)
+            )
             counts.append(_count(positives, negatives).is_anchor.sum())
         divisor = torch.stack(counts).sum().clamp(min=1)
 
     parts = []
     for start in range(first, last, step):
         block = start, min(start + step, last)
-        arguments = features, labels, predictions, weights, settings, *block, divisor
+        arguments = features, labels, predictions, weights, reaches, settings, *block, divisor
         parts.append(checkpoint(dense_loss, *arguments, use_reentrant=False, preserve_rng_state=False))
     partners = Partners(*(torch.cat(column) for column in zip(*(part for _, part in parts), strict=True)))
     return torch.stack([loss for loss, _ in parts]).sum(), partners
-
-
-def _find_pairs(
-    labels: Tensor, predictions: Tensor, settings: Settings, first: int, last: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    distances = label_distance(labels[first:last], labels, settings.distance)
-    confusions = label_distance(predictions[first:last], predictions, settings.distance)
-    label_reach = window_reach(settings.window, labels, labels.dtype)
-    prediction_reach = window_reach(settings.window, predictions, predictions.dtype)
-    return distances, *pair_indicators(distances, confusions, label_reach, prediction_reach, first)
 
 
 def _count(positives: Tensor, negatives: Tensor) -> Partners:

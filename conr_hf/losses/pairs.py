@@ -7,6 +7,9 @@ from torch import Tensor
 
 Distance = str | Callable[[Tensor, Tensor], Tensor]
 
+# Up to which distance labels, or predictions, are similar.
+Reach = Tensor | float
+
 DISTANCES = ("mean_abs", "euclidean")
 
 
@@ -65,13 +68,15 @@ def within_window(distances: Tensor, window: float, labels: Tensor) -> Tensor:
     Which distances lie within the window. Every algorithm decides it here, for labels and for predictions.
 
     The tolerance of four roundings of the largest label makes the answer independent of the unit: without it, labels
-    0.1, 0.2, 0.3, ... and a window of 0.2 miss a part of the pairs that 1, 2, 3, ... and a window of 2 find.
+    0.1, 0.2, 0.3, ... and a window of 0.2 miss a part of the pairs that 1, 2, 3, ... and a window of 2 find. A
+    rounding is that of float32 where the labels are float32, though the distances may be float64.
 
     Args:
         distances (`torch.Tensor` of any shape): Distances in label units, float32 or float64.
         window (`float`): The window in label units, not negative.
-        labels (`torch.Tensor` of any shape): All labels (or all predictions) that the distances come from; only the
-            largest magnitude counts, so that one number, `labels.abs().amax()`, does as well.
+        labels (`torch.Tensor` of any shape): All labels (or all predictions) that the distances come from, in the
+            dtype they were given in; only the largest magnitude counts, so that one number, `labels.abs().amax()`,
+            does as well.
 
     Returns:
         `torch.Tensor` of the shape of `distances`, boolean: `distances <= window + 4 * eps * max|labels|`.
@@ -88,7 +93,7 @@ def within_window(distances: Tensor, window: float, labels: Tensor) -> Tensor:
     return within_reach(distances, window_reach(window, labels, distances.dtype))
 
 
-def within_reach(distances: Tensor, reach: Tensor | float, out: Tensor | None = None) -> Tensor:
+def within_reach(distances: Tensor, reach: Reach, out: Tensor | None = None) -> Tensor:
     """
     [`within_window`] for those who know [`window_reach`], so that not all labels are looked at again.
 
@@ -107,13 +112,13 @@ def within_reach(distances: Tensor, reach: Tensor | float, out: Tensor | None = 
     return distances <= reach if out is None else torch.le(distances, reach, out=out)
 
 
-def window_reach(window: float, labels: Tensor, dtype: torch.dtype) -> Tensor | float:
+def window_reach(window: float, labels: Tensor, dtype: torch.dtype) -> Reach:
     """
     The distance up to which [`within_window`] calls labels similar; whoever knows it needs not look at all labels.
 
     Args:
         window (`float`): The window in label units, not negative.
-        labels (`torch.Tensor` of any shape): All labels, or all predictions.
+        labels (`torch.Tensor` of any shape): All labels, or all predictions, in the dtype they were given in.
         dtype (`torch.dtype`): Of the distances.
 
     Returns:
@@ -125,67 +130,55 @@ def window_reach(window: float, labels: Tensor, dtype: torch.dtype) -> Tensor | 
     """
     if labels.numel() == 0:  # no largest label
         return window
-    return window + labels.abs().amax() * (4 * torch.finfo(dtype).eps)
+    # Integers are exact. Labels below float32 are taken as exact too: their own rounding would be a window of its own.
+    rounded = torch.float32 if labels.is_floating_point() and labels.dtype != torch.float64 else dtype
+    return window + labels.abs().amax().to(dtype) * (4 * torch.finfo(rounded).eps)
 
 
-def pair_masks(
-    label_distances: Tensor,
-    prediction_distances: Tensor,
+def find_pairs(
     labels: Tensor,
     predictions: Tensor,
-    window: float,
-    first_anchor: int = 0,
-) -> tuple[Tensor, Tensor]:
+    reaches: tuple[Reach, Reach],
+    distance: Distance = "mean_abs",
+    first: int = 0,
+    last: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """
-    Positives and negatives of `A` consecutive rows, the anchors, among all `M` rows.
+    Label distances, positives and negatives of rows `first` to `last`, the anchors, among all `M` rows.
 
     A positive has a similar label. A negative has another label and a prediction similar to the anchor's: the model
     confuses the two. No row is its own positive or negative.
 
     Args:
-        label_distances (`torch.Tensor` of shape `(A, M)`): From the anchors' labels to all labels, in label units.
-        prediction_distances (`torch.Tensor` of shape `(A, M)`): The same of the predictions.
-        labels (`torch.Tensor` of shape `(M,)` or `(M, T)`): All labels, see [`within_window`].
-        predictions (`torch.Tensor` of shape `(M,)` or `(M, T)`): All predictions.
-        window (`float`): The window in label units.
-        first_anchor (`int`, *optional*, defaults to 0): The row that the first anchor is among all rows.
+        labels (`torch.Tensor` of shape `(M,)` or `(M, T)`): All labels.
+        predictions (`torch.Tensor` of the shape of `labels`): All predictions.
+        reaches (two `float` or `torch.Tensor` of shape `()`): [`window_reach`] of the labels and of the predictions.
+        distance (`str` or a function, *optional*, defaults to `"mean_abs"`): See [`label_distance`].
+        first (`int`, *optional*, defaults to 0): The first anchor.
+        last (`int`, *optional*): One more than the last anchor. Unset: all rows from `first` on.
 
     Returns:
-        Two boolean `torch.Tensor` of shape `(A, M)`: positives and negatives.
+        Three `torch.Tensor` of shape `(A, M)`, float32 or float64: the distances in label units, and 1 for a positive
+        and 1 for a negative, 0 elsewhere. Numbers and no masks: on a CPU arithmetic with them is several times as
+        fast as choosing by a mask.
 
     Source: ConR, arXiv 2309.06651 (pair selection).
 
     Example:
         >>> labels, predictions = torch.tensor([20.0, 21.0, 40.0]), torch.tensor([30.0, 22.0, 30.5])
-        >>> distances = label_distance(labels, labels), label_distance(predictions, predictions)
-        >>> positives, negatives = pair_masks(*distances, labels, predictions, window=1.0)
+        >>> distances, positives, negatives = find_pairs(labels, predictions, (1.0, 1.0))
         >>> positives.nonzero().tolist(), negatives.nonzero().tolist()
         ([[0, 1], [1, 0]], [[0, 2], [2, 0]])
     """
-    label_reach = window_reach(window, labels, label_distances.dtype)
-    prediction_reach = window_reach(window, predictions, prediction_distances.dtype)
-    masks = pair_indicators(label_distances, prediction_distances, label_reach, prediction_reach, first_anchor)
-    return masks[0].bool(), masks[1].bool()
-
-
-def pair_indicators(
-    label_distances: Tensor,
-    prediction_distances: Tensor,
-    label_reach: Tensor | float,
-    prediction_reach: Tensor | float,
-    first_anchor: int = 0,
-) -> tuple[Tensor, Tensor]:
-    """
-    [`pair_masks`] as 1 and 0 in the distances' dtype: on a CPU arithmetic with them is several times as fast as
-    choosing by a mask. Each reach is that of [`window_reach`].
-    """
-    similar = within_reach(label_distances, label_reach, out=torch.empty_like(label_distances))
+    distances = label_distance(labels[first:last], labels, distance)
+    positives = within_reach(distances, reaches[0], out=torch.empty_like(distances))
     # A distance of the user may put a row a rounding away from itself; it must not become its own negative.
-    similar.diagonal(offset=first_anchor).fill_(1)
-    negatives = within_reach(prediction_distances, prediction_reach, out=torch.empty_like(prediction_distances))
-    negatives.gt_(similar)
-    similar.diagonal(offset=first_anchor).fill_(0)
-    return similar, negatives
+    positives.diagonal(offset=first).fill_(1)
+    confusions = label_distance(predictions[first:last], predictions, distance)
+    negatives = within_reach(confusions, reaches[1], out=confusions)
+    negatives.gt_(positives)
+    positives.diagonal(offset=first).fill_(0)
+    return distances, positives, negatives
 
 
 def check_distance(distance: Distance) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from conr_hf.losses.checks import Settings
 from conr_hf.losses.dense import LOG_INFINITY
-from conr_hf.losses.pairs import Distance, label_distance, window_reach
+from conr_hf.losses.pairs import Distance, Reach, label_distance
 
 # Blocks start at multiples of this many rows, so that their bounds can be read before their size is chosen.
 GRAIN = 32
@@ -80,7 +80,13 @@ class Plan(NamedTuple):
 
 
 def make_plan(
-    labels: Tensor, predictions: Tensor, weights: Tensor | None, settings: Settings, first: int, last: int
+    labels: Tensor,
+    predictions: Tensor,
+    weights: Tensor | None,
+    reaches: tuple[Reach, Reach],
+    settings: Settings,
+    first: int,
+    last: int,
 ) -> Plan:
     """
     Sorts the rows and bounds the slices. Waits for a device once, to read the bounds.
@@ -89,6 +95,8 @@ def make_plan(
         labels (`torch.Tensor` of shape `(M,)` or `(M, T)`, M > 0): Float32 or float64.
         predictions (`torch.Tensor` of the shape of `labels`): Like `labels` in dtype.
         weights (`torch.Tensor` of shape `(M,)`, *optional*): Like `labels` in dtype.
+        reaches (two `float` or `torch.Tensor` of shape `()`): Up to which distance labels, and predictions, are
+            similar.
         settings ([`Settings`]): With a distance that is a name.
         first (`int`): The first anchor.
         last (`int`): One more than the last anchor, more than `first`.
@@ -105,7 +113,7 @@ def make_plan(
     low, high = (labels.reshape(rows, -1).aminmax(dim=0)[k].unsqueeze(0) for k in (0, 1))
     farthest = label_distance(low, high, settings.distance).reshape(1)
     heaviest = farthest.new_ones(1) if weights is None else weights.amax().reshape(1)
-    found = [_sort(values, settings, parts) for values in (labels, predictions)]
+    found = [_sort(*some, settings.distance, parts) for some in zip((labels, predictions), reaches, strict=True)]
     # In the labels' dtype, which holds every number of rows up to 2^24: not every device has float64.
     numbers = [farthest, heaviest]
     for reach, slices in found:
@@ -132,17 +140,17 @@ def make_plan(
 
 
 def _sort(
-    values: Tensor, settings: Settings, parts: list[tuple[int, int]]
+    values: Tensor, given_reach: Reach, distance: Distance, parts: list[tuple[int, int]]
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor, Tensor, Tensor]]]:
     """
     The reach, and for each part `(first, last)` of the rows: these rows and all rows sorted, and the bounds of the
     columns that grains of these rows reach: from where those of the first row start, to where those of the last end.
     """
-    reach = torch.as_tensor(window_reach(settings.window, values, values.dtype))
+    reach = torch.as_tensor(given_reach)
     eps = torch.finfo(values.dtype).eps
     # Slices may cover too much, never too little: the roundings of keys, and of sums and differences of them.
     far = (reach + 16 * eps * values.abs().amax()) * (1 + 16 * eps)
-    key = _sort_key(values, settings.distance)
+    key = _sort_key(values, distance)
     keys, columns = key.sort()
     slices = []
     for first, last in parts:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from conr_hf.losses.checks import Settings
 from conr_hf.losses.dense import Partners, dense_loss, dense_loss_in_blocks, normalise, normalise_backward, weigh_rows
-from conr_hf.losses.pairs import named_distance, within_reach
+from conr_hf.losses.pairs import Reach, named_distance, within_reach
 from conr_hf.losses.slices import Plan, Side, Tile, make_plan
 
 # Since a cosine is at most 1, sums of exponentials are taken as they are, without the largest of each row: as long as
@@ -27,6 +27,7 @@ def windowed_loss(
     labels: Tensor,
     predictions: Tensor,
     weights: Tensor | None,
+    reaches: tuple[Reach, Reach],
     settings: Settings,
     first: int,
     last: int,
@@ -46,7 +47,7 @@ def windowed_loss(
         dense_if_wide (`bool`, *optional*, defaults to `False`):
             Whether to form all pairs at once where few are left out and their tensors are small.
     """
-    arguments = features, labels, predictions, weights, settings, first, last
+    arguments = features, labels, predictions, weights, reaches, settings, first, last
     if last == first:
         return dense_loss(*arguments, divisor=1)
     if callable(settings.distance) or not features.numel():
