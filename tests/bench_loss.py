@@ -1,7 +1,7 @@
 """
 How long the loss takes, forward and backward, beside the plain dense form; run as
 
-    python tests/bench_loss.py                    # all sizes, about 20 minutes on 2 cores
+    python tests/bench_loss.py                    # all sizes, about 25 minutes on 2 cores
     python tests/bench_loss.py --rows 128 512 2048 --dims 256
 
 Prints two tables for each kind of labels and predictions. All algorithms of a cell take turns, and medians are taken.

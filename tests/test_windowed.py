@@ -1,3 +1,5 @@
+import warnings
+
 import pytest
 import reference
 import torch
@@ -354,3 +356,24 @@ def test_a_compiled_call_leaves_the_slices_alone():
         batch = large_batch(900, seed=seed)
         assert torch.equal(value_and_gradient(batch, compiled)[1], value_and_gradient(batch)[1])
     assert len(graphs) <= 4
+
+
+# ---- on a GPU -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("algorithm", "waits"), [("dense", 0), ("windowed", 1)])
+def test_the_host_waits_for_a_gpu_no_more_than_once(algorithm, waits):
+    """A wait in each step would empty the queue that keeps a GPU busy."""
+    batch = large_batch(2048)
+    batch = {name: value.cuda() if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+    batch["features"].requires_grad_()
+    conr_loss(**batch, algorithm=algorithm).backward()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            conr_loss(**batch, algorithm=algorithm).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len([warning for warning in caught if "synchroniz" in str(warning.message)]) <= waits

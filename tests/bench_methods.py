@@ -1,0 +1,118 @@
+"""
+What ConR adds to a training step; run as
+
+    python tests/bench_methods.py share    # ConR's own time in a step, by profiler
+
+Images are ready in memory, two views each, so that reading them hides nothing.
+"""
+
+import argparse
+import itertools
+import statistics
+import tempfile
+import time
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+from transformers import TrainerCallback
+
+import conr_hf.objective
+from conr_hf import ConRConfig, ConRTrainer, load_regressor
+from conr_hf.losses import conr_loss
+
+MODELS = {"timm/vit_small_patch16_224": (224, 16), "timm/convnext_atto": (64, 128)}
+
+
+class Ready(torch.utils.data.Dataset):
+    """Noise with ages that are common at 45 and rare far from it."""
+
+    column_names = ("pixel_values", "labels")
+
+    def __init__(self, rows: int, size: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.pixels = torch.randn(64, 2, 3, size, size, generator=generator)
+        self.labels = (45 + 16 * torch.randn(rows, generator=generator)).round().clamp(1, 101)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, row: int) -> dict:
+        return {"pixel_values": self.pixels[row % len(self.pixels)], "labels": self.labels[row].item()}
+
+
+class StepTimes(TrainerCallback):
+    """From the end of each step to the end of the next, the first few left out."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_step_end(self, *_, **__) -> None:
+        self.ends.append(time.perf_counter())
+
+    def median(self) -> float:
+        ends = self.ends[1:]
+        return statistics.median(after - before for before, after in itertools.pairwise(ends))
+
+
+def make_trainer(model_name: str, size: int, batch: int, steps: int, folder: str, **settings) -> ConRTrainer:
+    torch.manual_seed(0)
+    model, processor = load_regressor(model_name, "age", pretrained=False, image_size=size)
+    args = ConRConfig(
+        folder,
+        per_device_train_batch_size=batch,
+        max_steps=steps,
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        **{"conr_weight": 0.0, **settings},
+    )
+    data = Ready(batch * steps, size)
+    trainer = ConRTrainer(model, args, train_dataset=data, processing_class=processor)
+    trainer.times = StepTimes()
+    trainer.add_callback(trainer.times)
+    return trainer
+
+
+def recorded_loss(features, *arguments, **options):
+    """`conr_loss`, whose forward and backward are spans of the profiler."""
+    with record_function("ConR forward"):
+        own = features.view_as(features)
+        result = conr_loss(own, *arguments, **options)
+    span = record_function("ConR backward")
+    result[0].grad_fn.register_prehook(lambda *_: span.__enter__() and None)
+    own.grad_fn.register_prehook(lambda *_: span.__exit__(None, None, None))
+    return result
+
+
+def show_share(folder: str) -> None:
+    print("| model | pixels | samples | step | ConR forward | ConR backward | ConR's share |")
+    print("|---|---|---|---|---|---|---|")
+    conr_hf.objective.conr_loss = recorded_loss
+    for name, (size, batch) in MODELS.items():
+        trainer = make_trainer(name, size, batch, 8, folder, conr_weight=0.05)
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            trainer.train()
+        spans = {name: [] for name in ("ConR forward", "ConR backward")}
+        for event in profiler.events():
+            if event.name in spans:
+                spans[event.name].append(event.time_range.elapsed_us() / 1e6)
+        forward, backward = (statistics.median(times[1:]) for times in spans.values())
+        step = trainer.times.median()
+        print(
+            f"| {name} | {size} | {batch} | {step * 1e3:.0f} ms | {forward * 1e3:.2f} ms | {backward * 1e3:.2f} ms "
+            f"| {100 * (forward + backward) / step:.2f} % |",
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("what", choices=["share"])
+    parser.parse_args()
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
+    with tempfile.TemporaryDirectory() as folder:
+        show_share(folder)
+
+
+if __name__ == "__main__":
+    main()
