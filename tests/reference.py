@@ -1,4 +1,4 @@
-"""The ConR loss again, for the tests: loops over pairs in float64. Only the window's membership is the package's."""
+"""The losses again, for the tests: loops over pairs in float64. Only the window's membership is the package's."""
 
 import math
 
@@ -134,3 +134,111 @@ def plain_conr_loss(features, labels, predictions, weights=None, *, window, push
     scores = scores - scores.detach().amax(1, keepdim=True)
     rows = (scores.exp() * inside).sum(1).clamp(min=1e-30).log() - (scores * shares).sum(1)
     return torch.where(anchors, rows, 0).sum() / len(features)
+
+
+# ---- the companion losses ----------------------------------------------------------------------------------------
+
+
+def focal(residuals, beta, gamma, power):
+    """Focal-R of each row, `power` 1 for the absolute and 2 for the squared error."""
+    rows = []
+    for row in residuals.reshape(len(residuals), -1):
+        rows.append(sum(abs(r) ** power * (2 / (1 + (-beta * abs(r)).exp()) - 1) ** gamma for r in row) / len(row))
+    return torch.stack(rows)
+
+
+def log_gaussian(point, mean, covariance):
+    """Logarithm of a normal density without its power of 2 pi."""
+    offset = point - mean
+    return -(torch.logdet(covariance) + offset @ torch.linalg.solve(covariance, offset)) / 2
+
+
+def balanced_mse(predictions, labels, noise, density):
+    """Balanced MSE of each row; `density(p, variance)` is how likely a label with noise is p, in any unit."""
+    predictions, labels = (x.reshape(len(x), -1) for x in (predictions, labels))
+    variance = noise**2
+    rows = []
+    for p, y in zip(predictions, labels, strict=True):
+        rows.append(2 * variance.detach() * ((p - y).square().sum() / (2 * variance) + density(p, variance).log()))
+    return torch.stack(rows)
+
+
+def bmc(predictions, labels, candidates, noise):
+    candidates = candidates.reshape(len(candidates), -1)
+    return balanced_mse(
+        predictions, labels, noise, lambda p, v: sum((-(p - c).square().sum() / (2 * v)).exp() for c in candidates)
+    )
+
+
+def gai(predictions, labels, weights, means, covariances, noise):
+    eye = torch.eye(means.shape[1], dtype=torch.float64)
+
+    def density(p, variance):
+        parts = zip(weights, means, covariances, strict=True)
+        found = sum(w * log_gaussian(p, m, c + variance * eye).exp() for w, m, c in parts)
+        return found * variance ** (means.shape[1] / 2)
+
+    return balanced_mse(predictions, labels, noise, density)
+
+
+def bni(predictions, labels, centres, frequencies, noise):
+    centres = centres.reshape(len(centres), -1)
+
+    def density(p, variance):
+        bins = zip(centres, frequencies, strict=True)
+        return sum(f * (-(p - c).square().sum() / (2 * variance)).exp() for c, f in bins)
+
+    return balanced_mse(predictions, labels, noise, density)
+
+
+def rank_n_contrast(features, labels, *, temperature=2.0, distance="mean_abs", anchors=None, tolerance=1e-6):
+    """`distance` is a name or a function of two labels of shape `(T,)`."""
+    rows = len(features)
+    labels = labels.reshape(rows, -1).double()
+    between = distance if callable(distance) else lambda a, b: distance_between(a, b, distance)
+    total = features.double().sum() * 0
+    for i in range(rows)[anchors or slice(None)]:
+        others = [j for j in range(rows) if j != i]
+        far = {j: between(labels[i], labels[j]).item() for j in others}
+        score = {}
+        for j in others:
+            offset = features[i].double() - features[j].double()
+            score[j] = -offset.norm() / temperature if offset.any() else offset.sum() * 0
+        for j in others:
+            inside = torch.stack([score[k] for k in others if far[k] >= far[j] - tolerance])
+            total = total + inside.logsumexp(0) - score[j]
+    return total / max(rows * (rows - 1), 1)
+
+
+def normalised_ranks(values):
+    """Of a list of numbers: 1 / n for the largest, the earlier first among equals."""
+    return [
+        (1 + sum(w > v or (w == v and k < j) for k, w in enumerate(values))) / len(values)
+        for j, v in enumerate(values)
+    ]
+
+
+def ranksim(features, labels, *, interpolation=2.0):
+    """The loss, and its gradient in the features."""
+    rows = len(features)
+    labels = labels.reshape(rows, -1)
+    first = [i for i in range(rows) if not any(torch.equal(labels[i], labels[j]) for j in range(i))]
+    count = len(first)
+    leaf = features.detach().double().requires_grad_()
+    units = [leaf[i] / leaf[i].norm() if leaf[i].norm() > 0 else leaf[i] for i in first]
+    loss, follow = 0.0, leaf.sum() * 0
+    if count < 2:
+        return torch.tensor(0.0, dtype=torch.float64), torch.zeros_like(leaf)
+    for i in range(count):
+        cosines = [units[i] @ units[j] for j in range(count)]
+        nearness = [-distance_between(labels[first[i]].double(), labels[j].double()).item() for j in first]
+        # Whole tolerances: labels that are equally far but for rounding.
+        wanted = normalised_ranks([round(d / 1e-6) for d in nearness])
+        found = normalised_ranks([c.item() for c in cosines])
+        loss += sum((f - w) ** 2 for f, w in zip(found, wanted, strict=True)) / count
+        arrives = [2 * (f - w) / count for f, w in zip(found, wanted, strict=True)]
+        moved = normalised_ranks([c.item() + interpolation * g for c, g in zip(cosines, arrives, strict=True)])
+        for c, f, m in zip(cosines, found, moved, strict=True):
+            follow = follow - c * (f - m) / interpolation
+    follow.backward()
+    return torch.tensor(loss, dtype=torch.float64), leaf.grad

@@ -4,6 +4,8 @@ Per-row regression losses of residuals that are already divided by the label sca
 They return one number a row, so that the caller decides how rows are weighted and averaged.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -70,6 +72,74 @@ def huber(residuals: Tensor, delta: float = 1.0) -> Tensor:
         raise ValueError(f"delta is {delta}; it must be greater than 0 (1 is one label scale).")
     residuals = _full_precision(residuals)
     return _mean_over_labels(F.huber_loss(residuals, torch.zeros_like(residuals), reduction="none", delta=delta))
+
+
+def focal_l1(residuals: Tensor, beta: float, gamma: float = 1.0) -> Tensor:
+    """
+    Focal-R: absolute error of each row, small errors counted less.
+
+    Each error `|r|` is multiplied by `(2 sigmoid(beta |r|) - 1)^gamma`, which grows from 0 to 1 with it. The gradient
+    goes through this factor too.
+
+    Args:
+        residuals (`torch.Tensor` of shape `(M,)` or `(M, T)`): Prediction minus label, divided by the label scale.
+        beta (`float`): How fast the factor grows with the error, per label scale, greater than 0.
+        gamma (`float`, *optional*, defaults to 1.0): Power of the factor, not negative; 0 is [`l1`].
+
+    Returns:
+        `torch.Tensor` of shape `(M,)`: the mean over the label dimensions, without unit, in float64 if the residuals
+        are float64 and in float32 otherwise.
+
+    Raises:
+        `ValueError`: if `beta` is not greater than 0 or `gamma` is negative.
+
+    Source: Yang et al., "Delving into Deep Imbalanced Regression", ICML 2021, arXiv 2102.09554 (Focal-R).
+
+    Example:
+        >>> focal_l1(torch.tensor([[1.0, -3.0], [0.0, 0.5]]), beta=2.0)
+        tensor([1.8734, 0.1155])
+    """
+    residuals = _full_precision(residuals)
+    return _mean_over_labels(residuals.abs() * _focal_factor(residuals, beta, gamma))
+
+
+def focal_mse(residuals: Tensor, beta: float, gamma: float = 1.0) -> Tensor:
+    """
+    Focal-R: squared error of each row, small errors counted less.
+
+    Each squared error is multiplied by `(2 sigmoid(beta |r|) - 1)^gamma`, which grows from 0 to 1 with `|r|`. The
+    gradient goes through this factor too.
+
+    Args:
+        residuals (`torch.Tensor` of shape `(M,)` or `(M, T)`): Prediction minus label, divided by the label scale.
+        beta (`float`): How fast the factor grows with the error, per label scale, greater than 0.
+        gamma (`float`, *optional*, defaults to 1.0): Power of the factor, not negative; 0 is [`mse`].
+
+    Returns:
+        `torch.Tensor` of shape `(M,)`: the mean over the label dimensions, without unit, in float64 if the residuals
+        are float64 and in float32 otherwise.
+
+    Raises:
+        `ValueError`: if `beta` is not greater than 0 or `gamma` is negative.
+
+    Source: Yang et al., "Delving into Deep Imbalanced Regression", ICML 2021, arXiv 2102.09554 (Focal-R).
+
+    Example:
+        >>> focal_mse(torch.tensor([[1.0, -3.0], [0.0, 0.5]]), beta=2.0)
+        tensor([4.8585, 0.0578])
+    """
+    residuals = _full_precision(residuals)
+    return _mean_over_labels(residuals.square() * _focal_factor(residuals, beta, gamma))
+
+
+def _focal_factor(residuals: Tensor, beta: float, gamma: float) -> Tensor:
+    if not 0 < beta < math.inf:
+        raise ValueError(f"beta is {beta}; it must be finite and greater than 0, per label scale.")
+    if not 0 <= gamma < math.inf:
+        raise ValueError(f"gamma is {gamma}; it must be finite and at least 0 (1 is the paper's value).")
+    # 2 sigmoid(x) - 1, without the rounding of a difference. Not quite 0, where a power below 1 has no slope.
+    factor = (residuals.abs() * (beta / 2)).tanh().clamp(min=torch.finfo(residuals.dtype).tiny)
+    return factor**gamma
 
 
 def _full_precision(residuals: Tensor) -> Tensor:
