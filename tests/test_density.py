@@ -1,31 +1,31 @@
 """Weights from label density: mean 1, no unit, never infinite, and the same from numpy and from torch."""
 
-import math
-
 import numpy as np
 import pytest
+import reference_imbalance as reference
 import torch
 
-from conr_hf.imbalance import density_weights, make_bins, make_density
+from conr_hf.imbalance import Bins, density_weights, make_bins, make_density, smoothing_kernel
 
 METHODS = ["none", "inverse", "sqrt_inverse"]
-
-
-def slow_weights(labels, width, method):
-    """From the formulas, one training label at a time; labels that need no tolerance."""
-    raw = []
-    for y in labels:
-        n = sum(math.floor(other / width) == math.floor(y / width) for other in labels)
-        raw.append({"none": 1, "inverse": 1 / min(max(n, 5), 1000), "sqrt_inverse": 1 / math.sqrt(n)}[method])
-    return [w * len(raw) / sum(raw) for w in raw]
+KERNELS = [
+    None,
+    [1.0],
+    smoothing_kernel("gaussian"),
+    smoothing_kernel("triangular", 3),
+    smoothing_kernel("laplace", 41),
+]
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("seed", range(5))
-def test_agrees_with_loops_and_has_mean_one(seed, method):
-    labels = np.random.default_rng(seed).exponential(10, size=300)
-    weights = density_weights(labels, make_bins(labels, 2.0), method)
-    np.testing.assert_allclose(weights, slow_weights(labels, 2.0, method), rtol=1e-12)
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(("seed", "dimensions"), [(0, 1), (1, 1), (2, 2)])
+def test_agrees_with_loops_and_has_mean_one(seed, dimensions, kernel, method):
+    labels = np.random.default_rng(seed).exponential(10, size=(120, dimensions))
+    bins = make_bins(labels, 2.0)
+    weights = density_weights(labels, bins, method, kernel)
+    expected = reference.density_weights(labels, bins.edges, method, [1.0] if kernel is None else kernel)
+    np.testing.assert_allclose(weights, expected, rtol=1e-12)
     assert weights.mean() == pytest.approx(1, abs=1e-12)
 
 
@@ -33,9 +33,13 @@ def test_worked_by_hand():
     labels = [0] * 16 + [1] * 4
     bins = make_bins(labels)
     # 1 / sqrt(16), 1 / sqrt(4): mean (16 / 4 + 4 / 2) / 20 = 0.3
-    np.testing.assert_allclose(density_weights([0, 1], bins, "sqrt_inverse", labels), [0.25 / 0.3, 0.5 / 0.3])
+    np.testing.assert_allclose(
+        density_weights([0, 1], bins, "sqrt_inverse", train_labels=labels), [0.25 / 0.3, 0.5 / 0.3]
+    )
     # 1 / 16, and 4 is clipped to 5: mean (1 + 4 / 5) / 20 = 0.09
-    np.testing.assert_allclose(density_weights([0, 1], bins, "inverse", labels), [1 / 16 / 0.09, 0.2 / 0.09])
+    np.testing.assert_allclose(
+        density_weights([0, 1], bins, "inverse", train_labels=labels), [1 / 16 / 0.09, 0.2 / 0.09]
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -61,16 +65,17 @@ def test_units_do_not_matter(method, dtype):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dimensions", [1, 2, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_lookup_equals_numpy(method, dimensions, dtype):
+@pytest.mark.parametrize("kernel", [None, smoothing_kernel("gaussian")])
+def test_lookup_equals_numpy(method, dimensions, dtype, kernel):
     rng = np.random.default_rng(dimensions)
     train = torch.from_numpy(rng.normal(size=(400, dimensions)) ** 3).to(dtype)
     bins = make_bins(train, 0.1)
-    lookup = make_density(train, bins, method)
+    lookup = make_density(train, bins, method, kernel)
     on_edges = torch.from_numpy(np.stack([rng.choice(e, 200) for e in bins.edges], axis=1)).to(dtype)
     labels = torch.cat([train, on_edges, on_edges + 1e-6, on_edges - 1e-6, train * 3])  # the last often outside
     weights = lookup.weights(labels)
     assert weights.dtype == torch.float32
-    np.testing.assert_allclose(weights, density_weights(labels, bins, method, train), rtol=1e-6)
+    np.testing.assert_allclose(weights, density_weights(labels, bins, method, kernel, train), rtol=1e-6)
     assert lookup.weights(train).double().mean() == pytest.approx(1, abs=1e-6)
     if dimensions == 1:
         torch.testing.assert_close(lookup.weights(labels[:, 0]), weights, rtol=0, atol=0)
@@ -84,7 +89,7 @@ def test_empty_bins_and_labels_outside_weigh_like_one_training_label(method):
     weights = make_density(train, bins, method).weights(labels)
     torch.testing.assert_close(weights, weights[:1].expand(6), rtol=0, atol=0)
     assert torch.isfinite(weights).all()
-    assert np.isfinite(density_weights([3.0, -100.0], bins, method, train)).all()
+    assert np.isfinite(density_weights([3.0, -100.0], bins, method, train_labels=train)).all()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -113,12 +118,93 @@ def test_an_empty_batch_and_gradients():
     torch.testing.assert_close(whole, lookup.weights(torch.tensor([1.0, 2.0])), rtol=0, atol=0)
 
 
+# ---- Label distribution smoothing -----------------------------------------------------------------------------------
+
+
+def test_smoothing_worked_by_hand():
+    # Counts 16, 4, 0 and 1; roots 4, 2, 0 and 1. By the kernel 1/2, 1, 1/2 they become 4 + 1 = 5, 2 + 2 = 4,
+    # 1 + 1/2 = 1.5 and 1. Mean of the inverses over the labels: (16 / 5 + 4 / 4 + 1) / 21 = 5.2 / 21.
+    train = [0] * 16 + [1] * 4 + [3]
+    weights = density_weights([0, 1, 2, 3], make_bins(train), "sqrt_inverse", [0.5, 1, 0.5], train)
+    np.testing.assert_allclose(weights, np.array([1 / 5, 1 / 4, 1 / 1.5, 1]) * 21 / 5.2, rtol=1e-12)
+    # Clipped 16, 5, 5 and 5 become 18.5, 15.5, 10 and 7.5: the weight of an empty bin is that of 5 labels.
+    weights = density_weights([0, 1, 2, 3], make_bins(train), "inverse", [0.5, 1, 0.5], train)
+    expected = np.array([1 / 18.5, 1 / 15.5, 1 / 10, 1 / 7.5])
+    np.testing.assert_allclose(weights, expected * 21 / (expected @ [16, 4, 0, 1]), rtol=1e-12)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_kernel_of_one_bin_changes_nothing(method):
+    labels = np.random.default_rng(0).exponential(10, size=300)
+    bins = make_bins(labels, 2.0)
+    plain = density_weights(labels, bins, method)
+    assert np.array_equal(density_weights(labels, bins, method, [1.0]), plain)
+    np.testing.assert_allclose(density_weights(labels, bins, method, [7.0]), plain, rtol=1e-12)
+
+
+def test_a_kernel_counts_by_its_shape_alone():
+    """One that sums to 1 would make values below 1, which are held at that, and so flatten the weights."""
+    train = np.random.default_rng(0).exponential(10, size=300)
+    bins, kernel = make_bins(train, 1.0), smoothing_kernel("gaussian")
+    whole = density_weights(train, bins, "sqrt_inverse", kernel)
+    np.testing.assert_allclose(density_weights(train, bins, "sqrt_inverse", kernel / kernel.sum()), whole, rtol=1e-12)
+
+
+def test_without_weights_there_is_nothing_to_smooth():
+    """Beyond the end bins nothing counts, so that smoothed ones would weigh their labels more."""
+    labels = np.arange(20)
+    bins = make_bins(labels)
+    assert density_weights(labels, bins, "none", smoothing_kernel("gaussian")).tolist() == [1.0] * 20
+    lookup = make_density(labels, bins, "none", smoothing_kernel("gaussian"))
+    assert lookup.weights(torch.from_numpy(labels)).tolist() == [1.0] * 20
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_bin_weighs_more_than_one_with_a_single_training_label(method):
+    """Far from all labels, and where only the faint end of a kernel reaches, weights would explode."""
+    train = [0.5] * 30 + [50.5]
+    bins = make_bins(train, 1.0)
+    faint = smoothing_kernel("gaussian", 41, 1.5)
+    assert faint[0] < 1e-30
+    weights = density_weights(np.arange(51) + 0.5, bins, method, faint, train)
+    assert np.isfinite(weights).all()
+    assert weights.max() <= weights[-1] * (1 + 1e-12)
+
+
+def test_out_of_reach_of_all_labels_weighs_like_a_single_one():
+    train = [0.5] * 30 + [50.5]
+    far, outside, single = density_weights(
+        [25.5, -9.0, 50.5], make_bins(train, 1.0), "sqrt_inverse", smoothing_kernel("gaussian"), train
+    )
+    assert far == outside == single
+
+
+def test_smoothing_lifts_a_rare_label_beside_common_ones():
+    """The published motivation: 31 among many of 30 and 32 is not rare as 71 is, alone."""
+    train = [30] * 100 + [31] + [32] * 100 + [71]
+    for kernel in ("gaussian", "triangular", "laplace"):
+        beside, alone = density_weights([31, 71], make_bins(train), "sqrt_inverse", smoothing_kernel(kernel), train)
+        assert beside < alone / 5
+
+
+def test_more_kernel_than_bins():
+    bins = Bins((np.arange(4.0),), (np.array([4, 0, 9]),))
+    train = [0.5] * 4 + [2.5] * 9
+    # Roots 2, 0 and 3 under the kernel 1/4 .. 1 .. 1/4: 2 + 3 / 2, 3/4 * 5 and 3 + 1, in the bins' own places.
+    weights = density_weights([0.5, 1.5, 2.5], bins, "sqrt_inverse", smoothing_kernel("triangular", 7), train)
+    expected = np.array([1 / 3.5, 1 / 3.75, 1 / 4])
+    np.testing.assert_allclose(weights, expected * 13 / (expected @ [4, 0, 9]), rtol=1e-12)
+
+
 def test_refusals_say_what_to_do():
     bins = make_bins([1.0, 2.0])
     with pytest.raises(ValueError, match='"inverse", "sqrt_inverse"'):
         density_weights([1.0], bins, "sqrt")
     with pytest.raises(ValueError, match="no training labels"):
         make_density([], bins, "inverse")
+    for call in (density_weights, make_density):
+        with pytest.raises(ValueError, match="smoothing_kernel makes such"):
+            call([1.0], bins, "inverse", [1.0, 1.0])
     with pytest.raises(ValueError, match=r"shape \(4, 2\)"):
         make_density([1.0], bins, "inverse").weights(torch.zeros(4, 2))
 

@@ -53,6 +53,64 @@ def test_one_sampler_gives_an_epoch_again():
     assert list(sampler) == list(sampler)
 
 
+# ---- Rows drawn by weight -------------------------------------------------------------------------------------------
+
+
+def weighted(weights, epoch=0, **changed):
+    settings = {"seed": 0, "shuffle": True, "multiple": 1, **changed}
+    sampler = TrainingSampler(range(len(weights)), weights=np.array(weights), **settings)
+    sampler.epoch = epoch
+    return list(sampler)
+
+
+def test_rows_are_drawn_in_proportion_to_their_weights():
+    weights = np.array([1.0, 0.0, 3.0, 6.0] * 5)
+    draws = [draw.row for epoch in range(400) for draw in weighted(weights, epoch)]
+    counts, expected = np.bincount(draws, minlength=20), weights / weights.sum() * len(draws)
+    assert not counts[weights == 0].any()
+    assert (np.abs(counts - expected) <= 5 * np.sqrt(expected)).all()
+
+
+@pytest.mark.parametrize("multiple", [1, 8])
+def test_a_weighted_epoch_has_as_many_draws_and_repeats_the_first(multiple):
+    """The steps of an epoch, and the samples that count, would be others than without weights."""
+    draws = weighted(np.arange(13.0), multiple=multiple)
+    assert len(draws) == len(drawn(13, multiple=multiple))
+    assert [draw.position for draw in draws] == list(range(len(draws)))
+    assert [draw.row for draw in draws[13:]] == [draw.row for draw in draws[: len(draws) - 13]]
+    assert draws[:13] == weighted(np.arange(13.0))
+
+
+def test_weighted_draws_hang_on_seed_and_epoch_alone():
+    weights = np.random.default_rng(0).exponential(size=60)
+    first = weighted(weights, epoch=2)
+    np.random.seed(9)
+    assert weighted(weights, epoch=2) == first
+    assert weighted(1000 * weights, epoch=2) == first
+    assert [draw.row for draw in weighted(weights, epoch=1)] != [draw.row for draw in first]
+    assert [draw.row for draw in weighted(weights, epoch=2, seed=1)] != [draw.row for draw in first]
+    assert [draw.row for draw in weighted(weights.astype(np.float32))] == [draw.row for draw in weighted(weights)]
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ([1.0, 2.0], r"weights has shape \(2,\) and there are 3 rows"),
+        ([[1.0, 2.0, 3.0]], r"weights has shape \(1, 3\)"),
+        ([1.0, -2.0, 3.0], r"weights\[1\] is -2\.0; it must be finite and at least 0"),
+        ([1.0, 2.0, np.nan], r"weights\[2\] is nan"),
+        ([np.inf, 2.0, 3.0], r"weights\[0\] is inf"),
+        ([0.0, 0.0, 0.0], "All weights are 0"),
+    ],
+)
+def test_weights_that_nothing_can_be_drawn_by_are_refused(weights, said):
+    with pytest.raises(ValueError, match=said):
+        TrainingSampler(range(3), 0, True, 1, weights=np.array(weights))
+
+
+# ---- Processes ------------------------------------------------------------------------------------------------------
+
+
 def trainer_on(processes, rows, batch, split_batches=False, drop_last=False, seed=0, data_seed=None):
     """What `ImageTrainer` reads to make its sampler and count its samples, without a model."""
     args = SimpleNamespace(
@@ -63,7 +121,13 @@ def trainer_on(processes, rows, batch, split_batches=False, drop_last=False, see
         train_sampling_strategy="random",
     )
     accelerator = SimpleNamespace(split_batches=split_batches)
-    trainer = SimpleNamespace(args=args, accelerator=accelerator, _train_batch_size=batch)
+    trainer = SimpleNamespace(
+        args=args,
+        accelerator=accelerator,
+        _train_batch_size=batch,
+        row_weights=lambda: None,
+        mixing=lambda: None,
+    )
     ImageTrainer._get_train_sampler(trainer, range(rows))
     return trainer
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from transformers import BaseImageProcessor
 
+from conr_hf.data.mixing import CMixup
 from conr_hf.data.rows import Row, describe, label_cells, to_image
 
 
@@ -19,11 +20,17 @@ class Draw(NamedTuple):
     row: int
     epoch: int
     position: int  # in the epoch's global order; from the number of rows on, a repeat that evens out the processes
+    partner: int | None = None  # the row that it is mixed with
+    share: float = 1.0  # its own in the mixture
+
+
+# A draw and its row, and the row of its partner if it has one; no draw in evaluation.
+Example = tuple[Draw | None, Row] | tuple[Draw, Row, Row]
 
 
 class TrainingSampler(Sampler[Draw]):
     """
-    Every row once an epoch, in an order that depends on (seed, epoch) alone.
+    Every row once an epoch, or as many rows drawn by weight, in an order that depends on (seed, epoch) alone.
 
     Where the processes' batches would not come out even, rows from the start of the epoch follow as repeats, known by
     their position.
@@ -33,25 +40,66 @@ class TrainingSampler(Sampler[Draw]):
         seed (`int`): Seed of the order.
         shuffle (`bool`): Random order; otherwise the data set's.
         multiple (`int`): The number of draws is a multiple of this: the global batch, or 1 on one process.
+        weights (`np.ndarray` of shape `(N,)`, *optional*): Draw rows with replacement in proportion to these.
+        mixing ([`CMixup`], *optional*): Gives every draw a partner to be mixed with.
+
+    Raises:
+        `ValueError`: For weights, or labels to mix by, that are not one a row, and for weights that are negative, not
+            finite or all 0.
     """
 
-    def __init__(self, rows: Sized, seed: int, shuffle: bool, multiple: int) -> None:
+    def __init__(
+        self,
+        rows: Sized,
+        seed: int,
+        shuffle: bool,
+        multiple: int,
+        weights: np.ndarray | None = None,
+        mixing: CMixup | None = None,
+    ) -> None:
+        if weights is not None:
+            _check_weights(weights, len(rows))
+        if mixing is not None and len(mixing.labels) != len(rows):
+            raise ValueError(f"There are {len(mixing.labels)} labels to mix by and {len(rows)} rows. Give one a row.")
         self.rows, self.seed, self.shuffle, self.multiple = rows, seed, shuffle, multiple
+        self.weights, self.mixing = weights, mixing
         self.epoch = 0
 
     def __len__(self) -> int:
         return -(-len(self.rows) // self.multiple) * self.multiple
 
     def __iter__(self) -> Iterator[Draw]:
-        order = np.arange(len(self.rows))
-        if self.shuffle:
-            np.random.default_rng((self.seed, self.epoch)).shuffle(order)
+        order = self._order()
+        if self.mixing is None:
+            for position in range(len(self)):
+                yield Draw(int(order[position % len(order)]), self.epoch, position)
+            return
+        partners, shares = self.mixing.draw(order, self.epoch)
         for position in range(len(self)):
-            yield Draw(int(order[position % len(order)]), self.epoch, position)
+            i = position % len(order)
+            yield Draw(int(order[i]), self.epoch, position, int(partners[i]), float(shares[i]))
+
+    def _order(self) -> np.ndarray:
+        random, order = np.random.default_rng((self.seed, self.epoch)), np.arange(len(self.rows))
+        if self.weights is not None:
+            return random.choice(order, len(order), p=self.weights / self.weights.sum())
+        if self.shuffle:
+            random.shuffle(order)
+        return order
 
 
-class DrawnRows(Dataset[tuple[Draw | None, Row]]):
-    """Rows of a data set beside the draw that asked for them, `None` in evaluation."""
+def _check_weights(weights: np.ndarray, rows: int) -> None:
+    if weights.shape != (rows,):
+        raise ValueError(f"weights has shape {weights.shape} and there are {rows} rows. Give one weight a row.")
+    wrong = np.flatnonzero(~np.isfinite(weights) | (weights < 0))
+    if len(wrong):
+        raise ValueError(f"weights[{wrong[0]}] is {weights[wrong[0]]}; it must be finite and at least 0.")
+    if not weights.any():
+        raise ValueError("All weights are 0, so there is no row to draw. Give one of them a weight above 0.")
+
+
+class DrawnRows(Dataset[Example]):
+    """Rows of a data set beside the draw that asked for them, `None` in evaluation; where it mixes, two rows."""
 
     def __init__(self, dataset: Dataset[Any], name: str, indices: Sequence[int] | np.ndarray | None = None) -> None:
         self.dataset, self.name = dataset, name
@@ -60,11 +108,17 @@ class DrawnRows(Dataset[tuple[Draw | None, Row]]):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, key: Draw | int) -> tuple[Draw | None, Row]:
-        draw = key if isinstance(key, Draw) else None
-        row = int(self.indices[draw.row if draw is not None else int(key)])  # type: ignore[arg-type]
+    def __getitem__(self, key: Draw | int) -> Example:
+        if not isinstance(key, Draw):
+            return None, self._row(int(key))
+        if key.partner is None:
+            return key, self._row(key.row)
+        return key, self._row(key.row), self._row(key.partner)
+
+    def _row(self, place: int) -> Row:
+        row = int(self.indices[place])
         try:
-            return draw, self.dataset[row]
+            return self.dataset[row]
         except (OSError, SyntaxError, ValueError) as error:
             raise ValueError(f"{self.name}, row {row:,}: the image cannot be read: {describe(error)}.") from error
 
@@ -75,6 +129,9 @@ class ImageCollator:
 
     Each image is decoded and processed once for all its views: a view is the processor's output, padded, cropped back
     to its size and perhaps flipped. So evaluation sees exactly what the processor saved beside the model gives.
+
+    Where a draw has a partner, its views, label and weight are mixtures with the partner's: its share of its own and
+    the rest of the partner's.
 
     Args:
         processor (`BaseImageProcessor`, *optional*): The model's image processor; not needed for rows that come ready
@@ -107,20 +164,31 @@ class ImageCollator:
         self.num_views, self.horizontal_flip, self.crop_padding = num_views, horizontal_flip, crop_padding
         self.seed = seed
 
-    def __call__(self, examples: Sequence[tuple[Draw | None, Row]]) -> dict[str, Any]:
-        draws, rows = [draw for draw, _ in examples], [row for _, row in examples]
-        batch: dict[str, Any] = {"pixel_values": self._pixels(draws, rows)}
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
+        draws = [example[0] for example in examples]
+        batch: dict[str, Any] = self._tensors(draws, [example[1] for example in examples])
+        partners = [example[2] for example in examples if len(example) == 3]
+        if partners:
+            shares = torch.tensor([draw.share for draw in draws if draw])
+            of_partners = self._tensors(draws, partners, of_partners=True)
+            batch = {name: _mixed(own, of_partners[name], shares) for name, own in batch.items()}
+        if draws[0] is not None:
+            batch["position"] = draws[0].position
+        return batch
+
+    def _tensors(
+        self, draws: Sequence[Draw | None], rows: Sequence[Row], of_partners: bool = False
+    ) -> dict[str, Tensor]:
+        tensors = {"pixel_values": self._pixels(draws, rows, of_partners)}
         if "labels" in rows[0] or all(column in rows[0] for column in self.label_columns):
             cells = [[float(cell) for cell in label_cells(row, self.label_columns, "a data set")] for row in rows]
             labels = torch.tensor(cells, dtype=torch.float32)
-            batch["labels"] = labels[:, 0] if len(self.label_columns) == 1 else labels
-        if draws[0] is not None:
-            batch["position"] = draws[0].position
-            if "sample_weight" in rows[0]:
-                batch["sample_weight"] = torch.tensor([float(row["sample_weight"]) for row in rows])
-        return batch
+            tensors["labels"] = labels[:, 0] if len(self.label_columns) == 1 else labels
+        if draws[0] is not None and "sample_weight" in rows[0]:
+            tensors["sample_weight"] = torch.tensor([float(row["sample_weight"]) for row in rows])
+        return tensors
 
-    def _pixels(self, draws: Sequence[Draw | None], rows: Sequence[Row]) -> Tensor:
+    def _pixels(self, draws: Sequence[Draw | None], rows: Sequence[Row], of_partners: bool) -> Tensor:
         if "pixel_values" in rows[0]:
             return torch.stack([torch.as_tensor(row["pixel_values"], dtype=torch.float32) for row in rows])
         if self.processor is None:
@@ -136,14 +204,21 @@ class ImageCollator:
         pixels: Tensor = self.processor(images=images, return_tensors="pt")["pixel_values"]
         if draws[0] is None:
             return pixels
-        return torch.stack([self._views(image, draw) for image, draw in zip(pixels, draws, strict=True) if draw])
+        return torch.stack(
+            [self._views(image, draw, of_partners) for image, draw in zip(pixels, draws, strict=True) if draw]
+        )
 
-    def _views(self, image: Tensor, draw: Draw) -> Tensor:
+    def _views(self, image: Tensor, draw: Draw, of_partner: bool) -> Tensor:
         views = []
         for view in range(self.num_views):
-            random = np.random.default_rng((self.seed, draw.epoch, draw.position, view))
+            place = (self.seed, draw.epoch, draw.position, view)
+            random = np.random.default_rng((*place, 1) if of_partner else place)
             views.append(shifted(image, self.crop_padding, random, self.horizontal_flip))
         return torch.stack(views)
+
+
+def _mixed(own: Tensor, partners: Tensor, shares: Tensor) -> Tensor:
+    return torch.lerp(partners, own, shares.view(-1, *[1] * (own.ndim - 1)))
 
 
 def shifted(image: Tensor, crop_padding: float, random: np.random.Generator, horizontal_flip: bool) -> Tensor:
@@ -173,7 +248,12 @@ class UserCollator:
     def __init__(self, collate: Callable[[list[Row]], dict[str, Any]]) -> None:
         self.collate = collate
 
-    def __call__(self, examples: Sequence[tuple[Draw | None, Row]]) -> dict[str, Any]:
-        batch = dict(self.collate([row for _, row in examples]))
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
+        if any(len(example) == 3 for example in examples):
+            raise ValueError(
+                "A data_collator of your own gets plain rows, which cannot be mixed. Set cmixup_alpha to 0, or leave "
+                "data_collator out."
+            )
+        batch = dict(self.collate([example[1] for example in examples]))
         draw = examples[0][0]
         return batch if draw is None else {**batch, "position": draw.position}

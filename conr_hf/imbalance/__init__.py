@@ -1,6 +1,20 @@
-"""What "rare" means: bins over the label range, and the weights that follow from how full they are."""
+"""What "rare" means: bins over the label range, the weights that follow from how full they are, and smoothing."""
 
 from conr_hf.imbalance.bins import Bins, label_columns, make_bins
 from conr_hf.imbalance.density import LabelDensity, density_weights, make_density
+from conr_hf.imbalance.kernels import KernelName, smoothing_kernel
+from conr_hf.imbalance.mixture import fit_mixture
+from conr_hf.imbalance.smoothing import FeatureSmoothing
 
-__all__ = ["Bins", "LabelDensity", "density_weights", "label_columns", "make_bins", "make_density"]
+__all__ = [
+    "Bins",
+    "FeatureSmoothing",
+    "KernelName",
+    "LabelDensity",
+    "density_weights",
+    "fit_mixture",
+    "label_columns",
+    "make_bins",
+    "make_density",
+    "smoothing_kernel",
+]

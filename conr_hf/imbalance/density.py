@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from conr_hf.imbalance.bins import Bins, FloatArray, IntArray
+from conr_hf.imbalance.kernels import check_kernel
 
 DensityMethod = Literal["none", "inverse", "sqrt_inverse"]
 
@@ -17,25 +18,34 @@ def density_weights(
     labels: npt.ArrayLike | Tensor,
     bins: Bins,
     method: DensityMethod,
+    kernel: npt.ArrayLike | None = None,
     train_labels: npt.ArrayLike | Tensor | None = None,
 ) -> FloatArray:
     """
     One weight per label, with mean 1 over the training labels.
 
-    Let n be the number of training labels in the label's bin (in its rarest coordinate's), and 1 where that bin is
-    empty or the label is outside all bins, so that no weight is infinite. The weight is proportional to 1 / v, with
+    With n the number of training labels in a bin, the weight of its labels is proportional to 1 / v, where
 
     - `"none"`: v = 1;
     - `"inverse"`: v = n, clipped to 5 .. 1000;
     - `"sqrt_inverse"`: v = sqrt(n).
 
-    Source: the re-weighting baselines of [Delving into Deep Imbalanced
+    A kernel smooths v over neighbouring bins (label distribution smoothing, LDS), in units of its middle entry; beyond
+    the first and the last bin v counts as 0. With `"none"` it changes nothing.
+
+    A v below 1, in bins without training labels, counts as 1, so that no weight is infinite. Labels outside all bins
+    weigh like a single training label, unsmoothed. Several label dimensions are weighed, and smoothed, one by one; a
+    label weighs what its rarest coordinate does.
+
+    Source: re-weighting and label distribution smoothing of [Delving into Deep Imbalanced
     Regression](https://huggingface.co/papers/2102.09554).
 
     Args:
         labels (`array_like` or `torch.Tensor` of shape `(N,)` or `(N, T)`): Labels to weigh, in label units.
         bins ([`Bins`]): Bins with the training counts.
         method (`str`): `"none"`, `"inverse"` or `"sqrt_inverse"`.
+        kernel (`array_like` of shape `(K,)`, *optional*):
+            Smooths along bins, as [`smoothing_kernel`] makes it. Unset: no smoothing.
         train_labels (`array_like` or `torch.Tensor` of shape `(M,)` or `(M, T)`, *optional*):
             The labels over which the mean weight is 1. Unset: `labels`, which then are the training labels.
 
@@ -43,7 +53,8 @@ def density_weights(
         `np.ndarray` of shape `(N,)`, float64: weights without unit, greater than 0.
 
     Raises:
-        `ValueError`: For an unknown method, for no training labels, and for labels that do not fit the bins.
+        `ValueError`: For an unknown method, a kernel that is none, for no training labels, and for labels that do not
+            fit the bins.
 
     Example:
         >>> from conr_hf.imbalance import make_bins
@@ -51,8 +62,9 @@ def density_weights(
         >>> density_weights(ages, make_bins(ages), "sqrt_inverse")
         array([0.83333333, 0.83333333, 0.83333333, 0.83333333, 1.66666667])
     """
-    scale = _scale(labels if train_labels is None else train_labels, bins, method)
-    return scale * _relative_weights(bins.train_count_of(labels), method)
+    tables = _tables(bins, method, kernel)
+    scale = _scale(labels if train_labels is None else train_labels, bins, tables)
+    return scale * _relative_weights(labels, bins, tables)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,12 +115,17 @@ class LabelDensity:
         result = torch.zeros(len(columns), device=labels.device)
         for t, (boundaries, table) in enumerate(zip(here.boundaries, here.tables, strict=True)):
             places = torch.bucketize(columns[:, t].to(boundaries.dtype).contiguous(), boundaries, right=True)
-            # Weights fall as counts grow, so the rarest coordinate is the one that weighs most.
+            # The rarest coordinate is the one that weighs most.
             result = torch.maximum(result, table[places])
         return result
 
 
-def make_density(train_labels: npt.ArrayLike | Tensor, bins: Bins, method: DensityMethod) -> LabelDensity:
+def make_density(
+    train_labels: npt.ArrayLike | Tensor,
+    bins: Bins,
+    method: DensityMethod,
+    kernel: npt.ArrayLike | None = None,
+) -> LabelDensity:
     """
     Looks up [`density_weights`] for batches of tensors.
 
@@ -117,6 +134,8 @@ def make_density(train_labels: npt.ArrayLike | Tensor, bins: Bins, method: Densi
             Training labels, in label units; the mean weight over them is 1.
         bins ([`Bins`]): Bins with the training counts.
         method (`str`): `"none"`, `"inverse"` or `"sqrt_inverse"`.
+        kernel (`array_like` of shape `(K,)`, *optional*):
+            Smooths along bins, as [`smoothing_kernel`] makes it. Unset: no smoothing.
 
     Returns:
         [`LabelDensity`], on the CPU.
@@ -130,26 +149,47 @@ def make_density(train_labels: npt.ArrayLike | Tensor, bins: Bins, method: Densi
         >>> make_density(ages, make_bins(ages), "sqrt_inverse").weights(torch.tensor([71.0, 30.0, 31.0]))
         tensor([1.6667, 0.8333, 1.6667])
     """
-    scale = _scale(train_labels, bins, method)
-    tables = [scale * _relative_weights(np.pad(c, 1), method) for c in bins.train_counts]
+    tables = _tables(bins, method, kernel)
+    scale = _scale(train_labels, bins, tables)
     return LabelDensity(
         tuple(torch.from_numpy(b.copy()) for b in bins.boundaries),
-        tuple(torch.from_numpy(t.astype(np.float32)) for t in tables),
+        tuple(torch.from_numpy((scale * t).astype(np.float32)) for t in tables),
     )
 
 
-def _relative_weights(counts: IntArray, method: DensityMethod) -> FloatArray:
+def _tables(bins: Bins, method: DensityMethod, kernel: npt.ArrayLike | None) -> list[FloatArray]:
+    """Relative weights per dimension: outside all bins, in each of the B bins, and outside again."""
     if method not in get_args(DensityMethod):
         known = ", ".join(f'"{m}"' for m in get_args(DensityMethod))
         raise ValueError(f'"{method}" is no way of weighing labels. Choose one of {known}.')
-    n = np.maximum(counts, 1).astype(np.float64)
+    window = np.ones(1) if kernel is None else check_kernel(kernel)
+    half = len(window) // 2
+    window = window / window[half]
+    tables = []
+    for counts in bins.train_counts:
+        values = _values(counts, method)
+        if method != "none":
+            values = np.convolve(values, window)[half : half + len(values)]
+        values = np.pad(values, 1, constant_values=_values(np.ones(1, dtype=np.int64), method)[0])
+        tables.append(1 / np.maximum(values, 1))
+    return tables
+
+
+def _values(counts: IntArray, method: DensityMethod) -> FloatArray:
+    """What the weights are the inverse of (v)."""
     if method == "none":
-        return np.ones_like(n)
-    return 1 / np.clip(n, 5, 1000) if method == "inverse" else 1 / np.sqrt(n)
+        return np.ones(len(counts))
+    return np.clip(counts, 5.0, 1000.0) if method == "inverse" else np.sqrt(counts)
 
 
-def _scale(train_labels: npt.ArrayLike | Tensor, bins: Bins, method: DensityMethod) -> float:
-    relative = _relative_weights(bins.train_count_of(train_labels), method)
+def _relative_weights(labels: npt.ArrayLike | Tensor, bins: Bins, tables: list[FloatArray]) -> FloatArray:
+    index = bins.index(labels)
+    weights: FloatArray = np.stack([table[index[:, t] + 1] for t, table in enumerate(tables)]).max(axis=0)
+    return weights
+
+
+def _scale(train_labels: npt.ArrayLike | Tensor, bins: Bins, tables: list[FloatArray]) -> float:
+    relative = _relative_weights(train_labels, bins, tables)
     if len(relative) == 0:
         raise ValueError("There are no training labels. Weights need at least one to have mean 1 over them.")
     return 1 / float(relative.mean())

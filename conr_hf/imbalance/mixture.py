@@ -1,0 +1,55 @@
+"""The label distribution as a Gaussian mixture, for Balanced MSE."""
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from conr_hf.imbalance.bins import FloatArray, label_columns
+
+
+def fit_mixture(
+    labels: npt.ArrayLike | Tensor, components: int, seed: int
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """
+    Fits a Gaussian mixture with full covariances to the training labels.
+
+    It is fitted to standardised labels, so that the label unit does not matter.
+
+    Args:
+        labels (`array_like` or `torch.Tensor` of shape `(N,)` or `(N, T)`): Training labels, in any unit.
+        components (`int`): Gaussians (K). With fewer distinct labels, as many as these.
+        seed (`int`): Of the fit's start; the same seed gives the same mixture.
+
+    Returns:
+        A tuple of three float64 `np.ndarray`: the weights of shape `(K,)`, with sum 1, the means of shape `(K, T)`, in
+        the unit of the labels, and the covariances of shape `(K, T, T)`, in its square.
+
+    Raises:
+        `ImportError`: Without scikit-learn.
+        `ValueError`: For fewer than one component or two labels, and for NaN or infinite labels.
+
+    Source: Ren et al., "Balanced MSE for Imbalanced Visual Regression", CVPR 2022, arXiv 2203.16427 (GAI).
+    """
+    if components < 1:
+        raise ValueError(f"components is {components}; it must be 1 or more (8 suits ages).")
+    try:
+        from sklearn.mixture import GaussianMixture
+    except ImportError as error:
+        raise ImportError(
+            'A mixture of the labels needs scikit-learn. Install it with: pip install "conr-hf[gai]"'
+        ) from error
+
+    columns = label_columns(labels)  # (N, T)
+    if len(columns) < 2:
+        raise ValueError(f"There are {len(columns)} training labels. A mixture needs two or more.")
+    centre, scale = columns.mean(0), columns.std(0)
+    scale = np.where(scale > 0, scale, 1)
+    standardised = (columns - centre) / scale
+    distinct = len(np.unique(columns, axis=0))
+    fitted = GaussianMixture(min(components, distinct), random_state=seed)
+    fitted.fit(standardised)
+    return (
+        np.asarray(fitted.weights_, dtype=np.float64),
+        centre + scale * fitted.means_,
+        fitted.covariances_ * scale[:, None] * scale,
+    )
