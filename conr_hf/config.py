@@ -1,7 +1,6 @@
 """The settings of a run: `ConRConfig`."""
 
 import copy
-import math
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
@@ -10,6 +9,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils import logging
 
+from conr_hf.companions import CompanionConfig, about, check_choices, check_not_negative, check_positive
 from conr_hf.imbalance.density import DensityMethod
 from conr_hf.losses.checks import FORMULATIONS, PUSHES, REDUCTIONS
 
@@ -28,22 +28,16 @@ _CHOICES = {
     "conr_reduction": REDUCTIONS,
     "conr_distance": ("mean_abs", "euclidean"),
     "conr_reweight": get_args(DensityMethod),
-    "reweight": get_args(DensityMethod),
-    "base_loss": ("l1", "mse", "huber"),
     "train_sampling_strategy": ("random", "sequential"),
     "eval_strategy": ("no", "steps", "epoch"),
     "save_strategy": ("no", "steps", "epoch", "best"),
 }
 
 
-def about(text: str) -> dict[str, str]:
-    return {"help": text}
-
-
 @dataclass
-class ConRConfig(TrainingArguments):
+class ConRConfig(CompanionConfig, TrainingArguments):
     """
-    Settings of [`ConRTrainer`]: those of `TrainingArguments`, and the ones below.
+    Settings of [`ConRTrainer`]: those of `TrainingArguments`, those of [`CompanionConfig`], and the ones below.
 
     Everything is in label units, whatever they are. Unset fields are derived from the training labels when training
     starts: R is their range, s their label scale.
@@ -79,13 +73,6 @@ class ConRConfig(TrainingArguments):
             Flip half of the views from left to right; turn it off where that changes the label, as with gaze.
         crop_padding (`float`, *optional*, defaults to 1/14):
             Largest shift of a view as a share of its side; 0 where a shift changes the label, as in counting.
-        base_loss (`str`, *optional*, defaults to `"l1"`):
-            `"l1"`, `"mse"` or `"huber"`, of residuals divided by s.
-        huber_delta (`float`, *optional*):
-            Where Huber's loss turns linear. Unset: s.
-        reweight (`str`, *optional*, defaults to `"none"`):
-            Density weights of the base loss: `"none"`, `"inverse"` or `"sqrt_inverse"`; their mean over the training
-            set is 1. A column `sample_weight` multiplies them.
         label_scale (`float`, *optional*):
             The label scale s. Unset: the standard deviation of the training labels (over several dimensions the root
             of their mean variance), 1 if that is 0. 1 reproduces settings given for raw labels.
@@ -141,13 +128,6 @@ class ConRConfig(TrainingArguments):
         metadata=about(
             "Largest shift of a view, as a share of its side; 0 where it changes the label, as in counting."
         ),
-    )
-    base_loss: str = field(default="l1", metadata=about("l1, mse or huber, of residuals divided by the label scale."))
-    huber_delta: float | None = field(
-        default=None, metadata=about("Where Huber's loss turns linear, in label units. Unset: the label scale.")
-    )
-    reweight: DensityMethod = field(
-        default="none", metadata=about("Density weights of the base loss: none, inverse or sqrt_inverse.")
     )
     label_scale: float | None = field(
         default=None,
@@ -206,18 +186,11 @@ class ConRConfig(TrainingArguments):
             setattr(self, name, None)
 
     def _check(self) -> None:
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f'{name} is "{getattr(self, name)}"; it must be one of {", ".join(allowed)}.')
-        for name in ("conr_weight", "conr_window", "conr_push_scale", "crop_padding", "learning_rate", "weight_decay"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} is {value}; it must be 0 or more.")
-        for name in ("conr_temperature", "huber_delta", "label_scale", "bin_width"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                hint = " (0.07 is the paper's value)" if name == "conr_temperature" else ""
-                raise ValueError(f"{name} is {value}; it must be greater than 0{hint}.")
+        check_choices(self, _CHOICES)
+        check_not_negative(
+            self, "conr_weight", "conr_window", "conr_push_scale", "crop_padding", "learning_rate", "weight_decay"
+        )
+        check_positive(self, "conr_temperature", "label_scale", "bin_width")
         for name in ("num_views", "per_device_train_batch_size", "per_device_eval_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
@@ -227,6 +200,7 @@ class ConRConfig(TrainingArguments):
             raise ValueError(f"label_columns is {self.label_columns}; name one column, or several different ones.")
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns is true; it must be false, since images and labels are columns.")
+        self.check_companions(self.label_columns, self.conr_weight, self.conr_reweight)
         whole = {"batch_eval_metrics": False, "prediction_loss_only": False, "eval_do_concat_batches": True}
         for name, needed in whole.items():
             if getattr(self, name) is not needed:
@@ -271,6 +245,11 @@ class ConRConfig(TrainingArguments):
             args.metric_for_best_model = metric if chooses else None
             args.greater_is_better = False if chooses else None
         return args
+
+    @classmethod
+    def own_fields(cls) -> list[str]:
+        """Names of the fields that `TrainingArguments` lacks, or has with another default."""
+        return [*cls.__annotations__, *CompanionConfig.__annotations__]
 
     def _saves_what_it_evaluates(self) -> bool:
         if self.save_strategy == "best":

@@ -21,6 +21,7 @@ from transformers import (
 from conr_hf.checks import check_has_rows, usable_rows
 from conr_hf.config import ConRConfig
 from conr_hf.data.benchmarks import benchmark_of
+from conr_hf.data.mixing import CMixup
 from conr_hf.data.rows import Row, column_names
 from conr_hf.data.views import DrawnRows, ImageCollator, TrainingSampler, UserCollator
 from conr_hf.distributed import rank, world_size
@@ -122,6 +123,14 @@ class ImageTrainer(Trainer):
         benchmark = benchmark_of(self.train_dataset, self.training_labels())
         return None if benchmark is None else benchmark.bin_width
 
+    def row_weights(self) -> np.ndarray | None:
+        """How often each usable training row is drawn beside others, `(N,)`; `None`: each once an epoch."""
+        return None
+
+    def mixing(self) -> CMixup | None:
+        """What mixes training images, if they are mixed."""
+        return None
+
     def samples(self, batch: dict[str, Any]) -> list[int]:
         """Samples of this micro-batch on each process; repeats, which come last in an epoch, do not count."""
         size = len(batch["labels"])
@@ -165,6 +174,8 @@ class ImageTrainer(Trainer):
             self.args.data_seed if self.args.data_seed is not None else self.args.seed,
             shuffle=self.args.train_sampling_strategy == "random",
             multiple=1 if uneven else batch,
+            weights=self.row_weights(),
+            mixing=self.mixing(),
         )
         return self.sampler
 

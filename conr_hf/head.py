@@ -31,6 +31,7 @@ class _Head(nn.Module):
     bias: Tensor | None
     gradient_factor: float = 1.0
     features: Tensor | None = None
+    smooth: Callable[[Tensor], Tensor] | None = None  # of FDS: what the layer reads in place of the features
 
     def _parameters_in_float32(self) -> tuple[Tensor, Tensor | None]:
         weight, bias = self.weight.float(), None if self.bias is None else self.bias.float()
@@ -38,6 +39,9 @@ class _Head(nn.Module):
             weight = _ScaleGradient.apply(weight, self.gradient_factor)
             bias = None if bias is None else _ScaleGradient.apply(bias, self.gradient_factor)
         return weight, bias
+
+    def _smoothed(self, features: Tensor) -> Tensor:
+        return self.smooth(features) if self.smooth is not None and self.training else features
 
     def take_features(self) -> Tensor:
         """
@@ -80,7 +84,7 @@ class LinearHead(_Head, nn.Linear):  # type: ignore[misc]
         with torch.autocast(input.device.type, enabled=False):
             features = input.float()
             self.features = features
-            return F.linear(features, *self._parameters_in_float32())
+            return F.linear(self._smoothed(features), *self._parameters_in_float32())
 
 
 class ConvHead(_Head, nn.Conv2d):
@@ -90,7 +94,8 @@ class ConvHead(_Head, nn.Conv2d):
         with torch.autocast(input.device.type, enabled=False):
             features = input.float()
             self.features = features.flatten(1)
-            return F.conv2d(features, *self._parameters_in_float32())
+            smoothed = self._smoothed(self.features).view_as(features)
+            return F.conv2d(smoothed, *self._parameters_in_float32())
 
 
 Head = LinearHead | ConvHead

@@ -1,61 +1,79 @@
-"""What a training step minimises: the base loss on standardised residuals plus ConR, and the figures of both."""
+"""What a training step minimises: the base loss, ConR and other regularisers, and the figures of all of them."""
+
+from collections import defaultdict
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from conr_hf.distributed import gather_rows, rank, sum_over_processes
-from conr_hf.imbalance import Bins, make_density
-from conr_hf.losses import conr_loss, huber, l1, mse
+from conr_hf.base_loss import BalancedMSE, base_loss
+from conr_hf.companions import BALANCED_LOSSES
+from conr_hf.config import ConRConfig
+from conr_hf.distributed import gather_rows, rank, sum_over_processes, world_size
+from conr_hf.imbalance import Bins, FeatureSmoothing, make_density, smoothing_kernel
+from conr_hf.losses import conr_loss, rank_n_contrast, ranksim
 from conr_hf.resolved import Resolved
 
-
-def base_loss(predictions: Tensor, labels: Tensor, resolved: Resolved) -> Tensor:
-    """
-    The base loss of each row, on residuals divided by the label scale.
-
-    Args:
-        predictions (`torch.Tensor` of shape `(M,)` or `(M, T)`): In label units.
-        labels (`torch.Tensor` like `predictions`): In label units.
-        resolved ([`Resolved`]): Names the loss and holds the label scale.
-
-    Returns:
-        `torch.Tensor` of shape `(M,)`, without unit, mean over label dimensions.
-    """
-    residuals = (predictions - labels) / resolved.label_scale
-    if resolved.base_loss == "huber":
-        return huber(residuals, resolved.huber_delta / resolved.label_scale)
-    return {"l1": l1, "mse": mse}[resolved.base_loss](residuals)
+_SUMS = ("base", "conr", "anchors", "positives", "negatives", "rnc", "ranksim", "samples", "rows")
 
 
 class Objective:
     """
-    ConR and density weights for one run, and sums of the logged figures since they were last read.
+    Losses, density weights and feature statistics of one run, and sums of the logged figures since they were last
+    read.
 
     Args:
-        resolved ([`Resolved`]): The run's settings.
+        args ([`ConRConfig`]): The run's settings.
+        resolved ([`Resolved`]): What they come to.
         labels (`np.ndarray` of shape `(N,)` or `(N, T)`): Training labels, in label units.
         bins ([`Bins`]): Their bins.
         device (`torch.device`): Where training runs.
+        dims (`int`): Dimensions of a feature.
     """
 
-    def __init__(self, resolved: Resolved, labels: np.ndarray, bins: Bins, device: torch.device) -> None:
-        self.resolved = resolved
-        self.base_density = make_density(labels, bins, resolved.reweight).to(device)
-        self.conr_density = make_density(labels, bins, resolved.conr_reweight).to(device)
+    def __init__(
+        self, args: ConRConfig, resolved: Resolved, labels: np.ndarray, bins: Bins, device: torch.device, dims: int
+    ) -> None:
+        self.args, self.resolved = args, resolved
+        kernel = lds_kernel(args)
+        self.base_density = make_density(labels, bins, resolved.reweight, kernel).to(device)
+        self.conr_density = make_density(labels, bins, resolved.conr_reweight, kernel).to(device)
+        self.balanced: BalancedMSE | None = None
+        if resolved.base_loss in BALANCED_LOSSES:
+            self.balanced = BalancedMSE(
+                resolved, labels, bins, device, args.gai_components, args.noise_learning_rate, args.seed
+            )
+        self.smoothing: FeatureSmoothing | None = None
+        if args.fds != "none":
+            fds_kernel = smoothing_kernel(args.fds, args.fds_kernel_size, args.fds_sigma)
+            self.smoothing = FeatureSmoothing(bins, dims, fds_kernel, args.fds_momentum, args.fds_clip, device)
+        self.rows: Tensor  # labels of the rows that the head is about to read, in label units
+        self._epoch = 0
         self._device = device
-        self._reset()
+        self._sums: defaultdict[str, Tensor | float] = defaultdict(float)
 
-    def base(self, losses: Tensor, labels: Tensor, sample_weight: Tensor | None, samples: int, views: int) -> Tensor:
+    # ---- Losses --------------------------------------------------------------------------------------------------
+
+    def base(
+        self,
+        predictions: Tensor,
+        rows: Tensor,
+        labels: Tensor,
+        sample_weight: Tensor | None,
+        samples: list[int],
+        total: Tensor | int,
+    ) -> Tensor:
         """
-        Weighted sum of the base loss over this process's samples, a sample being the mean of its views.
+        Weighted sum of the base loss over this process's samples, a sample being the mean of its views, divided by the
+        step's samples.
 
         Args:
-            losses (`torch.Tensor` of shape `(B * V,)`): The base loss of each row.
-            labels (`torch.Tensor` of shape `(B,)` or `(B, T)`): In label units.
+            predictions (`torch.Tensor` of shape `(B * V,)` or `(B * V, T)`): In label units.
+            rows (`torch.Tensor` like `predictions`): Their labels.
+            labels (`torch.Tensor` of shape `(B,)` or `(B, T)`): The samples' labels.
             sample_weight (`torch.Tensor` of shape `(B,)`, *optional*): The user's weights.
-            samples (`int`): How many of the B samples count; the rest repeat others.
-            views (`int`): Views of each sample (V).
+            samples (`list[int]`): How many of the B samples count, on each process; the rest repeat others.
+            total (`int` or `torch.Tensor`): Samples of the step, over micro-batches and processes.
 
         Returns:
             `torch.Tensor`, a scalar.
@@ -63,78 +81,174 @@ class Objective:
         weights = self.base_density.weights(labels)
         if sample_weight is not None:
             weights = weights * sample_weight
-        total = (losses.reshape(-1, views).mean(1) * weights)[:samples].sum()
-        self._base_sum += total.detach()
-        self._samples += samples
-        return total
+        views, own = len(rows) // len(labels), samples[rank()]
+        factors = (weights / (views * total)).repeat_interleave(views)[: own * views]
+        if self.balanced is None:
+            losses = base_loss(predictions, rows, self.resolved)
+        else:
+            candidates = _of_all(labels, samples, 1)
+            losses = self.balanced(predictions, rows, candidates)
+            own_rows = slice(own * views)
+            self.balanced.accumulate(predictions[own_rows], rows[own_rows], candidates, factors)
+        loss = (losses[: own * views] * factors).sum()
+        self._add(base=loss.detach() * total, samples=own)
+        return loss
 
-    def conr(self, features: Tensor, labels: Tensor, predictions: Tensor, samples: list[int], views: int) -> Tensor:
+    def regularisers(
+        self, features: Tensor, rows: Tensor, predictions: Tensor, samples: list[int], views: int
+    ) -> Tensor | None:
         """
-        This process's part of ConR over the rows of all processes; the parts sum to the whole.
+        This process's part of ConR, Rank-N-Contrast and RankSim, each times its weight, over the rows of all
+        processes; the parts sum to the whole.
 
         Args:
             features (`torch.Tensor` of shape `(B * V, D)`): The head's input.
-            labels (`torch.Tensor` of shape `(B * V,)` or `(B * V, T)`): In label units.
-            predictions (`torch.Tensor` like `labels`): In label units.
+            rows (`torch.Tensor` of shape `(B * V,)` or `(B * V, T)`): Labels, in label units.
+            predictions (`torch.Tensor` like `rows`): In label units.
             samples (`list[int]`): How many of the B samples count, on each process.
             views (`int`): Views of each sample (V).
 
         Returns:
-            `torch.Tensor`, a scalar, differentiable in the features of all processes.
+            `torch.Tensor`, a scalar, differentiable in the features of all processes; or `None` without regulariser.
         """
-        size = len(features)
-        parts = [slice(process * size, process * size + count * views) for process, count in enumerate(samples)]
-        has_repeats = sum(samples) * views < size * len(samples)
+        args, settings = self.args, self.resolved
+        if settings.weight == args.rnc_weight == args.ranksim_weight == 0:
+            return None
+        all_features, all_labels = _of_all(features, samples, views), _of_all(rows, samples, views)
+        first, count = sum(samples[: rank()]) * views, samples[rank()] * views
+        anchors, everything = slice(first, first + count), sum(samples) * views
+        parts = []
+        if settings.weight > 0:
+            loss, statistics = conr_loss(
+                all_features,
+                all_labels,
+                _of_all(predictions.detach(), samples, views),
+                _of_all(self.conr_density.weights(rows), samples, views),
+                window=settings.window,
+                push_scale=settings.push_scale,
+                temperature=settings.temperature,
+                push=settings.push,
+                formulation=settings.formulation,
+                reduction=settings.reduction,
+                distance=settings.distance,
+                anchors=anchors,
+                return_statistics=True,
+            )
+            parts.append(settings.weight * loss)
+            self._add(conr=loss.detach() * everything, **statistics._asdict())
+        if args.rnc_weight > 0:
+            loss = rank_n_contrast(
+                all_features,
+                all_labels,
+                temperature=args.rnc_temperature,
+                distance=settings.distance,
+                anchors=anchors,
+            )
+            parts.append(args.rnc_weight * loss)
+            self._add(rnc=loss.detach() * everything)
+        if args.ranksim_weight > 0:
+            loss = ranksim(all_features, all_labels, interpolation=args.ranksim_interpolation) / world_size()
+            parts.append(args.ranksim_weight * loss)
+            self._add(ranksim=loss.detach() * everything)
+        self._add(rows=count)
+        return torch.stack(parts).sum()
 
-        def of_all(rows: Tensor) -> Tensor:
-            gathered = gather_rows(rows)
-            return torch.cat([gathered[part] for part in parts]) if has_repeats else gathered
+    def smooth(self, features: Tensor) -> Tensor:
+        """The features that the head reads in place of `features`, by feature distribution smoothing."""
+        assert self.smoothing is not None
+        return self.smoothing.smooth(features, self.rows)
 
-        settings = self.resolved
-        first, anchors = sum(samples[: rank()]) * views, samples[rank()] * views
-        loss, statistics = conr_loss(
-            of_all(features),
-            of_all(labels),
-            of_all(predictions.detach()),
-            of_all(self.conr_density.weights(labels)),
-            window=settings.window,
-            push_scale=settings.push_scale,
-            temperature=settings.temperature,
-            push=settings.push,
-            formulation=settings.formulation,
-            reduction=settings.reduction,
-            distance=settings.distance,
-            anchors=slice(first, first + anchors),
-            return_statistics=True,
-        )
-        self._conr_sums += torch.stack([loss.detach() * sum(samples) * views, *(part.float() for part in statistics)])
-        self._conr_rows += anchors
-        return loss
+    # ---- What is learned beside the model ------------------------------------------------------------------------
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Turns the feature statistics of the epoch before into those that smooth this one."""
+        if self.smoothing is not None and epoch > self._epoch:
+            self.smoothing.end_epoch(sum_over_processes)
+        self._epoch = epoch
+
+    def optimizer_step(self) -> None:
+        """Moves Balanced MSE's noise; the same on all processes."""
+        if self.balanced is not None:
+            self.balanced.step(sum_over_processes(self.balanced.take_gradient()))
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed run goes on with, on all processes at once; the first one's is to be saved."""
+        state = {"epoch": torch.tensor(self._epoch)}
+        if self.balanced is not None:
+            state |= {f"noise.{name}": value for name, value in self.balanced.state().items()}
+        if self.smoothing is not None:
+            self.smoothing.merge(sum_over_processes, keep=rank() == 0)
+            state |= {f"fds.{name}": value for name, value in self.smoothing.state().items()}
+        return state
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """
+        Goes on where [`~Objective.state`] was taken.
+
+        Raises:
+            `ValueError`: if the checkpoint comes from a run with other methods.
+        """
+        needed = {"noise.log_noise": self.balanced, "fds.counts": self.smoothing}
+        if "epoch" not in state or any(part is not None and name not in state for name, part in needed.items()):
+            raise ValueError(
+                "The checkpoint holds no state of base_loss or fds; it comes from a run with other settings. Resume "
+                "with those, or train from the checkpoint as a model."
+            )
+        self._epoch = int(state["epoch"])
+        if self.balanced is not None:
+            self.balanced.load(_under("noise.", state))
+        if self.smoothing is not None:
+            self.smoothing.load(_under("fds.", state))
+            self.smoothing.merge(lambda sums: sums, keep=rank() == 0)
+
+    # ---- Figures -------------------------------------------------------------------------------------------------
 
     def read_figures(self) -> dict[str, float]:
         """
         The figures to log, over all micro-batches and processes since the last call, and a new start.
 
         Returns:
-            `dict[str, float]`: `base_loss`, in label scales for L1; where ConR was computed, `conr_loss` without its
-            weight, `conr_anchors`, their share of the rows, and `conr_positives` and `conr_negatives`, means per
-            anchor.
+            `dict[str, float]`: `base_loss`, in label scales for L1; where they were computed, `conr_loss`, `rnc_loss`
+            and `ranksim_loss` without their weights, `conr_anchors`, their share of the rows, and `conr_positives` and
+            `conr_negatives`, means per anchor; and Balanced MSE's `noise_sigma`, in label units.
         """
-        counts = torch.tensor([self._samples, self._conr_rows], dtype=torch.float32, device=self._device)
-        sums = sum_over_processes(torch.cat([self._base_sum.reshape(1), self._conr_sums, counts])).tolist()
-        self._reset()
-        base, conr, anchors, positives, negatives, samples, rows = sums
-        figures = {"base_loss": base / samples} if samples else {}  # none with a loss of the user's own
-        if rows:
+        own = [torch.as_tensor(self._sums[name], dtype=torch.float32, device=self._device) for name in _SUMS]
+        sums = dict(zip(_SUMS, sum_over_processes(torch.stack(own)).tolist(), strict=True))
+        self._sums.clear()
+        figures = {"base_loss": sums["base"] / sums["samples"]} if sums["samples"] else {}  # none with the user's loss
+        rows = sums["rows"]
+        if rows and self.resolved.weight > 0:
             figures |= {
-                "conr_loss": conr / rows,
-                "conr_anchors": anchors / rows,
-                "conr_positives": positives / max(anchors, 1),
-                "conr_negatives": negatives / max(anchors, 1),
+                "conr_loss": sums["conr"] / rows,
+                "conr_anchors": sums["anchors"] / rows,
+                "conr_positives": sums["positives"] / max(sums["anchors"], 1),
+                "conr_negatives": sums["negatives"] / max(sums["anchors"], 1),
             }
+        if rows and self.args.rnc_weight > 0:
+            figures["rnc_loss"] = sums["rnc"] / rows
+        if rows and self.args.ranksim_weight > 0:
+            figures["ranksim_loss"] = sums["ranksim"] / rows
+        if self.balanced is not None:
+            figures["noise_sigma"] = self.balanced.noise_sigma
         return figures
 
-    def _reset(self) -> None:
-        self._base_sum = torch.zeros((), device=self._device)
-        self._conr_sums = torch.zeros(4, device=self._device)
-        self._samples = self._conr_rows = 0
+    def _add(self, **figures: Tensor | float) -> None:
+        for name, value in figures.items():
+            self._sums[name] += value
+
+
+def lds_kernel(args: ConRConfig) -> np.ndarray | None:
+    """The kernel of label distribution smoothing, if it is on."""
+    return None if args.lds == "none" else smoothing_kernel(args.lds, args.lds_kernel_size, args.lds_sigma)
+
+
+def _of_all(rows: Tensor, samples: list[int], views: int) -> Tensor:
+    """The rows of all processes without repeats."""
+    gathered, size = gather_rows(rows), len(rows)
+    if sum(samples) * views == len(gathered):
+        return gathered
+    return torch.cat([gathered[k * size : k * size + count * views] for k, count in enumerate(samples)])
+
+
+def _under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

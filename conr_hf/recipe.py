@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
-from conr_hf.config import ConRConfig, about
+from conr_hf.companions import about
+from conr_hf.config import ConRConfig
 
 FOLDER = Path(__file__).parent / "recipes"
 
@@ -30,6 +31,9 @@ class Recipe:
         pretrained, weights, image_size (*optional*): As in `load_regressor`.
         target (`list[str]`, *optional*): What the predictions are called. Unset: the benchmark's, or `label_columns`.
         unit (`str`, *optional*): Unit of the labels. Unset: the benchmark's, or none.
+        stage_one (`str`, *optional*):
+            A recipe that is trained first, into `output_dir/stage-one`, on the same data from the same model; this run
+            then starts from what it gave.
     """
 
     model: str = field(default="", metadata=about("Model: Hub id, local folder or timm/NAME."))
@@ -43,6 +47,9 @@ class Recipe:
     image_size: int | None = field(default=None, metadata=about("Side of the model's input in pixels."))
     target: list[str] | None = field(default=None, metadata=about("What the predictions are called."))
     unit: str | None = field(default=None, metadata=about("Unit of the labels."))
+    stage_one: str | None = field(
+        default=None, metadata=about("A recipe that is trained first; this run starts from its model.")
+    )
 
 
 def read_recipe(arguments: Sequence[str]) -> tuple[Recipe, ConRConfig, dict[str, Any]]:
@@ -89,7 +96,7 @@ def read_recipe(arguments: Sequence[str]) -> tuple[Recipe, ConRConfig, dict[str,
     if (recipe.benchmark is None) == (recipe.data is None):
         raise ValueError("Name what to train on: either a benchmark or data, and not both.")
     values = {**args.to_dict(), **asdict(recipe)}
-    ours = [option.name for option in fields(Recipe)] + list(ConRConfig.__annotations__)
+    ours = [option.name for option in fields(Recipe)] + ConRConfig.own_fields()
     kept = dict.fromkeys([*ours, *_names([*options, *rest]), "seed", "output_dir"])
     kept.pop("resume_from_checkpoint", None)  # a resumed run is the run that nothing interrupted
     return recipe, args, {name: values[name] for name in kept if values[name] is not None}
@@ -97,7 +104,7 @@ def read_recipe(arguments: Sequence[str]) -> tuple[Recipe, ConRConfig, dict[str,
 
 def help_text() -> str:
     """What `conr-hf train --help` prints: the options of a recipe and of ConR, with their defaults."""
-    own = [option for option in fields(ConRConfig) if option.name in ConRConfig.__annotations__]
+    own = [option for option in fields(ConRConfig) if option.name in ConRConfig.own_fields()]
     lines = ["usage: conr-hf train RECIPE.yaml [--option value ...]", ""]
     for option in (*fields(Recipe), *own):
         default = option.default_factory() if option.default is MISSING else option.default  # type: ignore[operator]

@@ -13,8 +13,10 @@ class Resolved:
     """
     What a run uses: the settings of ConR with every unset one derived from the training labels. Saved with the model.
 
-    Lengths on the label axis (`label_mean`, `label_median`, `label_range`, `label_scale`, `window`, `huber_delta`) are
-    in label units, `push_scale` in their inverse. The fields are those of [`ConRConfig`].
+    Lengths on the label axis (`label_mean`, `label_median`, `label_range`, `label_scale`, `window`,
+    `cmixup_bandwidth`) are in label units, `push_scale` in their inverse; `loss_scale`, `huber_delta`, `noise_sigma`
+    and the inverse of `focal_beta` in those of the loss space, label units or their logarithm. The fields are those of
+    [`ConRConfig`]; `loss_scale` is the label scale, and the standard deviation of log(1 + label) under `log1p`.
     """
 
     label_columns: tuple[str, ...]
@@ -32,8 +34,13 @@ class Resolved:
     distance: str
     conr_reweight: DensityMethod
     base_loss: str
+    loss_space: str
+    loss_scale: float
     huber_delta: float
+    focal_beta: float
+    noise_sigma: float
     reweight: DensityMethod
+    cmixup_bandwidth: float
     num_views: int
 
 
@@ -45,13 +52,25 @@ def resolve(args: ConRConfig, labels: np.ndarray) -> Resolved:
         args (`ConRConfig`): The user's settings; not changed.
         labels (`np.ndarray` of shape `(N,)` or `(N, T)`): Training labels, in label units.
 
+    Raises:
+        `ValueError`: if `loss_space` is `"log1p"` and a label is negative.
+
     Example:
         >>> resolve(ConRConfig(), np.array([20.0, 40.0, 60.0])).window
         0.4
     """
     columns = labels.reshape(len(labels), -1).astype(np.float64)  # (N, T)
+    if args.loss_space == "log1p" and columns.min() < 0:
+        row = int(columns.min(1).argmin())
+        raise ValueError(
+            f"loss_space is log1p, but the label of usable training row {row:,} is {columns[row].min():g}; labels "
+            "must not be negative. Set loss_space to label."
+        )
     label_range = float(np.mean(columns.max(0) - columns.min(0)))
     scale = args.label_scale if args.label_scale is not None else float(np.sqrt(columns.var(0).mean())) or 1.0
+    loss_scale = scale
+    if args.loss_space == "log1p":
+        loss_scale = float(np.sqrt(np.log1p(columns).var(0).mean())) or 1.0
     inverse_range = 1 / label_range if label_range > 0 else 0.0
     return Resolved(
         label_columns=tuple(args.label_columns),
@@ -59,7 +78,7 @@ def resolve(args: ConRConfig, labels: np.ndarray) -> Resolved:
         label_median=tuple(float(median) for median in np.median(columns, 0)),
         label_range=label_range,
         label_scale=scale,
-        weight=args.conr_weight,
+        weight=0.0 if args.freeze_backbone or args.retrain_head else args.conr_weight,
         window=args.conr_window if args.conr_window is not None else 0.01 * label_range,
         temperature=args.conr_temperature,
         push=args.conr_push,
@@ -69,7 +88,12 @@ def resolve(args: ConRConfig, labels: np.ndarray) -> Resolved:
         distance=args.conr_distance,
         conr_reweight=args.conr_reweight,
         base_loss=args.base_loss,
-        huber_delta=args.huber_delta if args.huber_delta is not None else scale,
+        loss_space=args.loss_space,
+        loss_scale=loss_scale,
+        huber_delta=args.huber_delta if args.huber_delta is not None else loss_scale,
+        focal_beta=args.focal_beta if args.focal_beta is not None else 3 / loss_scale,
+        noise_sigma=args.noise_sigma if args.noise_sigma is not None else 0.6 * loss_scale,
         reweight=args.reweight,
+        cmixup_bandwidth=args.cmixup_bandwidth if args.cmixup_bandwidth is not None else 0.1 * scale,
         num_views=args.num_views,
     )

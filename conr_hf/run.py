@@ -1,13 +1,14 @@
 """Runs a recipe: loads, trains, evaluates, and writes the run folder."""
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
 import yaml
+from accelerate import PartialState
 from datasets import DatasetDict
 from transformers import PrinterCallback, ProgressCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.trainer_callback import TrainerCallback
@@ -19,7 +20,7 @@ from conr_hf.data.rows import label_cells
 from conr_hf.metrics import shot_metrics_from_bins
 from conr_hf.models import load_regressor
 from conr_hf.plots import density_with_error
-from conr_hf.recipe import Recipe
+from conr_hf.recipe import Recipe, read_recipe
 from conr_hf.report import hardware, table, versions, write_json, write_predictions
 from conr_hf.trainer import ConRTrainer
 
@@ -42,6 +43,8 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
         `ValueError`: for anything that cannot be trained with, before training starts.
     """
     check_writable(args.output_dir)
+    if recipe.stage_one is not None:
+        recipe = after_stage_one(recipe, args, command)
     data, targets, unit = load_data(recipe, args)
     if "train" not in data:
         raise ValueError(f'The data has no split "train"; it has {", ".join(data)}.')
@@ -135,6 +138,20 @@ def evaluate(
                 print(f"No plot: {error}")
         print(f"\nWritten to {folder}: {', '.join(sorted(p.name for p in folder.iterdir() if p.is_file()))}")
     return results
+
+
+def after_stage_one(recipe: Recipe, args: ConRConfig, command: str) -> Recipe:
+    """Trains a recipe's first stage, unless this run is resumed; returns the recipe with what it gave as its model."""
+    folder = f"{args.output_dir}/stage-one"
+    if args.resume_from_checkpoint in (None, "false", "False"):
+        assert recipe.stage_one is not None
+        print(f"Stage one: {recipe.stage_one}")
+        first, first_args, options = read_recipe([recipe.stage_one, "--output_dir", folder, "--seed", str(args.seed)])
+        same = {field.name: getattr(recipe, field.name) for field in fields(Recipe) if field.name != "stage_one"}
+        train(replace(first, **same), first_args, {**options, **same}, f"{command}, stage one")
+        PartialState().wait_for_everyone()
+        print("\nStage two")
+    return replace(recipe, model=folder, pretrained=True, weights=None, stage_one=None)
 
 
 def load_data(recipe: Recipe, args: ConRConfig) -> tuple[DatasetDict, list[str], str]:

@@ -1,4 +1,7 @@
-"""What is saved beside a model for those who go on with it: resolved settings, and bins of the training labels."""
+"""
+What is saved beside a model for those who go on with it: resolved settings, bins of the training labels, and in a
+checkpoint whatever else a resumed run needs.
+"""
 
 import json
 from dataclasses import asdict
@@ -6,24 +9,36 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers.utils.hub import cached_file
 
 from conr_hf.imbalance import Bins
 from conr_hf.resolved import Resolved
 
 FILE_NAME = "conr_state.safetensors"
+_BINS, _TRAINING = "bins.", "training."
 
 
-def save_state(folder: str | Path, resolved: Resolved, bins: Bins) -> None:
-    """Writes `conr_state.safetensors` into `folder`; nothing in it is needed to load or use the model."""
-    arrays = {
-        f"{name}.{dimension}": np.asarray(part)
+def save_state(folder: str | Path, resolved: Resolved, bins: Bins, training: dict[str, Tensor] | None = None) -> None:
+    """
+    Writes `conr_state.safetensors` into `folder`; nothing in it is needed to load or use the model.
+
+    Args:
+        folder (`str` or `Path`): The folder of the model.
+        resolved ([`Resolved`]): The run's settings.
+        bins ([`Bins`]): Bins of the training labels.
+        training (`dict[str, torch.Tensor]`, *optional*): What only a resumed run needs.
+    """
+    tensors = {f"{_TRAINING}{name}": value.contiguous() for name, value in (training or {}).items()}
+    tensors |= {
+        f"{_BINS}{name}.{dimension}": torch.from_numpy(np.asarray(part))
         for name, parts in bins.to_dict().items()
         for dimension, part in enumerate(parts)
     }
-    save_file(arrays, Path(folder, FILE_NAME), metadata={"resolved": json.dumps(asdict(resolved))})
+    save_file(tensors, Path(folder, FILE_NAME), metadata={"resolved": json.dumps(asdict(resolved))})
 
 
 def load_state(name: str) -> tuple[Resolved, Bins] | None:
@@ -35,8 +50,15 @@ def load_state(name: str) -> tuple[Resolved, Bins] | None:
         return None
     saved: dict[str, list[Any]] = {}
     with safe_open(path, "np") as file:
-        for key in sorted(file.keys(), key=lambda key: int(key.rpartition(".")[2])):
-            saved.setdefault(key.rpartition(".")[0], []).append(file.get_tensor(key))
+        keys = [key.removeprefix(_BINS) for key in file.keys() if key.startswith(_BINS)]  # noqa: SIM118
+        for key in sorted(keys, key=lambda key: int(key.rpartition(".")[2])):
+            saved.setdefault(key.rpartition(".")[0], []).append(file.get_tensor(_BINS + key))
         fields = json.loads(file.metadata()["resolved"])
     lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
     return Resolved(**{**fields, **lists}), Bins.from_dict(saved)
+
+
+def load_training_state(folder: str | Path) -> dict[str, Tensor]:
+    """What [`save_state`] was given as `training` in a checkpoint's folder."""
+    saved = load_file(Path(folder, FILE_NAME))
+    return {name.removeprefix(_TRAINING): value for name, value in saved.items() if name.startswith(_TRAINING)}

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -14,26 +15,30 @@ from transformers.trainer_utils import BestRun, TrainOutput
 from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
+from conr_hf.base_loss import base_loss
 from conr_hf.config import ConRConfig
+from conr_hf.data.mixing import CMixup
 from conr_hf.data.rows import Row
 from conr_hf.data.views import ImageCollator
 from conr_hf.distributed import rank, world_size
-from conr_hf.feeding import DataSets, ImageTrainer
+from conr_hf.feeding import DataSets
 from conr_hf.head import Head, adopt_head, head_groups
-from conr_hf.imbalance import Bins, make_bins
+from conr_hf.imbalance import Bins, density_weights, make_bins
+from conr_hf.keeping import KeepingTrainer
 from conr_hf.launch import check_processes, checkpoint_to_resume
+from conr_hf.layer_decay import decay_by_layer
 from conr_hf.metrics import flat, shot_metrics_from_bins
-from conr_hf.models import check_vanilla, restore_weights
-from conr_hf.objective import Objective, base_loss
+from conr_hf.models import check_vanilla
+from conr_hf.objective import Objective, lds_kernel
 from conr_hf.resolved import Resolved, resolve
-from conr_hf.state import load_state, save_state
+from conr_hf.state import load_state
 
 logger = logging.get_logger(__name__)
 
 _OURS = ("labels", "pixel_values", "position", "sample_weight")  # of a batch; whatever else it holds is the model's
 
 
-class ConRTrainer(ImageTrainer):
+class ConRTrainer(KeepingTrainer):
     """
     Trains an image-regression model with ConR (Contrastive Regularizer, [arXiv
     2309.06651](https://huggingface.co/papers/2309.06651)) beside the base loss.
@@ -100,6 +105,7 @@ class ConRTrainer(ImageTrainer):
         self._user_metrics = compute_metrics
         self._resolved: Resolved | None = None
         self._bins: Bins | None = None
+        self._frozen: list[nn.Parameter] = []
         self._head_factor = 1.0  # of the head's gradient; kept here since a second train() keeps its optimizer
         super().__init__(
             model,
@@ -118,6 +124,10 @@ class ConRTrainer(ImageTrainer):
                 f"mixed_precision is {self.accelerator.mixed_precision} under FSDP or DeepSpeed, which round the "
                 "head and the predictions with it (63.37 becomes 63.25). Set it to no, with --tf32 true for speed."
             )
+        if args.ema_decay is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError("ema_decay needs the whole model on each process; leave it unset with FSDP or DeepSpeed.")
+        if args.layer_decay is not None and (self.optimizer is not None or self._optimizer_groups_itself()):
+            raise ValueError("layer_decay needs an optimizer made by the trainer in plain groups; leave it unset.")
         if model is not None:
             self._adopt(self.model)
 
@@ -158,11 +168,16 @@ class ConRTrainer(ImageTrainer):
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         """As in `Trainer`; `True` and `"true"` resume from the last checkpoint that was written to its end."""
-        resume_from_checkpoint = checkpoint_to_resume(resume_from_checkpoint, str(self.args.output_dir))
+        self._resumed_from = checkpoint_to_resume(resume_from_checkpoint, str(self.args.output_dir))
         try:
-            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-        finally:
-            self.head.gradient_factor = 1.0  # what the user does with the model from here on is theirs
+            outcome = super().train(self._resumed_from, trial, ignore_keys_for_eval)
+            self.finish_keeping()
+            return outcome
+        finally:  # what the user does with the model from here on is theirs
+            self.head.gradient_factor, self.head.smooth = 1.0, None
+            for parameter in self._frozen:
+                parameter.requires_grad = True
+            self._frozen = []
 
     def _hp_search_setup(self, trial: Any) -> None:
         # The one place in train() where settings and model are final and no checkpoint is loaded yet.
@@ -171,8 +186,17 @@ class ConRTrainer(ImageTrainer):
         self._resolved = self._bins = None
         if isinstance(self.data_collator, ImageCollator):
             self.data_collator = self.collator()
-        self._objective = Objective(self.resolved, self.training_labels(), self.bins, self.args.device)
-        if self.head.is_fresh():
+        self._check_batches()
+        labels, dims = self.training_labels(), self.head.weight.shape[1]
+        self.objective = Objective(self.args, self.resolved, labels, self.bins, self.args.device, dims)
+        if self.objective.smoothing is not None:
+            self.head.smooth = torch.compiler.disable(self.objective.smooth)
+        if self.args.freeze_backbone or self.args.retrain_head:
+            own = {id(parameter) for parameter in self.head.parameters()}
+            self._frozen = [p for p in self.model.parameters() if p.requires_grad and id(p) not in own]
+            for parameter in self._frozen:
+                parameter.requires_grad = False
+        if self.head.is_fresh() or self.args.retrain_head:
             self.head.start(torch.tensor(self.resolved.label_mean), self.resolved.label_scale, self.args.seed)
         logger.info(f"Training with {self.resolved}")
 
@@ -180,11 +204,36 @@ class ConRTrainer(ImageTrainer):
         made = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if made:
+            if self.args.layer_decay is not None:
+                decay_by_layer(optimizer, self.model, self.args.layer_decay)
             scale = self.resolved.label_scale
             scaled = not self._optimizer_groups_itself() and head_groups(optimizer, self.head, scale)
             self._head_factor = scale if scaled else 1.0
         self.head.gradient_factor = self._head_factor
         return optimizer
+
+    def row_weights(self) -> np.ndarray | None:
+        if self.args.resample == "none":
+            return None
+        return density_weights(self.training_labels(), self.bins, self.args.resample, lds_kernel(self.args))
+
+    def mixing(self) -> CMixup | None:
+        if self.args.cmixup_alpha == 0:
+            return None
+        seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
+        return CMixup(self.training_labels(), self.args.cmixup_alpha, self.resolved.cmixup_bandwidth, seed)
+
+    def _check_batches(self) -> None:
+        if self.args.base_loss != "bmc":
+            return
+        batch = self.args.train_batch_size * self.args.world_size
+        rest = len(self.training_labels()) % batch
+        if batch == 1 or (rest == 1 and not self.args.dataloader_drop_last):
+            which = "a batch" if batch == 1 else "the last batch of an epoch"
+            raise ValueError(
+                f"base_loss is bmc, which compares the samples of a batch, and {which} has one sample. Set "
+                "per_device_train_batch_size to another size, or dataloader_drop_last to true."
+            )
 
     def _optimizer_groups_itself(self) -> bool:
         chosen = self.optimizer_cls_and_kwargs
@@ -242,15 +291,20 @@ class ConRTrainer(ImageTrainer):
         Base loss plus ConR, scaled so that gradients, averaged over processes and summed over micro-batches, are those
         of the mean over the step's samples. In evaluation: the mean base loss of the batch's rows.
         """
-        labels, pixels = inputs["labels"].float(), inputs["pixel_values"]
+        labels, pixels, training = inputs["labels"].float(), inputs["pixel_values"], model.training
+        if training and self._frozen:  # batch norm and dropout of what does not learn
+            model.eval()
+            self.head.train()
         views = pixels.shape[1] if pixels.dim() == 5 else 1
         others = {name: value for name, value in inputs.items() if name not in _OURS}
         # Channels last is faster for convolutions on CPU and GPU, and nothing to a transformer.
         pixels = pixels.reshape(-1, *pixels.shape[-3:]).contiguous(memory_format=torch.channels_last)
-        outputs = model(pixel_values=pixels, **others)
         rows = labels.repeat_interleave(views, 0)
+        if training:
+            self.objective.rows = rows
+        outputs = model(pixel_values=pixels, **others)
         predictions = outputs.logits.float().reshape(rows.shape)
-        if model.training:
+        if training:
             loss = self._training_loss(inputs, outputs, predictions, rows, views, num_items_in_batch)
         elif self.compute_loss_func is not None:
             loss = self.compute_loss_func(outputs, labels, num_items_in_batch=None)
@@ -277,19 +331,21 @@ class ConRTrainer(ImageTrainer):
             loss = self.compute_loss_func(outputs, rows[: count or views], num_items_in_batch=total * views)
             loss = loss * (count > 0)
         else:
-            losses = base_loss(predictions, rows, self.resolved)
             weight = inputs.get("sample_weight")
-            loss = self._objective.base(losses, inputs["labels"], weight, samples[rank()], views) / total
-        if self.resolved.weight > 0:
-            conr = self._objective.conr(features, rows, predictions, samples, views)
-            loss = loss + self.resolved.weight * conr * sum(samples) / total
+            loss = self.objective.base(predictions, rows, inputs["labels"].float(), weight, samples, total)
+        if self.objective.smoothing is not None:
+            count = samples[rank()] * views
+            self.objective.smoothing.add(features[:count], rows[:count])
+        regularisers = self.objective.regularisers(features, rows, predictions, samples, views)
+        if regularisers is not None:
+            loss = loss + regularisers * sum(samples) / total
         return loss * world_size()
 
     # ---- Figures and files ---------------------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs = {**logs, **self._objective.read_figures()}
+            logs = {**logs, **self.objective.read_figures()}
             for name in {"loss", "base_loss", "conr_loss"} & set(logs):
                 if not math.isfinite(logs[name]):
                     raise FloatingPointError(
@@ -298,30 +354,9 @@ class ConRTrainer(ImageTrainer):
                     )
         super().log(logs, start_time)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self._restores_weights():
-            restore_weights(self.model, resume_from_checkpoint)
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_best_model(self) -> None:
-        if self._restores_weights():
-            restore_weights(self.model, str(self.state.best_model_checkpoint))
-        else:
-            super()._load_best_model()
-
-    def _restores_weights(self) -> bool:
-        whole = isinstance(self.model, PreTrainedModel) and not self.model._hf_peft_config_loaded
-        return whole and not (self.is_deepspeed_enabled or self.is_fsdp_enabled)
-
     def _all_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         metrics = flat(shot_metrics_from_bins(prediction.predictions, prediction.label_ids, self.bins))
         return {**metrics, **(self._user_metrics(prediction) if self._user_metrics is not None else {})}
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save and self.train_dataset is not None:
-            save_state(output_dir or str(self.args.output_dir), self.resolved, self.bins)
 
 
 def _squeezed(

@@ -1,7 +1,8 @@
 """
-What ConR adds to a training step; run as
+What ConR and the other methods add to a training step; run as
 
-    python tests/bench_methods.py share    # ConR's own time in a step, by profiler
+    python tests/bench_methods.py share       # ConR's own time in a step, by profiler
+    python tests/bench_methods.py overhead    # the step time of each method beside the plain one
 
 Images are ready in memory, two views each, so that reading them hides nothing.
 """
@@ -21,6 +22,32 @@ from conr_hf import ConRConfig, ConRTrainer, load_regressor
 from conr_hf.losses import conr_loss
 
 MODELS = {"timm/vit_small_patch16_224": (224, 16), "timm/convnext_atto": (64, 128)}
+METHODS = {
+    "plain": {},
+    "ConR": {"conr_weight": 0.05},
+    "re-weighting": {"reweight": "sqrt_inverse"},
+    "re-weighting and LDS": {"reweight": "sqrt_inverse", "lds": "gaussian"},
+    "resampling": {"resample": "sqrt_inverse"},
+    "FDS": {"fds": "gaussian"},
+    "Focal-R": {"base_loss": "focal_l1"},
+    "BMC": {"base_loss": "bmc"},
+    "GAI": {"base_loss": "gai"},
+    "BNI": {"base_loss": "bni"},
+    "log1p": {"loss_space": "log1p"},
+    "RankSim": {"ranksim_weight": 6.0},
+    "Rank-N-Contrast": {"rnc_weight": 1.0},
+    "C-Mixup": {"cmixup_alpha": 2.0},
+    "layer decay": {"layer_decay": 0.75},
+    "moving average": {"ema_decay": 0.999},
+    "head alone": {"freeze_backbone": True},
+    "LDS, FDS, RankSim and ConR": {
+        "reweight": "sqrt_inverse",
+        "lds": "gaussian",
+        "fds": "gaussian",
+        "ranksim_weight": 6.0,
+        "conr_weight": 0.05,
+    },
+}
 
 
 class Ready(torch.utils.data.Dataset):
@@ -105,13 +132,33 @@ def show_share(folder: str) -> None:
         )
 
 
+def show_overhead(folder: str, rounds: int) -> None:
+    times = {name: [] for name in METHODS}
+    for turn in range(rounds):
+        for name in METHODS if turn % 2 else reversed(METHODS):
+            trainer = make_trainer("timm/convnext_atto", 64, 64, 10, folder, **METHODS[name])
+            trainer.train()
+            times[name].append(trainer.times.median())
+    plain = statistics.median(times["plain"])
+    print(f"convnext_atto at 64 pixels, 64 samples of two views; medians of {rounds} interleaved rounds of 10 steps\n")
+    print("| method | step | beside plain |")
+    print("|---|---|---|")
+    for name, measured in times.items():
+        step = statistics.median(measured)
+        print(f"| {name} | {step * 1e3:.0f} ms | {step / plain:.3f} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=["share"])
-    parser.parse_args()
+    parser.add_argument("what", choices=["share", "overhead"])
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
     with tempfile.TemporaryDirectory() as folder:
-        show_share(folder)
+        if arguments.what == "share":
+            show_share(folder)
+        else:
+            show_overhead(folder, arguments.rounds)
 
 
 if __name__ == "__main__":

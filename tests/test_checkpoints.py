@@ -75,14 +75,17 @@ class PredictOnSave(TrainerCallback):
         self.predictions[folder] = self.trainer.predict(self.trainer.eval_dataset).predictions
 
 
-NAMES = ["vit", "dinov2", "swin", "convnextv2", "resnet", "timm-resnet", "timm-vit", "two-targets"]
+NAMES = ["vit", "dinov2", "swin", "convnextv2", "resnet", "timm-resnet", "timm-vit", "two-targets", "methods"]
 
 
 def train(name, folder):
     columns = 2 if name == "two-targets" else 1
-    model, processor = small.models["vit" if columns == 2 else name](["age", "height"][:columns])
+    architecture = "vit" if name in ("two-targets", "methods") else name
+    model, processor = small.models[architecture](["age", "height"][:columns])
     data = small.images(16, dimensions=columns)
     changed = {"label_columns": ["label0", "label1"]} if columns == 2 else {}
+    if name == "methods":
+        changed = {"base_loss": "bmc", "fds": "gaussian", "ema_decay": 0.9, "ranksim_weight": 1.0}
     noted = PredictOnSave()
     age = itertools.count()  # a metric that calls the first checkpoint the best, so that the best is not the last
     trainer = small.build(

@@ -12,6 +12,7 @@ import small
 from transformers import TrainingArguments
 
 from conr_hf import ConRConfig
+from conr_hf.companions import CompanionConfig
 from conr_hf.resolved import Resolved, resolve
 
 
@@ -80,8 +81,32 @@ def test_defaults():
         "horizontal_flip": True,
         "crop_padding": 1 / 14,
         "base_loss": "l1",
+        "loss_space": "label",
         "huber_delta": None,
+        "focal_beta": None,
+        "noise_sigma": None,
+        "noise_learning_rate": 0.01,
+        "gai_components": 8,
         "reweight": "none",
+        "resample": "none",
+        "lds": "none",
+        "lds_kernel_size": 5,
+        "lds_sigma": 2.0,
+        "fds": "none",
+        "fds_kernel_size": 5,
+        "fds_sigma": 2.0,
+        "fds_momentum": 0.9,
+        "fds_clip": 10.0,
+        "ranksim_weight": 0.0,
+        "ranksim_interpolation": 2.0,
+        "rnc_weight": 0.0,
+        "rnc_temperature": 2.0,
+        "cmixup_alpha": 0.0,
+        "cmixup_bandwidth": None,
+        "freeze_backbone": False,
+        "retrain_head": False,
+        "layer_decay": None,
+        "ema_decay": None,
         "label_scale": None,
         "bin_width": None,
         "skip_bad_rows": False,
@@ -89,7 +114,7 @@ def test_defaults():
         "remove_unused_columns": False,
     }
     assert {name: getattr(args, name) for name in expected} == expected
-    ours = {field.name for field in dataclasses.fields(ConRConfig) if field.name in ConRConfig.__annotations__}
+    ours = {field.name for field in dataclasses.fields(ConRConfig) if field.name in ConRConfig.own_fields()}
     evaluation = {"eval_strategy", "save_strategy", "save_steps", "load_best_model_at_end"}
     assert ours == set(expected) | evaluation  # a new field belongs into this table, too
 
@@ -103,11 +128,11 @@ def test_every_other_default_is_that_of_training_arguments():
 
 
 def test_every_field_is_explained():
-    for name in ConRConfig.__annotations__:
+    for name in ConRConfig.own_fields():
         field = ConRConfig.__dataclass_fields__[name]
         assert field.metadata["help"].endswith("."), name
         evaluation = name.startswith(("eval_", "save_", "load_best", "remove_unused"))
-        assert evaluation or name in (ConRConfig.__doc__ or ""), name
+        assert evaluation or name in f"{ConRConfig.__doc__}{CompanionConfig.__doc__}", name
 
 
 def test_one_label_column_may_be_given_by_its_name():

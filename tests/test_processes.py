@@ -15,7 +15,10 @@ from small import build, images, models
 from conr_hf.launch import check_processes
 
 HERE = Path(__file__).parent
-FIGURES = ("loss", "grad_norm", "base_loss", "conr_loss", "conr_anchors", "conr_positives", "conr_negatives")
+FIGURES = (
+    *("loss", "grad_norm", "base_loss", "conr_loss", "conr_anchors", "conr_positives", "conr_negatives"),
+    *("rnc_loss", "ranksim_loss", "noise_sigma"),
+)
 
 
 def launch(folder, launcher, *cases):
@@ -120,11 +123,11 @@ def test_steps_are_those_of_one_process(one, two, case):
     for result in two:
         for step, expected in zip(result[case]["log"], alone, strict=True):
             assert set(step) == set(expected)
-            for name in [name for name in FIGURES if case != "own loss" or name != "base_loss"]:
+            for name in [name for name in FIGURES if name in expected]:
                 assert step[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-6), (expected["step"], name)
 
 
-@pytest.mark.parametrize("case", two_processes.CASES)
+@pytest.mark.parametrize("case", [case for case in two_processes.CASES if case not in ("mixed", "head alone")])
 def test_conr_had_anchors(one, case):
     """The comparison would say nothing about ConR."""
     assert sum(entry["conr_anchors"] > 0 for entry in one[case]["log"]) >= two_processes.EPOCHS
@@ -171,7 +174,8 @@ def test_repeats_are_not_counted(two, case):
     assert sum(sum(first[2]) for first, _ in micro_batches) == rows
     labels = two[0][case]["labels"]
     counted = torch.cat([part[3].reshape(-1, labels.shape[1]) for pair in micro_batches for part in pair])
-    assert sorted(counted.tolist()) == sorted(labels.tolist())
+    if case not in ("resampled", "mixed"):  # whose rows are others by design
+        assert sorted(counted.tolist()) == sorted(labels.tolist())
 
 
 @pytest.mark.parametrize("case", two_processes.CASES)

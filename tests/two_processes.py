@@ -14,7 +14,7 @@ from datasets import Dataset, Image
 from small import build, images, models, vit_config
 from transformers import TrainerCallback
 
-import conr_hf.trainer
+import conr_hf.keeping
 from conr_hf import load_regressor
 from conr_hf.distributed import gather_objects, gather_rows, rank, sum_over_processes
 from conr_hf.losses import conr_loss
@@ -35,6 +35,21 @@ CASES = {
     "two labels": (13, 8, {"label_columns": ["label0", "label1"], "base_loss": "mse"}),
     "anchors": (13, 8, {"conr_reduction": "anchors"}),
     "last alone": (9, 8, {}),
+    "methods": (
+        13,
+        8,
+        {
+            "base_loss": "bmc",
+            "fds": "gaussian",
+            "bin_width": 10.0,
+            "ranksim_weight": 1.0,
+            "rnc_weight": 0.5,
+            "ema_decay": 0.5,
+        },
+    ),
+    "resampled": (13, 8, {"resample": "sqrt_inverse", "base_loss": "focal_l1"}),
+    "mixed": (13, 8, {"cmixup_alpha": 1.0, "conr_weight": 0.0, "rnc_weight": 0.0}),
+    "head alone": (13, 8, {"freeze_backbone": True, "reweight": "inverse"}),
     "own loss": (9, 8, {"compute_loss_func": own_loss}),
 }
 EPOCHS = 3
@@ -105,13 +120,13 @@ def run_case(name, folder):
     train, evaluation = (images(n, seed=seed, dimensions=len(columns)) for n, seed in ((rows, 0), (11, 1)))
     steps = Weights()
     written = []
-    plain_save = conr_hf.trainer.save_state
+    plain_save = conr_hf.keeping.save_state
 
     def save_once(path, *parts):
         written.append(Path(path).name)
         plain_save(path, *parts)
 
-    conr_hf.trainer.save_state = save_once
+    conr_hf.keeping.save_state = save_once
     settings = {
         "optim": "sgd",
         "learning_rate": 0.05,
@@ -128,7 +143,7 @@ def run_case(name, folder):
     try:
         trainer.train()
     finally:
-        conr_hf.trainer.save_state = plain_save
+        conr_hf.keeping.save_state = plain_save
     metrics = trainer.evaluate()
     counted = []
     for fetched in trainer.get_train_dataloader():
@@ -167,6 +182,7 @@ def resumed(folder):
         torch.manual_seed(seed)
         model, processor = load_regressor(vit_config(hidden_dropout_prob=0.2), image_size=32)
         settings = {"save_strategy": "steps", "save_steps": 3, "num_train_epochs": 2, "conr_weight": 0.5}
+        settings |= {"fds": "gaussian", "base_loss": "bni", "ema_decay": 0.9, "bin_width": 10.0}
         size = 4 // PROCESSES
         return build(model, processor, folder / name, data, per_device_train_batch_size=size, **settings, **others)
 

@@ -1,0 +1,145 @@
+"""`KeepingTrainer`: checkpoints that a run goes on from bit for bit, and the moving average of the weights."""
+
+from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from conr_hf.averaging import AveragedWeights
+from conr_hf.feeding import ImageTrainer
+from conr_hf.imbalance import Bins
+from conr_hf.models import restore_weights
+from conr_hf.objective import Objective
+from conr_hf.resolved import Resolved
+from conr_hf.state import load_training_state, save_state
+
+
+class KeepingTrainer(ImageTrainer):
+    """
+    What [`ConRTrainer`] keeps of a run: vanilla models, beside them the state that a resume needs, and an average of
+    the weights in whose place the model is evaluated and saved.
+
+    Args:
+        args, kwargs: As in [`ConRTrainer`].
+    """
+
+    objective: Objective  # made when train() starts
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._average: AveragedWeights | None = None
+        self._training_state: dict[str, Tensor] | None = None
+        self._resumed_from: str | None = None
+        super().__init__(*args, **kwargs)
+        self.add_callback(_Clock(self))
+
+    @property
+    def resolved(self) -> Resolved:
+        """The run's settings."""
+        raise NotImplementedError
+
+    @property
+    def bins(self) -> Bins:
+        """Bins of the training labels."""
+        raise NotImplementedError
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        with self._averaged():
+            return super().evaluate(*args, **kwargs)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        with self._averaged():
+            return super().predict(*args, **kwargs)
+
+    def start_keeping(self) -> None:
+        """When the model and its weights are where training starts: goes on where a checkpoint left off."""
+        state = load_training_state(self._resumed_from) if self._resumed_from is not None else None
+        if state is not None:
+            self.objective.load(state)
+        if self.args.ema_decay is not None:
+            self._average = AveragedWeights(self.model, self.args.ema_decay)  # of a checkpoint, the averaged weights
+            if state is not None:
+                _load_raw(self.model, state)
+
+    def finish_keeping(self) -> None:
+        """After training the model has the averaged weights, unless it has those of the best checkpoint already."""
+        average, self._average = self._average, None
+        if average is not None and not (self.args.load_best_model_at_end and self.state.best_model_checkpoint):
+            average.swap()
+
+    def after_step(self) -> None:
+        if self._average is not None:
+            self._average.update(self.state.global_step)
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._average is None else self._average.in_place()
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._training_state = self.objective.state()
+        if self._average is not None:
+            self._training_state |= {f"raw.{name}": tensor.detach().cpu() for name, tensor in _named(self.model)}
+        try:
+            with self._averaged():
+                super()._save_checkpoint(model, trial)
+        finally:
+            self._training_state = None
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save and self.train_dataset is not None:
+            save_state(output_dir or str(self.args.output_dir), self.resolved, self.bins, self._training_state)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self._restores_weights():
+            restore_weights(self.model, resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if self._restores_weights():
+            restore_weights(self.model, str(self.state.best_model_checkpoint))
+        else:
+            super()._load_best_model()
+
+    def _restores_weights(self) -> bool:
+        whole = isinstance(self.model, PreTrainedModel) and not self.model._hf_peft_config_loaded
+        return whole and not (self.is_deepspeed_enabled or self.is_fsdp_enabled)
+
+
+class _Clock(TrainerCallback):
+    """Tells the trainer when training, an epoch or a step has begun or ended."""
+
+    def __init__(self, trainer: KeepingTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.start_keeping()
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.objective.begin_epoch(self.trainer.sampler.epoch)
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.objective.optimizer_step()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.after_step()
+
+
+def _named(model: nn.Module) -> Any:
+    return chain(model.named_parameters(), model.named_buffers())
+
+
+@torch.no_grad()
+def _load_raw(model: nn.Module, state: dict[str, Tensor]) -> None:
+    for name, tensor in _named(model):
+        tensor.copy_(state[f"raw.{name}"])
