@@ -2,7 +2,7 @@
 What ConR and the other methods add to a training step; run as
 
     python tests/bench_methods.py share       # ConR's own time in a step, by profiler
-    python tests/bench_methods.py overhead    # the step time of each method beside the plain one
+    python tests/bench_methods.py overhead    # the step time of each method beside the plain loss, some 10 minutes
 
 Images are ready in memory, two views each, so that reading them hides nothing.
 """
@@ -23,7 +23,6 @@ from conr_hf.losses import conr_loss
 
 MODELS = {"timm/vit_small_patch16_224": (224, 16), "timm/convnext_atto": (64, 128)}
 METHODS = {
-    "plain": {},
     "ConR": {"conr_weight": 0.05},
     "re-weighting": {"reweight": "sqrt_inverse"},
     "re-weighting and LDS": {"reweight": "sqrt_inverse", "lds": "gaussian"},
@@ -81,7 +80,9 @@ class StepTimes(TrainerCallback):
         return statistics.median(after - before for before, after in itertools.pairwise(ends))
 
 
-def make_trainer(model_name: str, size: int, batch: int, steps: int, folder: str, **settings) -> ConRTrainer:
+def make_trainer(
+    model_name: str, size: int, batch: int, steps: int, folder: str, epochs: int = 1, **settings
+) -> ConRTrainer:
     torch.manual_seed(0)
     model, processor = load_regressor(model_name, "age", pretrained=False, image_size=size)
     args = ConRConfig(
@@ -93,7 +94,7 @@ def make_trainer(model_name: str, size: int, batch: int, steps: int, folder: str
         disable_tqdm=True,
         **{"conr_weight": 0.0, **settings},
     )
-    data = Ready(batch * steps, size)
+    data = Ready(batch * steps // epochs, size)
     trainer = ConRTrainer(model, args, train_dataset=data, processing_class=processor)
     trainer.times = StepTimes()
     trainer.add_callback(trainer.times)
@@ -133,25 +134,32 @@ def show_share(folder: str) -> None:
 
 
 def show_overhead(folder: str, rounds: int) -> None:
-    times = {name: [] for name in METHODS}
-    for turn in range(rounds):
-        for name in METHODS if turn % 2 else reversed(METHODS):
-            trainer = make_trainer("timm/convnext_atto", 64, 64, 10, folder, **METHODS[name])
-            trainer.train()
-            times[name].append(trainer.times.median())
-    plain = statistics.median(times["plain"])
-    print(f"convnext_atto at 64 pixels, 64 samples of two views; medians of {rounds} interleaved rounds of 10 steps\n")
-    print("| method | step | beside plain |")
-    print("|---|---|---|")
-    for name, measured in times.items():
-        step = statistics.median(measured)
-        print(f"| {name} | {step * 1e3:.0f} ms | {step / plain:.3f} |")
+    """Each method beside the plain loss just before or after it, since a machine's speed drifts."""
+    print(f"convnext_atto at 64 pixels, 64 samples of two views, two epochs; medians of {rounds} pairs of runs\n")
+    print("| method | step | beside plain | from | to |")
+    print("|---|---|---|---|---|")
+    for name, settings in METHODS.items():
+        steps, ratios = [], []
+        for turn in range(rounds):
+            medians = {}
+            for chosen in ("plain", name) if turn % 2 else (name, "plain"):
+                changed = settings if chosen == name else {}
+                trainer = make_trainer("timm/convnext_atto", 64, 64, 12, folder, epochs=2, **changed)
+                trainer.train()
+                medians[chosen] = trainer.times.median()
+            steps.append(medians[name])
+            ratios.append(medians[name] / medians["plain"])
+        spread = f"{min(ratios):.2f} | {max(ratios):.2f}"
+        print(
+            f"| {name} | {statistics.median(steps) * 1e3:.0f} ms | {statistics.median(ratios):.2f} | {spread} |",
+            flush=True,
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("what", choices=["share", "overhead"])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
     with tempfile.TemporaryDirectory() as folder:
