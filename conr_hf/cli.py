@@ -151,6 +151,7 @@ def _predict(options: argparse.Namespace) -> int:
 
 def _compare(options: argparse.Namespace) -> int:
     from conr_hf.comparison import plan, read_comparison, train_all
+    from conr_hf.comparison_plot import draw_comparison
     from conr_hf.comparison_table import show, write_tables
     from conr_hf.report import as_typed
 
@@ -158,6 +159,10 @@ def _compare(options: argparse.Namespace) -> int:
     failed = train_all(comparison, lambda runs: print(f"\n{show(comparison, runs)}\n", flush=True))
     runs = plan(comparison)
     files = write_tables(comparison, runs, as_typed(options.given))
+    try:
+        files += draw_comparison(comparison, runs)
+    except ImportError as error:
+        print(f"No plot: {error}")
     print(f"\n{show(comparison, runs)}\n\nWritten: {', '.join(str(file) for file in files)}")
     for name, reason in failed.items():
         print(f"conr-hf: {name} failed: {reason}", file=sys.stderr)

@@ -77,7 +77,7 @@ def show(comparison: Comparison, runs: Sequence[Run]) -> str:
     """The tables of all recipes, of the test split where there is one, ready to print."""
     parts = []
     for recipe in comparison.recipes:
-        split = _splits(runs, recipe)[-1:]
+        split = splits_of(runs, recipe)[-1:]
         parts += [f"{recipe}, {name}: MAE\n{aligned(rows_of(comparison, runs, recipe, name))}" for name in split]
     return "\n\n".join(parts)
 
@@ -99,9 +99,9 @@ def write_tables(comparison: Comparison, runs: Sequence[Run], command: str) -> l
         [],
     )
     for recipe in comparison.recipes:
-        for split in _splits(runs, recipe):
+        for split in splits_of(runs, recipe):
             table = rows_of(comparison, runs, recipe, split)
-            title = f"{recipe}, {split}{_unit(runs, recipe)}"
+            title = f"{recipe}, {split}{unit_of(runs, recipe)}"
             markdown += [f"\n## {title}\n", *_markdown(table)]
             tex += [f"% {title}", *_latex(table), ""]
     files[1].write_text("\n".join(markdown) + "\n", encoding="utf-8")
@@ -114,12 +114,14 @@ def _evaluations(run: Run) -> dict[str, dict[str, dict[str, float]]]:
     return {split: results[split] for split in ("validation", "test") if split in results}
 
 
-def _splits(runs: Sequence[Run], recipe: str) -> list[str]:
+def splits_of(runs: Sequence[Run], recipe: str) -> list[str]:
+    """The splits that finished runs of a recipe were evaluated on."""
     found = {split for run in runs if run.recipe == recipe for split in _evaluations(run)}
     return [split for split in ("validation", "test") if split in found]
 
 
-def _unit(runs: Sequence[Run], recipe: str) -> str:
+def unit_of(runs: Sequence[Run], recipe: str) -> str:
+    """The unit of a recipe's labels, as ` [m]`, or nothing."""
     units = [results["unit"] for run in runs if run.recipe == recipe and (results := run.results())]
     return f" [{units[0]}]" if units and units[0] else ""
 

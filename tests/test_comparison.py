@@ -105,6 +105,7 @@ def test_the_tables_hold_what_the_runs_found(whole):
     mae, baseline = (runs[name]["test"]["all"]["mae"] for name in ("conr", "vanilla"))
     assert f"{mae:.4g}" in lines[-1]
     assert f"{mae - baseline:+.3g}" in lines[-1]
+    assert Image.open(whole / "small.png").size[0] > 800
     assert r"\begin{tabular}" in (whole / "table.tex").read_text()
 
 
