@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 from scipy import stats
 
-from conr_hf import comparison
+from conr_hf import comparison, recipe
 from conr_hf.cli import main
 from conr_hf.comparison import Comparison, Run
 from conr_hf.comparison_table import interval, rows_of, show, write_tables
@@ -42,7 +42,7 @@ def data(tmp_path_factory):
 
 def write(folder, data, **changed):
     """A recipe and a comparison of two methods of it."""
-    recipe = {
+    options = {
         "data": str(data),
         "model": "timm/test_resnet",
         "pretrained": False,
@@ -56,7 +56,7 @@ def write(folder, data, **changed):
         "use_cpu": True,
         "bin_width": 5.0,
     }
-    (folder / "small.yaml").write_text(yaml.safe_dump(recipe))
+    (folder / "small.yaml").write_text(yaml.safe_dump(options))
     content = {
         "recipes": [str(folder / "small.yaml")],
         "seeds": [1],
@@ -231,3 +231,9 @@ def test_means_deviations_and_differences_by_hand(tmp_path):
     write_tables(made, runs, "conr-hf compare x")
     assert "\\pm" in (tmp_path / "table.tex").read_text()
     assert len((tmp_path / "runs.csv").read_text().splitlines()) == 1 + 4 * 6
+
+
+@pytest.mark.parametrize("name", [name for name in recipe.names() if name.startswith("study/")])
+def test_every_comparison_of_the_package_can_be_read(name, tmp_path):
+    made = comparison.read_comparison(name, str(tmp_path))
+    assert len(comparison.plan(made)) == len(made.recipes) * len(made.methods) * len(made.seeds)
