@@ -1,7 +1,8 @@
-"""`conr-hf`: train, evaluate, predict, recipes, env."""
+"""`conr-hf`: train, evaluate, predict, compare, recipes, env."""
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,6 +71,10 @@ def _run(given: list[str]) -> int:
     predict.add_argument("--output", help="write to this .csv or .json file instead of the terminal")
     predict.add_argument("--batch_size", type=_positive, default=32)
 
+    compare = commands.add_parser("compare", help="train methods x seeds, and set them side by side")
+    compare.add_argument("comparison", help="YAML file: recipes, methods, seeds")
+    compare.add_argument("--output_dir", help="where runs and tables go (default: the file's)")
+
     recipes = commands.add_parser("recipes", help="list, show or copy the recipes that come with the package")
     recipes.add_argument("action", nargs="?", choices=("list", "show", "copy"), default="list")
     recipes.add_argument("name", nargs="?", help="which recipe")
@@ -77,7 +82,9 @@ def _run(given: list[str]) -> int:
 
     commands.add_parser("env", help="what a bug report needs")
     options = parser.parse_args(given, argparse.Namespace(given=given))
-    run = {"evaluate": _evaluate, "predict": _predict, "recipes": _recipes, "env": _env}[options.command]
+    run = {"evaluate": _evaluate, "predict": _predict, "compare": _compare, "recipes": _recipes, "env": _env}[
+        options.command
+    ]
     return run(options)
 
 
@@ -87,6 +94,10 @@ def _train(given: list[str]) -> int:
     if "--help" in given or "-h" in given:
         print(help_text())
         return 0
+    if "CONR_HF_LIFELINE" in os.environ:  # started by a comparison
+        from conr_hf.lifeline import watch
+
+        watch()
     recipe, args, options = read_recipe(given)
     _quiet_libraries()
     from conr_hf.report import as_typed
@@ -136,6 +147,26 @@ def _predict(options: argparse.Namespace) -> int:
     for path, reason in unreadable.items():
         print(f"conr-hf: {path} cannot be read: {reason}.", file=sys.stderr)
     return 2 if unreadable else 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from conr_hf.comparison import plan, read_comparison, train_all
+    from conr_hf.comparison_plot import draw_comparison
+    from conr_hf.comparison_table import show, write_tables
+    from conr_hf.report import as_typed
+
+    comparison = read_comparison(options.comparison, options.output_dir)
+    failed = train_all(comparison, lambda runs: print(f"\n{show(comparison, runs)}\n", flush=True))
+    runs = plan(comparison)
+    files = write_tables(comparison, runs, as_typed(options.given))
+    try:
+        files += draw_comparison(comparison, runs)
+    except ImportError as error:
+        print(f"No plot: {error}")
+    print(f"\n{show(comparison, runs)}\n\nWritten: {', '.join(str(file) for file in files)}")
+    for name, reason in failed.items():
+        print(f"conr-hf: {name} failed: {reason}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _recipes(options: argparse.Namespace) -> int:

@@ -1,5 +1,6 @@
 """Whether the processes that were started are the processes that train together, and where a run goes on."""
 
+import json
 import os
 from pathlib import Path
 
@@ -48,6 +49,24 @@ def checkpoint_to_resume(wanted: str | bool | None, output_dir: str) -> str | No
     return str(wanted)
 
 
+def complete_checkpoints(output_dir: str) -> list[Path]:
+    """The checkpoints in `output_dir` that were written to their end, the oldest first."""
+    folders = sorted(
+        (folder for folder in Path(output_dir).glob("checkpoint-*") if folder.name[11:].isdigit()),
+        key=lambda folder: int(folder.name[11:]),
+    )
+    return [folder for folder in folders if _is_whole(folder / "trainer_state.json")]
+
+
+def _is_whole(state: Path) -> bool:
+    """Whether the file that a checkpoint is ended with is there to its end."""
+    try:
+        json.loads(state.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def last_complete_checkpoint(output_dir: str) -> str:
     """
     The newest checkpoint in `output_dir` that was written to its end.
@@ -55,11 +74,7 @@ def last_complete_checkpoint(output_dir: str) -> str:
     Raises:
         `ValueError`: if there is none.
     """
-    folders = sorted(
-        (folder for folder in Path(output_dir).glob("checkpoint-*") if folder.name[11:].isdigit()),
-        key=lambda folder: int(folder.name[11:]),
-    )
-    complete = [folder for folder in folders if (folder / "trainer_state.json").is_file()]
+    complete = complete_checkpoints(output_dir)
     if not complete:
         raise ValueError(f'"{output_dir}" holds no complete checkpoint to resume from. Train without resuming.')
     return str(complete[-1])

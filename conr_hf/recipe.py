@@ -152,7 +152,16 @@ def copy(name: str, destination: str) -> Path:
     return target
 
 
-def _from_file(path: str) -> list[str]:
+def options_of(path: str) -> dict[str, Any]:
+    """
+    The options that a recipe's file sets.
+
+    Args:
+        path (`str`): A file, or the name of a recipe that comes with the package.
+
+    Raises:
+        `ValueError`: if there is no such file, it is no YAML, or an option is unknown.
+    """
     file = Path(path) if os.path.isfile(path) else packaged(path)
     try:
         options = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
@@ -163,10 +172,15 @@ def _from_file(path: str) -> list[str]:
     if not isinstance(options, dict):
         raise ValueError(f"{path} is not a recipe. Write one option a line, as in name: value.")
     known = {option.name for option in (*fields(Recipe), *fields(ConRConfig)) if option.init}
-    flags = []
-    for name, value in options.items():
+    for name in options:
         if name not in known:
             raise ValueError(_unknown(str(name), path))
+    return options
+
+
+def _from_file(path: str) -> list[str]:
+    flags = []
+    for name, value in options_of(path).items():
         if value is None:
             continue
         if value is False and name.endswith("_strategy"):

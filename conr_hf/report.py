@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -46,6 +47,18 @@ def hardware() -> str:
     if torch.accelerator.is_available():
         return str(torch.accelerator.current_accelerator())
     return f"{os.cpu_count()} CPU cores, {platform.machine()}"
+
+
+def peak_memory() -> int:
+    """The most memory that this process has held, in bytes: of the GPU if there is one, else of the machine."""
+    if sys.platform == "win32":  # which does not tell
+        return 0
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def table(split: str, metrics: Metrics, baseline: Metrics, unit: str) -> str:
@@ -113,8 +126,10 @@ def write_predictions(
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes JSON that people can read; a number that JSON does not know is an error."""
-    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    """Writes JSON that people can read, at once; a number that JSON does not know is an error."""
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
 
 
 def _short(number: float) -> str:

@@ -17,11 +17,12 @@ from conr_hf.config import ConRConfig
 from conr_hf.data.benchmarks import BENCHMARKS, load_benchmark
 from conr_hf.data.local import load_local
 from conr_hf.data.rows import label_cells
+from conr_hf.launch import complete_checkpoints
 from conr_hf.metrics import shot_metrics_from_bins
 from conr_hf.models import load_regressor
 from conr_hf.plots import density_with_error
 from conr_hf.recipe import Recipe, read_recipe
-from conr_hf.report import hardware, table, versions, write_json, write_predictions
+from conr_hf.report import hardware, peak_memory, table, versions, write_json, write_predictions
 from conr_hf.trainer import ConRTrainer
 
 
@@ -43,8 +44,11 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
         `ValueError`: for anything that cannot be trained with, before training starts.
     """
     check_writable(args.output_dir)
+    resume = args.resume_from_checkpoint if args.resume_from_checkpoint not in ("false", "False") else None
     if recipe.stage_one is not None:
         recipe = after_stage_one(recipe, args, command)
+        if resume in ("true", "True") and not complete_checkpoints(str(args.output_dir)):
+            resume = None  # it ended in its first stage
     data, targets, unit = load_data(recipe, args)
     if "train" not in data:
         raise ValueError(f'The data has no split "train"; it has {", ".join(data)}.')
@@ -70,7 +74,7 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
     trainer.check_data()
     for split in _evaluated(data):  # the test split's rows too are read before training, not after it
         trainer.usable(data[split], f"{split} data", before_training=True)
-    outcome = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    outcome = trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
     if trainer.is_world_process_zero():
         text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
@@ -85,6 +89,8 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
         "hardware": hardware(),
         "train_seconds": round(outcome.metrics["train_runtime"], 1),
         "steps": outcome.global_step,
+        "resumed": resume is not None,
+        "peak_memory": peak_memory(),
         "unit": unit,
     }
     splits = {split: data[split] for split in _evaluated(data)}
@@ -117,7 +123,6 @@ def evaluate(
     for split in splits:
         print("\n" + table(split, results[split], results["baseline_median"][split], unit))
     if folder is not None:
-        write_json(folder / "results.json", results)
         write_predictions(folder / "predictions.csv", targets, bins, predictions)
         if splits:
             split = list(splits)[-1]
@@ -136,17 +141,21 @@ def evaluate(
                 )
             except ImportError as error:
                 print(f"No plot: {error}")
+        write_json(folder / "results.json", results)  # last: with it a run is finished
         print(f"\nWritten to {folder}: {', '.join(sorted(p.name for p in folder.iterdir() if p.is_file()))}")
     return results
 
 
 def after_stage_one(recipe: Recipe, args: ConRConfig, command: str) -> Recipe:
-    """Trains a recipe's first stage, unless this run is resumed; returns the recipe with what it gave as its model."""
+    """Trains a recipe's first stage, but for what a resumed run has of it; the recipe with its result as model."""
     folder = f"{args.output_dir}/stage-one"
-    if args.resume_from_checkpoint in (None, "false", "False"):
+    resumes = args.resume_from_checkpoint not in (None, "false", "False")
+    if not (resumes and Path(folder, "results.json").is_file()):
         assert recipe.stage_one is not None
         print(f"Stage one: {recipe.stage_one}")
-        first, first_args, options = read_recipe([recipe.stage_one, "--output_dir", folder, "--seed", str(args.seed)])
+        given = [recipe.stage_one, "--output_dir", folder, "--seed", str(args.seed)]
+        given += ["--resume_from_checkpoint", "true"] if resumes and complete_checkpoints(folder) else []
+        first, first_args, options = read_recipe(given)
         same = {field.name: getattr(recipe, field.name) for field in fields(Recipe) if field.name != "stage_one"}
         train(replace(first, **same), first_args, {**options, **same}, f"{command}, stage one")
         PartialState().wait_for_everyone()
