@@ -19,6 +19,7 @@ class AveragedWeights:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model = model
+        self._inside = 0
         self._average = ModelEmaV3(model, decay, use_warmup=True)
 
     def update(self, step: int) -> None:
@@ -28,12 +29,16 @@ class AveragedWeights:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Within it, the model has the averaged weights."""
-        self.swap()
+        """Within it, the model has the averaged weights; it may be entered again inside."""
+        if self._inside == 0:
+            self.swap()
+        self._inside += 1
         try:
             yield
         finally:
-            self.swap()
+            self._inside -= 1
+            if self._inside == 0:
+                self.swap()
 
     def swap(self) -> None:
         """Exchanges the model's weights and the average, without copying."""

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from conr_hf.companions import BALANCED_LOSSES
 from conr_hf.imbalance import Bins, fit_mixture
 from conr_hf.losses import bmc, bni, focal_l1, focal_mse, gai, huber, l1, make_mixture, mse
 from conr_hf.resolved import Resolved
@@ -34,7 +35,7 @@ def base_loss(predictions: Tensor, labels: Tensor, resolved: Resolved) -> Tensor
     if resolved.base_loss in ("focal_l1", "focal_mse"):
         focal = focal_l1 if resolved.base_loss == "focal_l1" else focal_mse
         return focal(residuals, resolved.focal_beta * scale)
-    return l1(residuals) if resolved.base_loss == "l1" else mse(residuals)
+    return {"l1": l1, **dict.fromkeys(("mse", *BALANCED_LOSSES), mse)}[resolved.base_loss](residuals)
 
 
 def _log1p(values: Tensor) -> Tensor:
@@ -46,9 +47,9 @@ class BalancedMSE:
     """
     Balanced MSE on standardised labels, and the noise that it learns beside the model.
 
-    The noise is no parameter of the model, so that checkpoints stay vanilla. Its gradient is taken from detached
-    predictions, where neither loss scaling nor a wrapper of the model reaches it, and its logarithm is what is
-    learned, so that a step is a share of it whatever the label unit.
+    The noise is no parameter of the model, so that checkpoints stay vanilla. Its gradient is taken from the loss
+    alone, where neither loss scaling nor a wrapper of the model reaches it, and its logarithm is what is learned, so
+    that a step is a share of it whatever the label unit.
 
     Args:
         resolved ([`Resolved`]): Names the form and the noise at the start.
@@ -78,6 +79,7 @@ class BalancedMSE:
         log_noise = math.log(resolved.noise_sigma / resolved.loss_scale)
         self._log_noise = torch.tensor(log_noise, device=device, requires_grad=True)
         self._optimizer = torch.optim.Adam([self._log_noise], lr=learning_rate)
+        self._gradient = torch.zeros((), device=device)
         if resolved.base_loss == "gai":
             fitted = fit_mixture(self._standardised(rows.float().to(device)).cpu().numpy(), components, seed)
             self._mixture = make_mixture(*(torch.from_numpy(part).float().to(device) for part in fitted))
@@ -95,25 +97,24 @@ class BalancedMSE:
         """The noise's standard deviation, in label units, or in those of log(1 + label) under `log1p`."""
         return math.exp(self._log_noise.item()) * self.resolved.loss_scale
 
-    def __call__(self, predictions: Tensor, labels: Tensor, candidates: Tensor) -> Tensor:
+    def __call__(self, predictions: Tensor, labels: Tensor, candidates: Tensor, factors: Tensor) -> Tensor:
         """
-        The loss of each row, with gradient in the predictions alone.
+        The loss of each row; the gradient in the noise is put aside for [`~BalancedMSE.take_gradient`].
 
         Args:
             predictions (`torch.Tensor` of shape `(M,)` or `(M, T)`): In label units.
             labels (`torch.Tensor` like `predictions`): In label units.
             candidates (`torch.Tensor` of shape `(K,)` or `(K, T)`): Labels of all samples of all processes, for BMC.
+            factors (`torch.Tensor` of shape `(M,)`): What each row's loss is multiplied by in the step's loss.
 
         Returns:
             `torch.Tensor` of shape `(M,)`, without unit.
         """
-        return self._loss(predictions, labels, candidates, self._log_noise.detach().exp())
-
-    def accumulate(self, predictions: Tensor, labels: Tensor, candidates: Tensor, factors: Tensor) -> None:
-        """Adds to the noise's gradient that of the sum of the rows' losses, each times its factor, of shape `(M,)`."""
+        log_noise = self._log_noise.detach().requires_grad_()
+        losses = self._loss(predictions, labels, candidates, log_noise.exp())
         if self._optimizer.param_groups[0]["lr"] > 0:
-            losses = self._loss(predictions.detach(), labels, candidates, self._log_noise.exp())
-            (losses * factors).sum().backward()  # type: ignore[no-untyped-call]
+            self._gradient += torch.autograd.grad((losses * factors).sum(), log_noise, retain_graph=True)[0]
+        return losses
 
     def step(self, gradient: Tensor) -> None:
         """Moves the noise by its gradient, summed over the processes."""
@@ -122,9 +123,9 @@ class BalancedMSE:
         self._log_noise.grad = None
 
     def take_gradient(self) -> Tensor:
-        """The gradient that was accumulated on this process since the last call."""
-        gradient, self._log_noise.grad = self._log_noise.grad, None
-        return torch.zeros_like(self._log_noise) if gradient is None else gradient
+        """The gradient in the noise's logarithm that this process has put aside since the last call."""
+        gradient, self._gradient = self._gradient, torch.zeros_like(self._gradient)
+        return gradient
 
     def state(self) -> dict[str, Tensor]:
         """What a resumed run goes on with."""

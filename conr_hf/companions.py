@@ -172,22 +172,29 @@ class CompanionConfig:
                 f"{' and '.join(corrections)} each correct the base loss for the labels' imbalance, and together they "
                 "do it twice. Keep one of them; conr_reweight goes with any."
             )
+        frozen = "retrain_head" if self.retrain_head else "freeze_backbone" if self.freeze_backbone else None
+        if frozen:
+            conr_weight = 0.0  # it has a weight by default, and is skipped
         weighs = {self.reweight, self.resample, conr_reweight if conr_weight > 0 else "none"} != {"none"}
         if self.lds != "none" and not weighs:
             raise ValueError(
-                f"lds is {self.lds}, but there is no density to smooth. Set reweight, resample or conr_reweight to "
-                "sqrt_inverse or inverse."
+                f"lds is {self.lds}, but there is no density to smooth. Set reweight, resample or, with ConR, "
+                "conr_reweight to sqrt_inverse or inverse."
             )
-        frozen = "retrain_head" if self.retrain_head else "freeze_backbone" if self.freeze_backbone else None
         weights = {"conr_weight": conr_weight, "ranksim_weight": self.ranksim_weight, "rnc_weight": self.rnc_weight}
         for name, weight in weights.items():
-            if frozen and weight > 0 and name != "conr_weight":  # ConR has a weight by default, and is skipped
+            if frozen and weight > 0:
                 raise ValueError(f"{name} is {weight}, but with {frozen} no feature can follow it. Set it to 0.")
             if self.cmixup_alpha > 0 and weight > 0:
                 raise ValueError(
                     f"cmixup_alpha is {self.cmixup_alpha} and {name} {weight}: a mixture of two images has no label "
                     "that its features could be compared by. Set one of them to 0."
                 )
+        if self.cmixup_alpha > 0 and self.reweight != "none":
+            raise ValueError(
+                f"cmixup_alpha is {self.cmixup_alpha} and reweight {self.reweight}: a mixture's label lies between "
+                "those whose density is known. Set one of them to its default, or resample instead of reweight."
+            )
         if self.cmixup_alpha > 0 and self.fds != "none":
             raise ValueError(
                 f"cmixup_alpha is {self.cmixup_alpha} and fds {self.fds}: features of mixed images are no samples of "

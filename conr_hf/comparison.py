@@ -27,7 +27,8 @@ class Comparison:
 
     Args:
         recipes (`dict[str, dict]`): Options of each recipe, by its name.
-        methods (`dict[str, dict]`): Options that a method adds to a recipe's, by its name.
+        methods (`dict[str, dict]`): Options that a method adds to a recipe's, by its name. `stage_one` may name a
+            method before it, whose model of the same seed it then starts from.
         seeds (`list[int]`): Every method is trained with each.
         baseline (`str`): The method that the others are set against.
         options (`dict`): Options of all runs, over the recipe's and under the method's.

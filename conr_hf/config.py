@@ -180,13 +180,22 @@ class ConRConfig(CompanionConfig, TrainingArguments):
         if self.metric_for_best_model is not None and self.greater_is_better is None:
             # TrainingArguments takes every metric but a loss for one that should be large, and keeps the worst model.
             self.greater_is_better = not self.metric_for_best_model.endswith(ERRORS)
-        self._check()
+        self.check()
         super().__post_init__()  # type: ignore[no-untyped-call]
         for name in unset:  # until settled(), so that a copy by dataclasses.replace knows what its user set
             setattr(self, name, None)
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """
+        Raises:
+            `ValueError`: for a setting that cannot be meant; it names it and says what it may be.
+        """
         check_choices(self, _CHOICES)
+        if self.resample != "none" and self.train_sampling_strategy != "random":
+            raise ValueError(
+                f"resample is {self.resample} and train_sampling_strategy {self.train_sampling_strategy}: rows that "
+                "are drawn by weight have no order. Set one of them to its default."
+            )
         check_not_negative(
             self, "conr_weight", "conr_window", "conr_push_scale", "crop_padding", "learning_rate", "weight_decay"
         )

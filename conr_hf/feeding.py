@@ -123,6 +123,14 @@ class ImageTrainer(Trainer):
         benchmark = benchmark_of(self.train_dataset, self.training_labels())
         return None if benchmark is None else benchmark.bin_width
 
+    def global_batch(self) -> int:
+        """Samples of a micro-batch over all processes."""
+        return self._train_batch_size * (1 if self.accelerator.split_batches else self.args.world_size)
+
+    def sampling_seed(self) -> int:
+        """Seed of which row comes when."""
+        return self.args.data_seed if self.args.data_seed is not None else self.args.seed
+
     def row_weights(self) -> np.ndarray | None:
         """How often each usable training row is drawn beside others, `(N,)`; `None`: each once an epoch."""
         return None
@@ -168,12 +176,11 @@ class ImageTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> TrainingSampler:
         rows = train_dataset if train_dataset is not None else self.usable(self.train_dataset, "train_dataset")[0]
         uneven = self.args.world_size == 1 or self.args.dataloader_drop_last
-        batch = self._train_batch_size * (1 if self.accelerator.split_batches else self.args.world_size)
         self.sampler = TrainingSampler(
             rows,
-            self.args.data_seed if self.args.data_seed is not None else self.args.seed,
+            self.sampling_seed(),
             shuffle=self.args.train_sampling_strategy == "random",
-            multiple=1 if uneven else batch,
+            multiple=1 if uneven else self.global_batch(),
             weights=self.row_weights(),
             mixing=self.mixing(),
         )

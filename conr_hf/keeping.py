@@ -26,7 +26,7 @@ class KeepingTrainer(ImageTrainer):
         args, kwargs: As in [`ConRTrainer`].
     """
 
-    objective: Objective  # made when train() starts
+    step_objective: Objective  # made when train() starts; `objective` is Trainer's, of a search
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._average: AveragedWeights | None = None
@@ -55,18 +55,19 @@ class KeepingTrainer(ImageTrainer):
 
     def start_keeping(self) -> None:
         """When the model and its weights are where training starts: goes on where a checkpoint left off."""
-        state = load_training_state(self._resumed_from) if self._resumed_from is not None else None
-        if state is not None:
-            self.objective.load(state)
+        state: dict[str, Tensor] = {}
+        if self._resumed_from is not None:
+            state = load_training_state(self._resumed_from)
+            self.step_objective.load(state)
         if self.args.ema_decay is not None:
             self._average = AveragedWeights(self.model, self.args.ema_decay)  # of a checkpoint, the averaged weights
-            if state is not None:
-                _load_raw(self.model, state)
+        if any(name.startswith("raw.") for name in state):
+            _load_raw(self.model, state)
 
     def finish_keeping(self) -> None:
-        """After training the model has the averaged weights, unless it has those of the best checkpoint already."""
+        """After training, the model has the averaged weights, also where it was cut short."""
         average, self._average = self._average, None
-        if average is not None and not (self.args.load_best_model_at_end and self.state.best_model_checkpoint):
+        if average is not None:
             average.swap()
 
     def after_step(self) -> None:
@@ -76,8 +77,12 @@ class KeepingTrainer(ImageTrainer):
     def _averaged(self) -> AbstractContextManager[None]:
         return nullcontext() if self._average is None else self._average.in_place()
 
+    def save_model(self, *args: Any, **kwargs: Any) -> None:
+        with self._averaged():
+            super().save_model(*args, **kwargs)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self._training_state = self.objective.state()
+        self._training_state = self.step_objective.state()
         if self._average is not None:
             self._training_state |= {f"raw.{name}": tensor.detach().cpu() for name, tensor in _named(self.model)}
         try:
@@ -98,6 +103,7 @@ class KeepingTrainer(ImageTrainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
+        self._average = None  # the best checkpoint holds averaged weights already
         if self._restores_weights():
             restore_weights(self.model, str(self.state.best_model_checkpoint))
         else:
@@ -122,12 +128,12 @@ class _Clock(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.trainer.objective.begin_epoch(self.trainer.sampler.epoch)
+        self.trainer.step_objective.begin_epoch(self.trainer.sampler.epoch)
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.trainer.objective.optimizer_step()
+        self.trainer.step_objective.optimizer_step(skipped=self.trainer.accelerator.optimizer_step_was_skipped)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -82,15 +82,13 @@ class Objective:
         if sample_weight is not None:
             weights = weights * sample_weight
         views, own = len(rows) // len(labels), samples[rank()]
-        factors = (weights / (views * total)).repeat_interleave(views)[: own * views]
+        weights = torch.where(torch.arange(len(weights), device=weights.device) < own, weights, 0)
+        factors = (weights / (views * total)).repeat_interleave(views)
         if self.balanced is None:
             losses = base_loss(predictions, rows, self.resolved)
         else:
-            candidates = _of_all(labels, samples, 1)
-            losses = self.balanced(predictions, rows, candidates)
-            own_rows = slice(own * views)
-            self.balanced.accumulate(predictions[own_rows], rows[own_rows], candidates, factors)
-        loss = (losses[: own * views] * factors).sum()
+            losses = self.balanced(predictions, rows, _of_all(labels, samples, 1), factors)
+        loss = (losses * factors).sum()
         self._add(base=loss.detach() * total, samples=own)
         return loss
 
@@ -166,10 +164,12 @@ class Objective:
             self.smoothing.end_epoch(sum_over_processes)
         self._epoch = epoch
 
-    def optimizer_step(self) -> None:
-        """Moves Balanced MSE's noise; the same on all processes."""
+    def optimizer_step(self, skipped: bool) -> None:
+        """Moves Balanced MSE's noise, the same on all processes, unless the model's own step was skipped."""
         if self.balanced is not None:
-            self.balanced.step(sum_over_processes(self.balanced.take_gradient()))
+            gradient = sum_over_processes(self.balanced.take_gradient())
+            if not skipped:
+                self.balanced.step(gradient)
 
     def state(self) -> dict[str, Tensor]:
         """What a resumed run goes on with, on all processes at once; the first one's is to be saved."""
@@ -189,12 +189,12 @@ class Objective:
             `ValueError`: if the checkpoint comes from a run with other methods.
         """
         needed = {"noise.log_noise": self.balanced, "fds.counts": self.smoothing}
-        if "epoch" not in state or any(part is not None and name not in state for name, part in needed.items()):
+        if any(part is not None and name not in state for name, part in needed.items()):
             raise ValueError(
                 "The checkpoint holds no state of base_loss or fds; it comes from a run with other settings. Resume "
                 "with those, or train from the checkpoint as a model."
             )
-        self._epoch = int(state["epoch"])
+        self._epoch = int(state.get("epoch", 0))
         if self.balanced is not None:
             self.balanced.load(_under("noise.", state))
         if self.smoothing is not None:

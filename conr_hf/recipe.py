@@ -32,8 +32,9 @@ class Recipe:
         target (`list[str]`, *optional*): What the predictions are called. Unset: the benchmark's, or `label_columns`.
         unit (`str`, *optional*): Unit of the labels. Unset: the benchmark's, or none.
         stage_one (`str`, *optional*):
-            A recipe that is trained first, into `output_dir/stage-one`, on the same data from the same model; this run
-            then starts from what it gave.
+            Options of a run before this one, as in `{reweight: none}`; all others are this run's, but for
+            `retrain_head` and `freeze_backbone`. It is trained into `output_dir/stage-one`, and this run starts from
+            its model.
     """
 
     model: str = field(default="", metadata=about("Model: Hub id, local folder or timm/NAME."))
@@ -48,7 +49,7 @@ class Recipe:
     target: list[str] | None = field(default=None, metadata=about("What the predictions are called."))
     unit: str | None = field(default=None, metadata=about("Unit of the labels."))
     stage_one: str | None = field(
-        default=None, metadata=about("A recipe that is trained first; this run starts from its model.")
+        default=None, metadata=about("What differs in a run before this one, whose model this one starts from.")
     )
 
 
@@ -69,7 +70,7 @@ def read_recipe(arguments: Sequence[str]) -> tuple[Recipe, ConRConfig, dict[str,
     """
     rest = list(arguments)
     path = rest.pop(0) if rest and not rest[0].startswith("--") else None
-    options = _from_file(path) if path is not None else []
+    options = flags_of(options_of(path)) if path is not None else []
     name = Path(path).stem if path is not None else "run"
     parser = HfArgumentParser(
         [Recipe, ConRConfig],  # type: ignore[list-item]
@@ -178,9 +179,10 @@ def options_of(path: str) -> dict[str, Any]:
     return options
 
 
-def _from_file(path: str) -> list[str]:
+def flags_of(options: dict[str, Any]) -> list[str]:
+    """Options as a command line has them."""
     flags = []
-    for name, value in options_of(path).items():
+    for name, value in options.items():
         if value is None:
             continue
         if value is False and name.endswith("_strategy"):

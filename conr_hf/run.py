@@ -1,7 +1,7 @@
 """Runs a recipe: loads, trains, evaluates, and writes the run folder."""
 
 import os
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -21,7 +21,7 @@ from conr_hf.launch import complete_checkpoints
 from conr_hf.metrics import shot_metrics_from_bins
 from conr_hf.models import load_regressor
 from conr_hf.plots import density_with_error
-from conr_hf.recipe import Recipe, read_recipe
+from conr_hf.recipe import Recipe, flags_of, read_recipe
 from conr_hf.report import hardware, peak_memory, table, versions, write_json, write_predictions
 from conr_hf.trainer import ConRTrainer
 
@@ -46,7 +46,7 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
     check_writable(args.output_dir)
     resume = args.resume_from_checkpoint if args.resume_from_checkpoint not in ("false", "False") else None
     if recipe.stage_one is not None:
-        recipe = after_stage_one(recipe, args, command)
+        recipe = after_stage_one(recipe, args, options, command)
         if resume in ("true", "True") and not complete_checkpoints(str(args.output_dir)):
             resume = None  # it ended in its first stage
     data, targets, unit = load_data(recipe, args)
@@ -146,21 +146,37 @@ def evaluate(
     return results
 
 
-def after_stage_one(recipe: Recipe, args: ConRConfig, command: str) -> Recipe:
+def after_stage_one(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: str) -> Recipe:
     """Trains a recipe's first stage, but for what a resumed run has of it; the recipe with its result as model."""
     folder = f"{args.output_dir}/stage-one"
     resumes = args.resume_from_checkpoint not in (None, "false", "False")
+    first = stage_one_options(recipe, options) | {"output_dir": folder}
+    if resumes and complete_checkpoints(folder):
+        first["resume_from_checkpoint"] = True
+    first_recipe, first_args, first_options = read_recipe(flags_of(first))
     if not (resumes and Path(folder, "results.json").is_file()):
-        assert recipe.stage_one is not None
-        print(f"Stage one: {recipe.stage_one}")
-        given = [recipe.stage_one, "--output_dir", folder, "--seed", str(args.seed)]
-        given += ["--resume_from_checkpoint", "true"] if resumes and complete_checkpoints(folder) else []
-        first, first_args, options = read_recipe(given)
-        same = {field.name: getattr(recipe, field.name) for field in fields(Recipe) if field.name != "stage_one"}
-        train(replace(first, **same), first_args, {**options, **same}, f"{command}, stage one")
+        print("Stage one")
+        train(first_recipe, first_args, first_options, f"{command}, stage one")
         PartialState().wait_for_everyone()
         print("\nStage two")
     return replace(recipe, model=folder, pretrained=True, weights=None, stage_one=None)
+
+
+def stage_one_options(recipe: Recipe, options: dict[str, Any]) -> dict[str, Any]:
+    """
+    The options of a recipe's first stage.
+
+    Raises:
+        `ValueError`: if `stage_one` does not hold options by name.
+    """
+    try:
+        changed = yaml.safe_load(recipe.stage_one or "")
+    except yaml.YAMLError:
+        changed = None
+    if not isinstance(changed, dict):
+        raise ValueError(f'stage_one is "{recipe.stage_one}"; it must name options, as in {{reweight: none}}.')
+    left_out = ("stage_one", "retrain_head", "freeze_backbone", "output_dir", "resume_from_checkpoint")
+    return {name: value for name, value in options.items() if name not in left_out} | changed
 
 
 def load_data(recipe: Recipe, args: ConRConfig) -> tuple[DatasetDict, list[str], str]:

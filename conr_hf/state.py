@@ -59,6 +59,7 @@ def load_state(name: str) -> tuple[Resolved, Bins] | None:
 
 
 def load_training_state(folder: str | Path) -> dict[str, Tensor]:
-    """What [`save_state`] was given as `training` in a checkpoint's folder."""
-    saved = load_file(Path(folder, FILE_NAME))
+    """What [`save_state`] was given as `training` in a checkpoint's folder; nothing where there is no such file."""
+    path = Path(folder, FILE_NAME)
+    saved = load_file(path) if path.is_file() else {}
     return {name.removeprefix(_TRAINING): value for name, value in saved.items() if name.startswith(_TRAINING)}

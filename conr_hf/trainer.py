@@ -29,6 +29,7 @@ from conr_hf.launch import check_processes, checkpoint_to_resume
 from conr_hf.layer_decay import decay_by_layer
 from conr_hf.metrics import flat, shot_metrics_from_bins
 from conr_hf.models import check_vanilla
+from conr_hf.modes import check_batches, check_modes
 from conr_hf.objective import Objective, lds_kernel
 from conr_hf.resolved import Resolved, resolve
 from conr_hf.state import load_state
@@ -106,6 +107,8 @@ class ConRTrainer(KeepingTrainer):
         self._resolved: Resolved | None = None
         self._bins: Bins | None = None
         self._frozen: list[nn.Parameter] = []
+        self._learned: list[int] = []  # ids of the parameters of the last train()
+        self._made_optimizer = False
         self._head_factor = 1.0  # of the head's gradient; kept here since a second train() keeps its optimizer
         super().__init__(
             model,
@@ -119,15 +122,7 @@ class ConRTrainer(KeepingTrainer):
             **kwargs,
         )
         self.model_accepts_loss_kwargs = True
-        if (self.is_fsdp_enabled or self.is_deepspeed_enabled) and self.accelerator.mixed_precision != "no":
-            raise ValueError(
-                f"mixed_precision is {self.accelerator.mixed_precision} under FSDP or DeepSpeed, which round the "
-                "head and the predictions with it (63.37 becomes 63.25). Set it to no, with --tf32 true for speed."
-            )
-        if args.ema_decay is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            raise ValueError("ema_decay needs the whole model on each process; leave it unset with FSDP or DeepSpeed.")
-        if args.layer_decay is not None and (self.optimizer is not None or self._optimizer_groups_itself()):
-            raise ValueError("layer_decay needs an optimizer made by the trainer in plain groups; leave it unset.")
+        self._check_modes()
         if model is not None:
             self._adopt(self.model)
 
@@ -170,10 +165,9 @@ class ConRTrainer(KeepingTrainer):
         """As in `Trainer`; `True` and `"true"` resume from the last checkpoint that was written to its end."""
         self._resumed_from = checkpoint_to_resume(resume_from_checkpoint, str(self.args.output_dir))
         try:
-            outcome = super().train(self._resumed_from, trial, ignore_keys_for_eval)
-            self.finish_keeping()
-            return outcome
+            return super().train(self._resumed_from, trial, ignore_keys_for_eval)
         finally:  # what the user does with the model from here on is theirs
+            self.finish_keeping()
             self.head.gradient_factor, self.head.smooth = 1.0, None
             for parameter in self._frozen:
                 parameter.requires_grad = True
@@ -186,16 +180,23 @@ class ConRTrainer(KeepingTrainer):
         self._resolved = self._bins = None
         if isinstance(self.data_collator, ImageCollator):
             self.data_collator = self.collator()
-        self._check_batches()
+        self.args.check()  # a search or the user may have set others since
+        self._check_modes()
         labels, dims = self.training_labels(), self.head.weight.shape[1]
-        self.objective = Objective(self.args, self.resolved, labels, self.bins, self.args.device, dims)
-        if self.objective.smoothing is not None:
-            self.head.smooth = torch.compiler.disable(self.objective.smooth)
-        if self.args.freeze_backbone or self.args.retrain_head:
+        check_batches(self.args, self.global_batch(), len(labels))
+        self.step_objective = Objective(self.args, self.resolved, labels, self.bins, self.args.device, dims)
+        if self.step_objective.smoothing is not None:
+            self.head.smooth = torch.compiler.disable(self.step_objective.smooth)
+        if self._head_alone():
             own = {id(parameter) for parameter in self.head.parameters()}
             self._frozen = [p for p in self.model.parameters() if p.requires_grad and id(p) not in own]
             for parameter in self._frozen:
                 parameter.requires_grad = False
+        learns = [id(parameter) for parameter in self.model.parameters() if parameter.requires_grad]
+        if self._made_optimizer and learns != self._learned:  # since the last train()
+            self.optimizer = self.lr_scheduler = None
+        self._learned = learns
+        self.head.features = None  # of a forward of the user's own, with its graph
         if self.head.is_fresh() or self.args.retrain_head:
             self.head.start(torch.tensor(self.resolved.label_mean), self.resolved.label_scale, self.args.seed)
         logger.info(f"Training with {self.resolved}")
@@ -209,6 +210,7 @@ class ConRTrainer(KeepingTrainer):
             scale = self.resolved.label_scale
             scaled = not self._optimizer_groups_itself() and head_groups(optimizer, self.head, scale)
             self._head_factor = scale if scaled else 1.0
+            self._made_optimizer = True
         self.head.gradient_factor = self._head_factor
         return optimizer
 
@@ -220,20 +222,22 @@ class ConRTrainer(KeepingTrainer):
     def mixing(self) -> CMixup | None:
         if self.args.cmixup_alpha == 0:
             return None
-        seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
-        return CMixup(self.training_labels(), self.args.cmixup_alpha, self.resolved.cmixup_bandwidth, seed)
+        return CMixup(
+            self.training_labels(), self.args.cmixup_alpha, self.resolved.cmixup_bandwidth, self.sampling_seed()
+        )
 
-    def _check_batches(self) -> None:
-        if self.args.base_loss != "bmc":
-            return
-        batch = self.args.train_batch_size * self.args.world_size
-        rest = len(self.training_labels()) % batch
-        if batch == 1 or (rest == 1 and not self.args.dataloader_drop_last):
-            which = "a batch" if batch == 1 else "the last batch of an epoch"
-            raise ValueError(
-                f"base_loss is bmc, which compares the samples of a batch, and {which} has one sample. Set "
-                "per_device_train_batch_size to another size, or dataloader_drop_last to true."
-            )
+    def _head_alone(self) -> bool:
+        return self.args.freeze_backbone or self.args.retrain_head
+
+    def _check_modes(self) -> None:
+        check_modes(
+            self.args,
+            mixed_precision=self.accelerator.mixed_precision,
+            is_sharded=self.is_fsdp_enabled or self.is_deepspeed_enabled,
+            own_loss=self.compute_loss_func is not None,
+            own_collator=not isinstance(self.data_collator, ImageCollator),
+            plain_optimizer=(self.optimizer is None or self._made_optimizer) and not self._optimizer_groups_itself(),
+        )
 
     def _optimizer_groups_itself(self) -> bool:
         chosen = self.optimizer_cls_and_kwargs
@@ -292,7 +296,7 @@ class ConRTrainer(KeepingTrainer):
         of the mean over the step's samples. In evaluation: the mean base loss of the batch's rows.
         """
         labels, pixels, training = inputs["labels"].float(), inputs["pixel_values"], model.training
-        if training and self._frozen:  # batch norm and dropout of what does not learn
+        if training and self._head_alone():  # batch norm and dropout of what does not learn
             model.eval()
             self.head.train()
         views = pixels.shape[1] if pixels.dim() == 5 else 1
@@ -301,7 +305,7 @@ class ConRTrainer(KeepingTrainer):
         pixels = pixels.reshape(-1, *pixels.shape[-3:]).contiguous(memory_format=torch.channels_last)
         rows = labels.repeat_interleave(views, 0)
         if training:
-            self.objective.rows = rows
+            self.step_objective.rows = rows
         outputs = model(pixel_values=pixels, **others)
         predictions = outputs.logits.float().reshape(rows.shape)
         if training:
@@ -332,11 +336,11 @@ class ConRTrainer(KeepingTrainer):
             loss = loss * (count > 0)
         else:
             weight = inputs.get("sample_weight")
-            loss = self.objective.base(predictions, rows, inputs["labels"].float(), weight, samples, total)
-        if self.objective.smoothing is not None:
+            loss = self.step_objective.base(predictions, rows, inputs["labels"].float(), weight, samples, total)
+        if self.step_objective.smoothing is not None:
             count = samples[rank()] * views
-            self.objective.smoothing.add(features[:count], rows[:count])
-        regularisers = self.objective.regularisers(features, rows, predictions, samples, views)
+            self.step_objective.smoothing.add(features[:count], rows[:count])
+        regularisers = self.step_objective.regularisers(features, rows, predictions, samples, views)
         if regularisers is not None:
             loss = loss + regularisers * sum(samples) / total
         return loss * world_size()
@@ -345,7 +349,7 @@ class ConRTrainer(KeepingTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs = {**logs, **self.objective.read_figures()}
+            logs = {**logs, **self.step_objective.read_figures()}
             for name in {"loss", "base_loss", "conr_loss"} & set(logs):
                 if not math.isfinite(logs[name]):
                     raise FloatingPointError(

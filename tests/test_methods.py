@@ -1,5 +1,6 @@
 """The companion methods in the trainer: each alone, together, and what makes no sense together."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -127,7 +128,7 @@ def test_fds_smooths_from_the_second_epoch_on(tmp_path):
 
     class Watch(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
-            smoothing = trainer.objective.smoothing
+            smoothing = trainer.step_objective.smoothing
             features = torch.randn(ROWS, 16, generator=torch.Generator().manual_seed(0))
             labels = torch.tensor(trainer.training_labels()).float()
             seen.append(not torch.equal(smoothing.smooth(features, labels), features))
@@ -153,8 +154,8 @@ def test_feature_statistics_do_not_depend_on_how_a_step_is_split(tmp_path):
             gradient_accumulation_steps=accumulated,
             num_train_epochs=2,
         )
-        trainer.objective.begin_epoch(2)
-        states.append(trainer.objective.smoothing.state())
+        trainer.step_objective.begin_epoch(2)
+        states.append(trainer.step_objective.smoothing.state())
         assert states[-1]["counts"].sum() == 0
     for name, expected in states[0].items():
         torch.testing.assert_close(states[1][name], expected, rtol=1e-3, atol=1e-5)
@@ -199,19 +200,20 @@ def test_the_noise_follows_its_gradient(tmp_path):
 
 
 def test_the_gradient_of_the_noise_is_that_of_a_parameter(tmp_path):
-    """It is taken from detached predictions, a second time; autograd over the whole loss agrees."""
+    """It is taken aside from the model's backward; autograd over the whole loss agrees."""
     labels = np.array([20.0, 21.0, 30.0, 60.0])
     trainer = small.build(*small.models["vit"](), tmp_path, small.images(8), base_loss="bmc", bin_width=10.0)
     balanced = BalancedMSE(trainer.resolved, labels, trainer.bins, torch.device("cpu"), 2, 0.01, 0)
     predictions, rows = torch.tensor([22.0, 25.0, 31.0, 40.0]), torch.tensor(labels).float()
     factors = torch.tensor([0.1, 0.2, 0.3, 0.4])
-    balanced.accumulate(predictions, rows, rows, factors)
-    balanced.accumulate(predictions, rows, rows, factors)
+    predictions.requires_grad_()
+    losses = [balanced(predictions, rows, rows, factors) for _ in range(2)]
+    (losses[0] * factors).sum().backward()  # of the model, which does not touch that of the noise
     sigma, scale = trainer.resolved.noise_sigma, trainer.resolved.loss_scale
 
     def loss(log_sigma):
         noise = log_sigma.exp() / scale
-        scores = -(((predictions[:, None] - rows) / scale) ** 2) / (2 * noise**2)
+        scores = -(((predictions.detach()[:, None] - rows) / scale) ** 2) / (2 * noise**2)
         losses = nn.functional.cross_entropy(scores, torch.arange(4), reduction="none")
         return (losses * 2 * noise.detach() ** 2 * factors).sum()
 
@@ -364,6 +366,9 @@ def test_blocks_of_a_transformer_are_its_layers(tmp_path):
         ({"lds": "gaussian", "conr_reweight": "none"}, ["lds is gaussian", "no density"]),
         ({"cmixup_alpha": 1.0}, ["cmixup_alpha is 1.0 and conr_weight 0.05", "Set one of them to 0"]),
         ({"cmixup_alpha": 1.0, "conr_weight": 0.0, "rnc_weight": 1.0}, ["rnc_weight 1.0"]),
+        ({"cmixup_alpha": 1.0, "conr_weight": 0.0, "reweight": "inverse"}, ["reweight inverse", "lies between"]),
+        ({"lds": "gaussian", "freeze_backbone": True}, ["lds is gaussian", "no density"]),
+        ({"resample": "inverse", "train_sampling_strategy": "sequential"}, ["sequential", "no order"]),
         ({"cmixup_alpha": 1.0, "conr_weight": 0.0, "fds": "gaussian"}, ["fds gaussian", "samples of a bin"]),
         ({"freeze_backbone": True, "rnc_weight": 1.0}, ["rnc_weight is 1.0", "freeze_backbone"]),
         ({"retrain_head": True}, ["retrain_head", "reweight to sqrt_inverse"]),
@@ -395,7 +400,8 @@ def test_what_makes_no_sense_is_refused(settings, parts):
         {"resample": "inverse", "conr_reweight": "inverse", "lds": "gaussian"},
         {"base_loss": "gai", "lds": "gaussian", "fds": "gaussian", "ranksim_weight": 1.0},
         {"freeze_backbone": True, "fds": "gaussian", "reweight": "inverse"},
-        {"cmixup_alpha": 1.0, "conr_weight": 0.0, "reweight": "inverse"},
+        {"cmixup_alpha": 1.0, "conr_weight": 0.0, "resample": "inverse"},
+        {"cmixup_alpha": 1.0, "freeze_backbone": True},
     ],
 )
 def test_what_makes_sense_is_not(settings):
@@ -443,17 +449,15 @@ def test_a_method_differs_from_the_plain_recipe_in_its_own_lines_only(name):
 
 def test_the_recipe_of_rrt_trains_both_stages(tmp_path, capsys):
     quick = ["--max_steps", "2", "--per_device_train_batch_size", "8", "--report_to", "none"]
-    first = tmp_path / "first.yaml"
-    plain = yaml.safe_load(Path(FOLDER, "vanilla.yaml").read_text())
-    first.write_text(yaml.safe_dump({**plain, "max_steps": 2, "per_device_train_batch_size": 8}))
     out = tmp_path / "out"
     with pytest.raises(SystemExit) as ended:
-        main(["train", "methods/rrt", "--stage_one", str(first), "--output_dir", str(out), *quick])
+        main(["train", "methods/rrt", "--output_dir", str(out), *quick])
     assert ended.value.code == 0, capsys.readouterr()
     one, two = (
         AutoModelForImageClassification.from_pretrained(folder).state_dict() for folder in (out / "stage-one", out)
     )
     differing = {name for name in two if not torch.equal(one[name], two[name])}
     assert differing == {"timm_model.fc.weight", "timm_model.fc.bias"}
-    assert (out / "stage-one" / "results.json").is_file()
+    first = json.loads((out / "stage-one" / "results.json").read_text())["recipe"]
+    assert (first["reweight"], first["retrain_head"], first["max_steps"]) == ("none", False, 2)
     assert (out / "results.json").is_file()
