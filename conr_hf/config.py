@@ -15,7 +15,9 @@ from conr_hf.losses.checks import FORMULATIONS, PUSHES, REDUCTIONS
 
 logger = logging.get_logger(__name__)
 
-ERRORS = ("mae", "mse", "gm", "bmae", "loss")  # metrics of which less is better
+# Metrics of which less is better, and of which more is.
+ERRORS = ("mae", "mse", "rmse", "gm", "bmae", "abs_rel", "log10", "error", "loss")
+AGREEMENTS = ("pearson", "spearman", "delta1", "delta2", "delta3")
 _EVALUATION = {
     "eval_strategy": "no",
     "save_strategy": "steps",
@@ -179,7 +181,13 @@ class ConRConfig(CompanionConfig, TrainingArguments):
             self.use_cpu = True
         if self.metric_for_best_model is not None and self.greater_is_better is None:
             # TrainingArguments takes every metric but a loss for one that should be large, and keeps the worst model.
-            self.greater_is_better = not self.metric_for_best_model.endswith(ERRORS)
+            name = self.metric_for_best_model.lower()
+            self.greater_is_better = not name.endswith(ERRORS)
+            if self.greater_is_better and not name.endswith(AGREEMENTS):
+                logger.warning(
+                    f"The best model is the one with the greatest {self.metric_for_best_model}. "
+                    "If less of it is better, set greater_is_better to false."
+                )
         self.check()
         super().__post_init__()  # type: ignore[no-untyped-call]
         for name in unset:  # until settled(), so that a copy by dataclasses.replace knows what its user set

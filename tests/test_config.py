@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 
 from conr_hf import ConRConfig
 from conr_hf.companions import CompanionConfig
+from conr_hf.metrics import depth_metrics, shot_metrics
 from conr_hf.resolved import Resolved, resolve
 
 
@@ -161,9 +162,10 @@ SETTLED = {  # what the user sets, the evaluation sets -> what a run uses
     "an error": ({"metric_for_best_model": "mae"}, [""], ("epoch", "epoch", True, "mae", False)),
     "a balanced error": ({"metric_for_best_model": "eval_bmae"}, [""], ("epoch", "epoch", True, "eval_bmae", False)),
     "a geometric mean": ({"metric_for_best_model": "few_gm"}, [""], ("epoch", "epoch", True, "few_gm", False)),
-    "an error of the user's": ({"metric_for_best_model": "rmse"}, [""], ("epoch", "epoch", True, "rmse", False)),
+    "a root": ({"metric_for_best_model": "few_rmse"}, [""], ("epoch", "epoch", True, "few_rmse", False)),
     "the loss": ({"metric_for_best_model": "eval_loss"}, [""], ("epoch", "epoch", True, "eval_loss", False)),
     "a correlation": ({"metric_for_best_model": "pearson"}, [""], ("epoch", "epoch", True, "pearson", True)),
+    "of ranks": ({"metric_for_best_model": "few_spearman"}, [""], ("epoch", "epoch", True, "few_spearman", True)),
     "a direction": (
         {"metric_for_best_model": "my_mae", "greater_is_better": True},
         [""],
@@ -184,6 +186,25 @@ def test_unset_evaluation_fields_follow_the_evaluation_set_and_set_ones_stay(cas
     assert args.to_dict() == before
     again = settled.settled(None)  # what a second trainer makes of a first one's args
     assert again.to_dict() == settled.to_dict()
+
+
+def test_the_best_is_the_least_error_or_the_greatest_agreement(caplog):
+    """For every metric of ours by name, in whatever case, and for names of the user's that say so."""
+    ours = {*shot_metrics([1.0, 2.0], [1.0, 3.0], [1.0])["all"], *depth_metrics([1.0], [1.0])} - {"n"}
+    for name in (*ours, "angular_error", "loss"):
+        better = name in ("pearson", "spearman", "delta1", "delta2", "delta3")
+        for full in (name, f"eval_few_{name}", f"eval_near_{name.upper()}"):
+            assert ConRConfig("out", metric_for_best_model=full).greater_is_better is better, full
+    assert not caplog.messages
+
+
+def test_of_other_metrics_more_is_better_which_is_said(caplog):
+    assert ConRConfig("out", metric_for_best_model="eval_r2").greater_is_better is True
+    assert len(caplog.messages) == 1
+    assert "the greatest eval_r2. If less of it is better, set greater_is_better to false." in caplog.messages[0]
+    for chosen in (True, False):
+        assert ConRConfig("out", metric_for_best_model="r2", greater_is_better=chosen).greater_is_better is chosen
+    assert len(caplog.messages) == 1
 
 
 @pytest.mark.parametrize("wanted", [None, True])

@@ -1,0 +1,132 @@
+"""Errors of depth maps, gathered batch by batch."""
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from conr_hf.imbalance.bins import FloatArray
+from conr_hf.metrics.inputs import DIVERGED
+
+SMALLEST_SHARE = 1e-3
+
+
+class DepthErrors:
+    """
+    Errors over the pixels of many depth maps: `update` with each batch, then `compute`.
+
+    All pixels count alike, whichever map they are from. For the shots of depth, keep one for each shot and pass
+    `mask & shot`.
+
+    `sums`, a float64 `np.ndarray` of shape `(8,)`, is all that is kept. Over several processes, add them up:
+    `errors.sums = accelerator.reduce(torch.tensor(errors.sums, device=accelerator.device)).cpu().numpy()`.
+
+    Example:
+        >>> errors = DepthErrors()
+        >>> errors.update([[1.0, 2.0]], [[1.0, 4.0]])
+        >>> errors.update([[3.0, 9.9]], [[3.0, 0.0]], mask=[[True, False]])
+        >>> found = errors.compute()
+        >>> found["n"], round(found["mae"], 3), round(found["delta1"], 3)
+        (3, 0.667, 0.667)
+    """
+
+    def __init__(self) -> None:
+        self.sums: FloatArray = np.zeros(8)
+
+    def update(
+        self,
+        predictions: npt.ArrayLike | Tensor,
+        labels: npt.ArrayLike | Tensor,
+        mask: npt.ArrayLike | Tensor | None = None,
+    ) -> None:
+        """
+        Counts a batch.
+
+        Args:
+            predictions (`array_like` or `torch.Tensor` of any shape): Depths, in label units.
+            labels (`array_like` or `torch.Tensor`):
+                True depths, greater than 0 where the mask is true, in the shape of the predictions; axes of length 1,
+                as in `(N, 1, H, W)` beside `(N, H, W)`, may be there or not.
+            mask (`array_like` or `torch.Tensor`, *optional*):
+                The pixels that count: booleans, or zeros and ones, in the shape of the labels. Unset: all.
+
+        Raises:
+            `ValueError`: For shapes that do not fit together, a mask of other numbers, and, where the mask is true,
+                labels that are not greater than 0 and NaN or infinite values (naming the first one's index).
+        """
+        p, y = _array(predictions), _array(labels)
+        counted = np.ones(y.shape) if mask is None else _array(mask)
+        for name, array in {"predictions": p, "mask": counted}.items():
+            if array.squeeze().shape != y.squeeze().shape:
+                raise ValueError(f"{name} is of shape {array.shape} and labels of {y.shape}. Pass maps of one shape.")
+        if not np.isin(counted, (0, 1)).all():
+            raise ValueError("The mask holds other numbers than 0 and 1. Pass booleans: true where a pixel counts.")
+        p, inside = p.reshape(y.shape), counted.reshape(y.shape) == 1
+        _refuse(inside & ~np.isfinite(p), p, "predictions", DIVERGED)
+        _refuse(inside & ~(np.isfinite(y) & (y > 0)), y, "labels", "Leave pixels without depth out: mask=labels > 0.")
+        p, y = p[inside], y[inside]
+        error, positive = np.abs(p - y), np.maximum(p, SMALLEST_SHARE * y)
+        ratio = np.maximum(positive / y, y / positive)
+        parts = [error**2, error, error / y, np.log10(ratio), *(ratio <= 1.25**k for k in (1, 2, 3))]
+        self.sums += [len(y), *(float(part.sum()) for part in parts)]
+
+    def compute(self) -> dict[str, float]:
+        """
+        Returns:
+            `dict`: what [`depth_metrics`] returns, over all batches; `{"n": 0}` if no pixel counted.
+        """
+        n = int(self.sums[0])
+        if n == 0:
+            return {"n": 0}
+        mse, *means = (float(total) for total in self.sums[1:] / n)
+        names = ("mae", "abs_rel", "log10", "delta1", "delta2", "delta3")
+        return {"n": n, "rmse": mse**0.5, **dict(zip(names, means, strict=True))}
+
+
+def depth_metrics(
+    predictions: npt.ArrayLike | Tensor,
+    labels: npt.ArrayLike | Tensor,
+    mask: npt.ArrayLike | Tensor | None = None,
+) -> dict[str, float]:
+    """
+    Errors of depth maps over the pixels of a mask.
+
+    - `n`: pixels;
+    - `rmse`, `mae`: root of the mean squared error, and mean absolute error, in label units;
+    - `abs_rel`: mean of |p - y| / y;
+    - `log10`: mean of |log10 p - log10 y|;
+    - `delta1`, `delta2`, `delta3`: share of pixels with max(p / y, y / p) <= 1.25, 1.25^2, 1.25^3.
+
+    For `log10` and the deltas a prediction smaller than a thousandth of its label, 0 and negative ones among them,
+    counts as that thousandth: it is a miss of every delta, and adds 3 to the sum behind `log10`.
+
+    Args:
+        predictions (`array_like` or `torch.Tensor` of any shape): As in [`~DepthErrors.update`].
+        labels (`array_like` or `torch.Tensor`): As in [`~DepthErrors.update`].
+        mask (`array_like` or `torch.Tensor`, *optional*): As in [`~DepthErrors.update`].
+
+    Returns:
+        `dict`: of plain numbers, as above; `{"n": 0}` if no pixel counts.
+
+    Raises:
+        `ValueError`: As [`~DepthErrors.update`].
+
+    Source: Eigen et al., ["Depth Map Prediction from a Single Image"](https://arxiv.org/abs/1406.2283).
+
+    Example:
+        >>> found = depth_metrics([2.0, 1.0, -1.0], [2.0, 2.0, 1.0])
+        >>> found["abs_rel"], round(found["log10"], 3), round(found["delta3"], 3)
+        (0.8333333333333334, 1.1, 0.333)
+    """
+    errors = DepthErrors()
+    errors.update(predictions, labels, mask)
+    return errors.compute()
+
+
+def _array(values: npt.ArrayLike | Tensor) -> FloatArray:
+    return np.asarray(values.detach().cpu().double().numpy() if isinstance(values, Tensor) else values, np.float64)
+
+
+def _refuse(bad: npt.NDArray[np.bool_], values: FloatArray, name: str, mend: str) -> None:
+    if bad.any():
+        place = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise ValueError(f"{name}[{', '.join(map(str, place))}] is {values[place]}. {mend}")

@@ -1,0 +1,98 @@
+"""Errors per shot for the `evaluate` library."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import datasets
+import evaluate
+import numpy.typing as npt
+from torch import Tensor
+
+from conr_hf.imbalance import Bins, make_bins
+from conr_hf.metrics.shots import THRESHOLDS, Thresholds, flat, shot_metrics_from_bins
+
+
+class ShotMetrics(evaluate.Metric):  # type: ignore[misc]
+    """
+    [`~conr_hf.metrics.shot_metrics`] as an `evaluate.Metric`: `add` or `add_batch(predictions=..., references=...)`,
+    then `compute`, which is told the training labels, or the bins made from them. Results are named as by
+    [`~conr_hf.metrics.flat`].
+
+    `evaluate.combine` hands what its `compute` is told on to every metric, also to those that do not know it: there,
+    give the bins here.
+
+    Nothing is downloaded. Predictions are kept in memory, where `evaluate` would write them to its cache; with
+    `num_process` greater than 1 it does, below `cache_dir`, as its processes share them through files, and leaves
+    empty lock files there.
+
+    Args:
+        bins ([`~conr_hf.imbalance.Bins`], *optional*): Bins of the training labels. Unset: `compute` is told.
+        thresholds (`tuple`, *optional*, defaults to `(20, 100)`): As in [`~conr_hf.metrics.shot_metrics`].
+        keep_in_memory (`bool`, *optional*, defaults to `True`): As in `evaluate.Metric`; files with several processes.
+        **kwargs: What `evaluate.Metric` takes.
+
+    `compute` takes, beside `predictions` and `references`, either `train_labels`, with `bin_width` or `edges`, as in
+    [`~conr_hf.metrics.shot_metrics`], or `bins`; and other `thresholds`.
+
+    Example:
+        >>> metric = ShotMetrics()
+        >>> metric.add_batch(predictions=[31.0, 33.0], references=[30, 30])
+        >>> metric.compute(train_labels=[30, 30, 31])["few_mae"]
+        2.0
+        >>> both = evaluate.combine({"a": ShotMetrics(make_bins([30])), "b": ShotMetrics(make_bins([30] * 50))})
+        >>> found = both.compute(predictions=[31.0], references=[30])
+        >>> found["few_mae"], found["median_mae"], found["a_mae"], found["b_mae"]
+        (1.0, 1.0, 1.0, 1.0)
+    """
+
+    def __init__(
+        self,
+        bins: Bins | None = None,
+        thresholds: Thresholds = THRESHOLDS,
+        *,
+        keep_in_memory: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        self.bins, self.thresholds = bins, thresholds
+        super().__init__(keep_in_memory=keep_in_memory and kwargs.get("num_process", 1) == 1, **kwargs)
+
+    def _info(self) -> evaluate.MetricInfo:
+        number, numbers = datasets.Value("float64"), datasets.List(datasets.Value("float64"))
+        shapes = [(number, number), (numbers, number), (numbers, numbers)]  # (N,), (N, 1) beside (N,), and (N, T)
+        return evaluate.MetricInfo(
+            description="Errors over all samples and by how many training labels their label's bin holds.",
+            citation="Delving into Deep Imbalanced Regression, https://huggingface.co/papers/2102.09554",
+            inputs_description="predictions, references; compute: train_labels, bins, bin_width, edges, thresholds.",
+            features=[datasets.Features({"predictions": p, "references": r}) for p, r in shapes],
+        )
+
+    def _build_data_dir(self) -> str:
+        return "" if self.keep_in_memory else str(super()._build_data_dir())
+
+    def _finalize(self) -> None:
+        if self.writer is None:
+            raise ValueError("There are no samples to evaluate. Add some, or pass predictions and references.")
+        super()._finalize()
+
+    def _compute(
+        self,
+        predictions: npt.ArrayLike,
+        references: npt.ArrayLike,
+        train_labels: npt.ArrayLike | Tensor | None = None,
+        bins: Bins | None = None,
+        bin_width: float | Sequence[float] | None = None,
+        edges: npt.ArrayLike | Sequence[npt.ArrayLike] | None = None,
+        thresholds: Thresholds | None = None,
+    ) -> dict[str, float]:
+        if train_labels is not None and bins is not None:
+            raise ValueError("Both train_labels and bins are given. Leave one of them out.")
+        if train_labels is not None:
+            bins = make_bins(train_labels, bin_width, edges)
+        elif bin_width is not None or edges is not None:
+            raise ValueError("bin_width and edges are for bins of train_labels, which are missing. Pass them too.")
+        elif bins is None:
+            bins = self.bins
+        if bins is None:
+            raise ValueError("Shots need the training labels. Pass compute train_labels or bins, or ShotMetrics bins.")
+        thresholds = self.thresholds if thresholds is None else thresholds
+        return flat(shot_metrics_from_bins(predictions, references, bins, thresholds))

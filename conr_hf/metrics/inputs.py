@@ -1,0 +1,40 @@
+"""Predictions beside their labels: of one shape, and finite."""
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from conr_hf.imbalance import label_columns
+from conr_hf.imbalance.bins import FloatArray
+
+DIVERGED = "The model may have diverged; try a lower learning rate."
+
+
+def like_labels(predictions: npt.ArrayLike | Tensor, labels: npt.ArrayLike | Tensor) -> FloatArray:
+    """
+    Predictions in the shape of the labels: `(N, 1)` from a model with one output becomes `(N,)` where labels are.
+
+    Subtracting `(N,)` from `(N, 1)` would silently give `(N, N)`; all metrics go through here instead.
+
+    Args:
+        predictions (`array_like` or `torch.Tensor` of shape `(N,)` or `(N, T)`): Predictions.
+        labels (`array_like` or `torch.Tensor` of shape `(N,)` or `(N, T)`): Labels.
+
+    Returns:
+        `np.ndarray` in the shape of the labels, float64.
+
+    Raises:
+        `ValueError`: For shapes that do not fit together, and for NaN or infinite values in either.
+
+    Example:
+        >>> like_labels([[1.0], [2.0]], [1, 3])
+        array([1., 2.])
+    """
+    p = label_columns(predictions, "predictions", mend=DIVERGED)
+    y = label_columns(labels)
+    if p.shape != y.shape:
+        raise ValueError(
+            f"predictions have shape {np.shape(predictions)} and labels {np.shape(labels)}. "
+            "Pass one prediction for each label, with the same label dimensions."
+        )
+    return p.reshape(np.shape(labels))
