@@ -144,10 +144,10 @@ def _suggestions(found: dict[str, Any]) -> Iterator[str]:
     columns, widths = found["label_columns"], [f"{width:g}" for width in suggested["bin_width"]]
     yield f"Few shots are {found['few_share']:.1%} of the training rows. For a recipe:"
     yield f"  label_columns: [{', '.join(columns)}]"
-    if len(widths) == 1:
+    if len(set(widths)) == 1:
         yield f"  bin_width: {widths[0]}"
     else:
-        yield f"  bin_width: [{', '.join(widths)}]"
+        yield f"  # bin_width takes one for all; each by itself would suit {' and '.join(widths)}"
     window, push_scale, weights = suggested["conr_window"], suggested["conr_push_scale"], suggested["weights"]
     yield f"Then ConR takes conr_window {window:.4g} and conr_push_scale {push_scale:.4g}."
     yield f"Weights by sqrt_inverse are from {weights['min']:.3g} to {weights['max']:.3g}."
@@ -161,7 +161,10 @@ def _problems(problems: dict[str, list[Any]]) -> Iterator[str]:
         "duplicates_within": ("images are in a split more than once, pixel for pixel", _equal),
         "groups_across": ("groups are in several splits; conr-hf split --group keeps each in one", _group),
         "rows_without_group": ("rows have no group", _place),
-        "outliers": (f"labels lie far from the median (robust z over {OUTLIER_Z:g}): are they right?", _outlier),
+        "outliers": (
+            f"labels lie far from the median (robust z over {OUTLIER_Z:g}): a long tail, or mistakes?",
+            _outlier,
+        ),
     }
     if not any(problems.values()):
         yield "Problems: none found."

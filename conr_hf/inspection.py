@@ -1,7 +1,9 @@
 """What is in a data set before one trains on it: how its labels lie, and what is wrong with it."""
 
 import hashlib
+import io
 import os
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -231,21 +233,36 @@ def _outliers(labels: dict[str, FloatArray], train: FloatArray, columns: list[st
 
 def _look(rows: datasets.Dataset, image_column: str, name: str, show_progress: bool) -> list[_Picture | str]:
     """Every image, or why it cannot be read."""
-    images = rows.with_format(None).select_columns(image_column)
+    decoded = rows.with_format(None).select_columns(image_column)
+    # Not decoded by the data set, so that what is too large is refused before it fills the memory.
+    stored = decoded
+    if isinstance(decoded.features[image_column], datasets.Image):
+        stored = decoded.cast_column(image_column, datasets.Image(decode=False))
 
     def look(index: int) -> _Picture | str:
         try:
-            value = images[index][image_column]
-            image = to_image(value)
+            cell = stored[index][image_column]
+            if isinstance(cell, dict) and cell["bytes"] is None and "://" in (cell["path"] or ""):  # in an archive
+                cell = decoded[index][image_column]
+            image = to_image(cell)
+            mode = _mode(cell, image)
         except Exception as error:  # whatever a decoder raises, the image cannot be read
             return describe(error)
         size = f"{image.width} x {image.height}"
-        digest = hashlib.blake2b(size.encode() + image.tobytes(), digest_size=16).digest()
-        return _Picture(size, value.mode if isinstance(value, Image.Image) else image.mode, digest)
+        return _Picture(size, mode, hashlib.blake2b(size.encode() + image.tobytes(), digest_size=16).digest())
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # told as a problem instead
         found = pool.map(look, range(len(rows)))
         return list(tqdm(found, f"Reading {name}", len(rows), leave=False, disable=not show_progress))
+
+
+def _mode(cell: Any, image: Image.Image) -> str:
+    """PIL's mode of an image as it is stored."""
+    if isinstance(cell, dict):
+        with Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"]) as stored:
+            return stored.mode
+    return cell.mode if isinstance(cell, Image.Image) else image.mode
 
 
 def _image_figures(pictures: dict[str, list[_Picture | str]], problems: dict[str, list[Any]]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from test_cli import conr, photos, relabel
 
 from conr_hf.histogram import label_histogram
 from conr_hf.imbalance import make_bins
+from conr_hf.inspecting import as_text
 from conr_hf.inspection import inspect, suggest_bin_width
 from conr_hf.plots import COLOURS
 
@@ -195,6 +196,7 @@ def test_several_label_dimensions_have_bins_of_their_own():
     found = quietly({"train": images(200, dimensions=2)}, label_columns=["label0", "label1"])
     assert set(found["splits"]["train"]["labels"]) == {"label0", "label1"}
     assert len(found["bins"]["edges"]) == len(found["suggested"]["bin_width"]) == len(found["imbalance_ratio"]) == 2
+    assert sum(line.startswith("The fullest bin") for line in as_text(found)) == 2
 
 
 @pytest.mark.parametrize(
