@@ -14,6 +14,7 @@ _HOME = {
     "ConRTrainer": "trainer",
     "adopt_head": "head",
     "conr_loss": "losses",
+    "dir_split": "data.splits",
     "load_benchmark": "data.benchmarks",
     "load_regressor": "models",
     "shot_metrics": "metrics",
@@ -25,6 +26,7 @@ __all__ = [
     "ConRTrainer",
     "adopt_head",
     "conr_loss",
+    "dir_split",
     "load_benchmark",
     "load_regressor",
     "shot_metrics",
@@ -33,6 +35,7 @@ __all__ = [
 if TYPE_CHECKING:
     from conr_hf.config import ConRConfig
     from conr_hf.data.benchmarks import load_benchmark
+    from conr_hf.data.splits import dir_split
     from conr_hf.head import adopt_head
     from conr_hf.losses import ConRLoss, conr_loss
     from conr_hf.metrics import shot_metrics

@@ -1,4 +1,4 @@
-"""`conr-hf`: train, evaluate, predict, compare, recipes, env."""
+"""`conr-hf`: train, evaluate, predict, compare, inspect, split, recipes, env."""
 
 import argparse
 import json
@@ -80,11 +80,19 @@ def _run(given: list[str]) -> int:
     recipes.add_argument("name", nargs="?", help="which recipe")
     recipes.add_argument("destination", nargs="?", default=".", help="where to copy it (default: here)")
 
+    _add_inspect(commands)
+    _add_split(commands)
     commands.add_parser("env", help="what a bug report needs")
     options = parser.parse_args(given, argparse.Namespace(given=given))
-    run = {"evaluate": _evaluate, "predict": _predict, "compare": _compare, "recipes": _recipes, "env": _env}[
-        options.command
-    ]
+    run = {
+        "evaluate": _evaluate,
+        "predict": _predict,
+        "compare": _compare,
+        "recipes": _recipes,
+        "env": _env,
+        "inspect": _inspect,
+        "split": _split,
+    }[options.command]
     return run(options)
 
 
@@ -194,6 +202,77 @@ def _env(options: argparse.Namespace) -> int:
     facts: dict[str, Any] = {**versions(), "platform": platform.platform(), "hardware": hardware()}
     print(json.dumps(facts, indent=2))
     return 0
+
+
+def _add_inspect(commands: Any) -> None:
+    parser = commands.add_parser("inspect", help="what is in a data set, and what is wrong with it")
+    parser.add_argument("data", help="your own data: folder of images, table, or Hub id", metavar="DATA")
+    parser.add_argument("--label_columns", nargs="+", default=["label"], metavar="COLUMN")
+    parser.add_argument("--image_column", default="image")
+    parser.add_argument("--group_column", help="what should not be in two splits: a person, a photograph")
+    parser.add_argument("--bin_width", type=_width, nargs="+", help="of the label bins (default: one that suits them)")
+    parser.add_argument("--unit", default="", help="unit of the labels, for the figure")
+    parser.add_argument("--output", help="folder for labels.png and inspection.json (default: write nothing)")
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    _quiet_libraries()
+    from conr_hf.inspecting import inspect_data
+
+    inspect_data(
+        options.data,
+        label_columns=options.label_columns,
+        image_column=options.image_column,
+        group_column=options.group_column,
+        bin_width=options.bin_width,
+        unit=options.unit,
+        output=options.output,
+    )
+    return 0
+
+
+def _add_split(commands: Any) -> None:
+    parser = commands.add_parser("split", help="balanced validation and test sets, written as Parquet")
+    parser.add_argument("data", help="your own data: folder of images, table, or Hub id", metavar="DATA")
+    parser.add_argument("--label", nargs="+", required=True, metavar="COLUMN", help="columns of the label")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="where the Parquet files and README.md go")
+    parser.add_argument("--group", help="column of what must not be in two splits: a person, a photograph")
+    parser.add_argument("--id", help="column that tells rows apart, so that their order does not matter")
+    parser.add_argument("--cap", type=_positive, default=30, help="most rows of a bin in test (default: 30)")
+    parser.add_argument("--share", type=_fraction, default=1 / 3, help="largest share of a bin in test (default: 1/3)")
+    parser.add_argument("--bin_width", type=_width, nargs="+", help="of the label bins (default: range / 100)")
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--image_column", default="image")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that an earlier split left there")
+
+
+def _split(options: argparse.Namespace) -> int:
+    _quiet_libraries()
+    from dataclasses import fields
+
+    from conr_hf.splitting import SplitOptions, write_split
+
+    write_split(SplitOptions(**{option.name: getattr(options, option.name) for option in fields(SplitOptions)}))
+    return 0
+
+
+def _width(text: str) -> float:
+    try:
+        width = float(text)
+    except ValueError:
+        width = 0.0
+    if not 0 < width < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number greater than 0")
+    return width
+
+
+def _fraction(text: str) -> float:
+    from fractions import Fraction
+
+    try:
+        return float(Fraction(text))
+    except (ValueError, ZeroDivisionError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number or a fraction, such as 1/3") from error
 
 
 def _positive(text: str) -> int:

@@ -94,6 +94,19 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
+def bin_name(low: float, high: float, whole: bool) -> str:
+    """
+    What a bin from `low` up to `high` holds; of whole labels, its first and its last.
+
+    Example:
+        >>> bin_name(0, 2.5, whole=False), bin_name(20, 25, whole=True), bin_name(20, 21, whole=True)
+        ('0 to 2.5', '20 to 24', '20')
+    """
+    if whole and low == round(low) and high == round(high):
+        return f"{low:g}" if high == low + 1 else f"{low:g} to {high - 1:g}"
+    return f"{low:g} to {high:g}"
+
+
 def write_predictions(
     path: Path,
     targets: Sequence[str],

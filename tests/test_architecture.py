@@ -26,16 +26,8 @@ TRAINING = {
     *("layer_decay", "modes", "state", "keeping", "card", "trainer"),
 }
 TOP = {
-    "recipe",
-    "report",
-    "run",
-    "evaluation",
-    "comparison",
-    "comparison_table",
-    "comparison_plot",
-    "lifeline",
-    "plots",
-    "pipeline",
+    *("recipe", "report", "run", "evaluation", "comparison", "comparison_table", "comparison_plot", "lifeline"),
+    *("plots", "pipeline", "splitting", "histogram", "inspection", "inspecting"),
 }
 ARROWS = {  # a part of the package -> the other parts it may import
     "losses": set(),
