@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import BaseImageProcessor, EvalPrediction, PreTrainedModel
-from transformers.trainer_optimizer import is_optimizer_factory
-from transformers.trainer_utils import BestRun, TrainOutput
-from transformers.training_args import OptimizerNames
+from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from conr_hf.base_loss import base_loss
@@ -22,11 +20,10 @@ from conr_hf.data.rows import Row
 from conr_hf.data.views import ImageCollator
 from conr_hf.distributed import rank, world_size
 from conr_hf.feeding import DataSets
-from conr_hf.head import Head, adopt_head, head_groups
+from conr_hf.head import adopt_head
 from conr_hf.imbalance import Bins, density_weights, make_bins
-from conr_hf.keeping import KeepingTrainer
 from conr_hf.launch import check_processes, checkpoint_to_resume
-from conr_hf.layer_decay import decay_by_layer
+from conr_hf.learning import LearningTrainer
 from conr_hf.metrics import flat, shot_metrics_from_bins
 from conr_hf.models import check_vanilla
 from conr_hf.modes import check_batches, check_modes
@@ -39,7 +36,7 @@ logger = logging.get_logger(__name__)
 _OURS = ("labels", "pixel_values", "position", "sample_weight")  # of a batch; whatever else it holds is the model's
 
 
-class ConRTrainer(KeepingTrainer):
+class ConRTrainer(LearningTrainer):
     """
     Trains an image-regression model with ConR (Contrastive Regularizer, [arXiv
     2309.06651](https://huggingface.co/papers/2309.06651)) beside the base loss.
@@ -106,10 +103,6 @@ class ConRTrainer(KeepingTrainer):
         self._user_metrics = compute_metrics
         self._resolved: Resolved | None = None
         self._bins: Bins | None = None
-        self._frozen: list[nn.Parameter] = []
-        self._learned: list[int] = []  # ids of the parameters of the last train()
-        self._made_optimizer = False
-        self._head_factor = 1.0  # of the head's gradient; kept here since a second train() keeps its optimizer
         super().__init__(
             model,
             args.settled(evaluation_sets),
@@ -168,10 +161,8 @@ class ConRTrainer(KeepingTrainer):
             return super().train(self._resumed_from, trial, ignore_keys_for_eval)
         finally:  # what the user does with the model from here on is theirs
             self.finish_keeping()
-            self.head.gradient_factor, self.head.smooth = 1.0, None
-            for parameter in self._frozen:
-                parameter.requires_grad = True
-            self._frozen = []
+            self.finish_learning()
+            self.head.smooth = None
 
     def _hp_search_setup(self, trial: Any) -> None:
         # The one place in train() where settings and model are final and no checkpoint is loaded yet.
@@ -187,32 +178,11 @@ class ConRTrainer(KeepingTrainer):
         self.step_objective = Objective(self.args, self.resolved, labels, self.bins, self.args.device, dims)
         if self.step_objective.smoothing is not None:
             self.head.smooth = torch.compiler.disable(self.step_objective.smooth)
-        if self._head_alone():
-            own = {id(parameter) for parameter in self.head.parameters()}
-            self._frozen = [p for p in self.model.parameters() if p.requires_grad and id(p) not in own]
-            for parameter in self._frozen:
-                parameter.requires_grad = False
-        learns = [id(parameter) for parameter in self.model.parameters() if parameter.requires_grad]
-        if self._made_optimizer and learns != self._learned:  # since the last train()
-            self.optimizer = self.lr_scheduler = None
-        self._learned = learns
+        self.start_learning()
         self.head.features = None  # of a forward of the user's own, with its graph
         if self.head.is_fresh() or self.args.retrain_head:
             self.head.start(torch.tensor(self.resolved.label_mean), self.resolved.label_scale, self.args.seed)
         logger.info(f"Training with {self.resolved}")
-
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        made = self.optimizer is None
-        optimizer = super().create_optimizer(model)
-        if made:
-            if self.args.layer_decay is not None:
-                decay_by_layer(optimizer, self.model, self.args.layer_decay)
-            scale = self.resolved.label_scale
-            scaled = not self._optimizer_groups_itself() and head_groups(optimizer, self.head, scale)
-            self._head_factor = scale if scaled else 1.0
-            self._made_optimizer = True
-        self.head.gradient_factor = self._head_factor
-        return optimizer
 
     def row_weights(self) -> np.ndarray | None:
         if self.args.resample == "none":
@@ -226,9 +196,6 @@ class ConRTrainer(KeepingTrainer):
             self.training_labels(), self.args.cmixup_alpha, self.resolved.cmixup_bandwidth, self.sampling_seed()
         )
 
-    def _head_alone(self) -> bool:
-        return self.args.freeze_backbone or self.args.retrain_head
-
     def _check_modes(self) -> None:
         check_modes(
             self.args,
@@ -236,31 +203,7 @@ class ConRTrainer(KeepingTrainer):
             is_sharded=self.is_fsdp_enabled or self.is_deepspeed_enabled,
             own_loss=self.compute_loss_func is not None,
             own_collator=not isinstance(self.data_collator, ImageCollator),
-            plain_optimizer=(self.optimizer is None or self._made_optimizer) and not self._optimizer_groups_itself(),
-        )
-
-    def _optimizer_groups_itself(self) -> bool:
-        chosen = self.optimizer_cls_and_kwargs
-        is_factory = chosen is not None and is_optimizer_factory(chosen[0])
-        return is_factory or self.args.optim in (OptimizerNames.LOMO, OptimizerNames.ADALOMO)
-
-    def hyperparameter_search(  # type: ignore[override]
-        self,
-        hp_space: Callable[[Any], dict[str, float]] | None = None,
-        compute_objective: Callable[[dict[str, float]], float] | None = None,
-        n_trials: int = 20,
-        direction: str | list[str] | None = None,
-        **kwargs: Any,
-    ) -> BestRun | list[BestRun]:
-        """As in `Trainer`, but the objective is `metric_for_best_model` (`eval_mae`), not the sum of all metrics."""
-        metric = self.args.metric_for_best_model or "eval_mae"
-        name = metric if metric.startswith("eval_") else f"eval_{metric}"
-        return super().hyperparameter_search(
-            hp_space,
-            compute_objective or (lambda metrics: metrics[name]),
-            n_trials,
-            direction or ("maximize" if self.args.greater_is_better else "minimize"),
-            **kwargs,
+            plain_optimizer=self.plain_optimizer(),
         )
 
     def _adopt(self, model: nn.Module) -> None:
@@ -270,7 +213,7 @@ class ConRTrainer(KeepingTrainer):
                     f"The model's {name} is {parameter.dtype}, in which a prediction of 63.37 becomes 63.25. Load it "
                     "in float32, by load_regressor or dtype=torch.float32; bf16=True trains in mixed precision."
                 )
-        self.head: Head = adopt_head(model, self.example_pixels, self.args.head)
+        self.head = adopt_head(model, self.example_pixels, self.args.head)
         outputs, columns = self.head.weight.shape[0], self.args.label_columns
         if outputs != len(columns):
             raise ValueError(
@@ -296,7 +239,7 @@ class ConRTrainer(KeepingTrainer):
         of the mean over the step's samples. In evaluation: the mean base loss of the batch's rows.
         """
         labels, pixels, training = inputs["labels"].float(), inputs["pixel_values"], model.training
-        if training and self._head_alone():  # batch norm and dropout of what does not learn
+        if training and self.head_alone():  # batch norm and dropout of what does not learn
             model.eval()
             self.head.train()
         views = pixels.shape[1] if pixels.dim() == 5 else 1

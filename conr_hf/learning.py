@@ -1,0 +1,97 @@
+"""`LearningTrainer`: which parameters learn, and at which rate."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.trainer_optimizer import is_optimizer_factory
+from transformers.trainer_utils import BestRun
+from transformers.training_args import OptimizerNames
+
+from conr_hf.head import Head, head_groups
+from conr_hf.keeping import KeepingTrainer
+from conr_hf.layer_decay import decay_by_layer
+
+
+class LearningTrainer(KeepingTrainer):
+    """
+    What [`ConRTrainer`] does with parameters: the head learns at its own rate, lower layers more slowly if wanted, and
+    a frozen backbone not at all.
+
+    Args:
+        args, kwargs: As in [`ConRTrainer`].
+    """
+
+    head: Head
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._frozen: list[nn.Parameter] = []
+        self._learned: list[int] = []  # ids of the parameters of the last train()
+        self._made_optimizer = False
+        self._head_factor = 1.0  # of the head's gradient; kept here since a second train() keeps its optimizer
+        super().__init__(*args, **kwargs)
+
+    def head_alone(self) -> bool:
+        """Whether the backbone is frozen."""
+        return self.args.freeze_backbone or self.args.retrain_head
+
+    def plain_optimizer(self) -> bool:
+        """Whether the trainer makes the optimizer itself, over groups of parameters that may be changed."""
+        return (self.optimizer is None or self._made_optimizer) and not self._optimizer_groups_itself()
+
+    def start_learning(self) -> None:
+        """Freezes what does not learn; an optimizer of other parameters, of an earlier `train()`, is made anew."""
+        if self.head_alone():
+            own = {id(parameter) for parameter in self.head.parameters()}
+            self._frozen = [p for p in self.model.parameters() if p.requires_grad and id(p) not in own]
+            for parameter in self._frozen:
+                parameter.requires_grad = False
+        learns = [id(parameter) for parameter in self.model.parameters() if parameter.requires_grad]
+        if self._made_optimizer and learns != self._learned:
+            self.optimizer = self.lr_scheduler = None
+        self._learned = learns
+
+    def finish_learning(self) -> None:
+        """The model's parameters and head are again what they were to its user."""
+        self.head.gradient_factor = 1.0
+        for parameter in self._frozen:
+            parameter.requires_grad = True
+        self._frozen = []
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        made = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if made:
+            if self.args.layer_decay is not None:
+                decay_by_layer(optimizer, self.model, self.args.layer_decay)
+            scale = self.resolved.label_scale
+            scaled = not self._optimizer_groups_itself() and head_groups(optimizer, self.head, scale)
+            self._head_factor = scale if scaled else 1.0
+            self._made_optimizer = True
+        self.head.gradient_factor = self._head_factor
+        return optimizer
+
+    def hyperparameter_search(  # type: ignore[override]
+        self,
+        hp_space: Callable[[Any], dict[str, float]] | None = None,
+        compute_objective: Callable[[dict[str, float]], float] | None = None,
+        n_trials: int = 20,
+        direction: str | list[str] | None = None,
+        **kwargs: Any,
+    ) -> BestRun | list[BestRun]:
+        """As in `Trainer`, but the objective is `metric_for_best_model` (`eval_mae`), not the sum of all metrics."""
+        metric = self.args.metric_for_best_model or "eval_mae"
+        name = metric if metric.startswith("eval_") else f"eval_{metric}"
+        return super().hyperparameter_search(
+            hp_space,
+            compute_objective or (lambda metrics: metrics[name]),
+            n_trials,
+            direction or ("maximize" if self.args.greater_is_better else "minimize"),
+            **kwargs,
+        )
+
+    def _optimizer_groups_itself(self) -> bool:
+        chosen = self.optimizer_cls_and_kwargs
+        is_factory = chosen is not None and is_optimizer_factory(chosen[0])
+        return is_factory or self.args.optim in (OptimizerNames.LOMO, OptimizerNames.ADALOMO)
