@@ -1,6 +1,7 @@
 """`ImageTrainer`: a `Trainer` fed with images and labels, rows in a fixed order however many processes there are."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -131,6 +132,13 @@ class ImageTrainer(Trainer):
         """What mixes training images, if they are mixed."""
         return None
 
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in an epoch."""
+        rows = len(self.usable(self.train_dataset, "train_dataset")[0])
+        batch = self._global_batch()
+        batches = rows // batch if self.args.dataloader_drop_last else math.ceil(rows / batch)
+        return max(math.ceil(batches / self.args.gradient_accumulation_steps), 1)
+
     def samples(self, batch: dict[str, Any]) -> list[int]:
         """Samples of this micro-batch on each process; repeats, which come last in an epoch, do not count."""
         size = len(batch["labels"])
@@ -168,16 +176,20 @@ class ImageTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> TrainingSampler:
         rows = train_dataset if train_dataset is not None else self.usable(self.train_dataset, "train_dataset")[0]
         uneven = self.args.world_size == 1 or self.args.dataloader_drop_last
-        batch = self._train_batch_size * (1 if self.accelerator.split_batches else self.args.world_size)
         self.sampler = TrainingSampler(
             rows,
             self.args.data_seed if self.args.data_seed is not None else self.args.seed,
             shuffle=self.args.train_sampling_strategy == "random",
-            multiple=1 if uneven else batch,
+            multiple=1 if uneven else self._global_batch(),
             weights=self.row_weights(),
             mixing=self.mixing(),
         )
         return self.sampler
+
+    def _global_batch(self) -> int:
+        """Rows in a micro-batch, those of all processes together."""
+        batch: int = self._train_batch_size
+        return batch if self.accelerator.split_batches else batch * self.args.world_size
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         # DeepSpeed would round labels to the precision of its mixed-precision mode.

@@ -31,6 +31,7 @@ from conr_hf.metrics import flat, shot_metrics_from_bins
 from conr_hf.models import check_vanilla
 from conr_hf.objective import Objective, lds_kernel
 from conr_hf.resolved import Resolved, resolve
+from conr_hf.schedule import drop_schedule
 from conr_hf.state import load_state
 
 logger = logging.get_logger(__name__)
@@ -211,6 +212,17 @@ class ConRTrainer(KeepingTrainer):
             self._head_factor = scale if scaled else 1.0
         self.head.gradient_factor = self._head_factor
         return optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        if self.args.lr_drop_epochs is not None and self.lr_scheduler is None:
+            steps = [epoch * self.steps_per_epoch() for epoch in self.args.lr_drop_epochs]
+            made = self.optimizer if optimizer is None else optimizer
+            assert made is not None
+            self.lr_scheduler = drop_schedule(made, steps, self.args.get_warmup_steps(num_training_steps))
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def row_weights(self) -> np.ndarray | None:
         if self.args.resample == "none":

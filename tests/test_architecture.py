@@ -23,7 +23,7 @@ MODEL = {"distributed", "head", "models"}
 BELOW = {"losses", "imbalance", "data", "metrics", *MODEL}
 TRAINING = {
     *("companions", "config", "resolved", "checks", "launch", "feeding", "base_loss", "objective", "averaging"),
-    *("layer_decay", "state", "keeping", "card", "trainer"),
+    *("layer_decay", "schedule", "state", "keeping", "card", "trainer"),
 }
 TOP = {"recipe", "report", "run", "evaluation", "plots", "pipeline"}
 ARROWS = {  # a part of the package -> the other parts it may import
