@@ -269,6 +269,19 @@ def test_paths_that_stay_in_the_folder_are_not_refused(tmp_path):
     assert unreadable_rows(rows, "image", range(5), "x", show_progress=False) == {}
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("image,age\na.png,1\nb.png,2,3\n", "Row #3: Expected 2 columns, got 3: b.png,2,3"),
+        ("image,age,age\na.png,1,2\n", 'column "age" stands in its header twice'),
+    ],
+)
+def test_tables_that_are_none(tmp_path, text, says):
+    (tmp_path / "rows.csv").write_text(text)
+    with pytest.raises(ValueError, match=rf"rows\.csv\" cannot be read: .*{says}\.$"):
+        load_local(str(tmp_path / "rows.csv"))
+
+
 # ---- A folder of Parquet files --------------------------------------------------------------------------------------
 
 

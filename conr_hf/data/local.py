@@ -74,18 +74,20 @@ def read_table(file: Path) -> datasets.Dataset:
     The rows of a CSV, JSON lines or Parquet file, as they stand in it.
 
     Raises:
-        `ValueError`: if it has no rows, or its text is neither UTF-8 nor, by its first bytes, UTF-16.
+        `ValueError`: if it has no rows, or its text is not UTF-8, nor, of a CSV file, by its first bytes UTF-16.
     """
     kind = TABLES[file.suffix]
     if kind == "csv":
-        text = _utf8(file)
+        text = _utf8(file, or_utf16=True)
         # In one block, so that a column has the type of all its rows: a text among numbers is found by its row later.
         table = csv.read_csv(
             pa.BufferReader(text),
-            csv.ReadOptions(block_size=len(text) + 1),
+            csv.ReadOptions(block_size=len(text) + 1, use_threads=False),  # threads would not tell the row of an error
             csv.ParseOptions(newlines_in_values=True),
             csv.ConvertOptions(strings_can_be_null=True),
         )
+        if twice := {name for name in table.column_names if table.column_names.count(name) > 1}:
+            raise ValueError(f'column "{min(twice)}" stands in its header twice')
         rows = datasets.Dataset(table)
     else:
         if kind == "json":
@@ -133,7 +135,8 @@ def by_split(rows: datasets.Dataset) -> datasets.DatasetDict:
     for index, name in enumerate(rows["split"]):
         name = str(name).lower()
         splits.setdefault(SPLITS.get(name, name), []).append(index)
-    return datasets.DatasetDict({name: rows.select(indices) for name, indices in splits.items()})
+    order = [name for name in dict.fromkeys([*SPLITS.values(), *splits]) if name in splits]
+    return datasets.DatasetDict({name: rows.select(splits[name]) for name in order})
 
 
 def _folder(location: Path, image_column: str | None) -> datasets.DatasetDict:
@@ -175,10 +178,10 @@ def _described(metadata: Path) -> datasets.Dataset:
     return rows
 
 
-def _utf8(file: Path) -> bytes:
+def _utf8(file: Path, or_utf16: bool = False) -> bytes:
     """The text of a file, as UTF-8, for which alone its readers are made."""
     content = file.read_bytes()
-    utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    utf16 = or_utf16 and content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         return content.decode("utf-16" if utf16 else "utf-8-sig").encode()
     except UnicodeDecodeError as error:
