@@ -157,6 +157,10 @@ def sources(folder, tmp_path):
         {"photo": (folder / row["path"]).read_bytes(), "years": row["age"], "split": row["split"]} for row in rows
     ]
     pq.write_table(pa.Table.from_pylist(stored), tmp_path / "rows.parquet")
+    (tmp_path / "parts").mkdir()
+    for split in ("train", "val", "test"):
+        part = [{"image": row["photo"], "label": row["years"]} for row in stored if row["split"] == split]
+        pq.write_table(pa.Table.from_pylist(part), tmp_path / "parts" / f"{split}.parquet")
     for row in rows:
         part = tmp_path / "imagefolder" / row["split"]
         picture(part / f"{row['age']}.png", row["age"] - 30)
@@ -171,6 +175,7 @@ def sources(folder, tmp_path):
         "jsonl": {"source": folder / "rows.jsonl"},
         "parquet": {"source": tmp_path / "rows.parquet", "columns": {"photo": "image", "years": "label"}},
         "imagefolder": {"source": tmp_path / "imagefolder"},
+        "folder of parquet": {"source": tmp_path / "parts"},
     }
 
 
@@ -262,6 +267,26 @@ def test_what_is_not_there_is_told_with_where_to_get_it(name, parts, tmp_path):
         for part in (*parts, "--benchmark_source", name):
             assert part in str(refused.value)
         assert "\n" not in str(refused.value)
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_a_hub_data_set_of_other_columns(tmp_path, monkeypatch):
+    """Its images lie in the cache of the Hub, wherever that is."""
+    picture(tmp_path / "hub" / "0.png", 0)
+    columns = {"photo": [str(tmp_path / "hub" / "0.png")], "years": [30]}
+    rows = datasets.Dataset.from_dict(columns).cast_column("photo", datasets.Image())
+    asked = []
+
+    def load_dataset(*args, **kwargs):
+        asked.append((args, kwargs))
+        return datasets.DatasetDict(dict.fromkeys(("train", "validation", "test"), rows))
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    names = {"photo": "image", "years": "label"}
+    data = load_benchmark("agedb-dir", "someone/agedb", columns=names, revision="v2")
+    assert asked == [(("someone/agedb",), {"revision": "v2"})]
+    assert data["test"][0]["label"] == 30
+    assert data["test"][0]["image"].getpixel((0, 0)) == colour(0)
 
 
 @pytest.mark.usefixtures("own_cache")

@@ -143,12 +143,16 @@ def _rows(
     if benchmark.name == "utkface" and location.is_dir() and not any(f.suffix in TABLES for f in location.rglob("*")):
         with reading(source):
             return dict(by_split(_named_by_age(location)))
+    their_image = next((theirs for theirs, ours in columns.items() if ours == "image"), "image")
     try:
-        loaded = load_local(source, None, revision)
+        loaded = load_local(source, their_image, revision)
     except ValueError as error:
         raise ValueError(f"{error} {_how_to_obtain(benchmark)}") from error
     renamed = {split: _renamed(rows, benchmark, columns) for split, rows in loaded.items()}
-    return {split: with_images(rows, "image", location) for split, rows in renamed.items()}
+    return {
+        split: rows if isinstance(rows.features.get("image"), datasets.Image) else with_images(rows, "image", location)
+        for split, rows in renamed.items()
+    }
 
 
 def _table(benchmark: Benchmark, location: Path, split_file: str | os.PathLike[str] | None) -> Path | None:

@@ -20,7 +20,7 @@ SPLITS = {  # how a split may be called -> what it is called here
 }
 
 
-def load_local(path: str, image_column: str | None = "image", revision: str | None = None) -> datasets.DatasetDict:
+def load_local(path: str, image_column: str = "image", revision: str | None = None) -> datasets.DatasetDict:
     """
     Loads a data set with its splits.
 
@@ -29,7 +29,7 @@ def load_local(path: str, image_column: str | None = "image", revision: str | No
             in folders `train`, `validation` and `test` or in one; a folder of Parquet files, `train.parquet`,
             `validation.parquet` and `test.parquet`; a CSV, JSON lines or Parquet file; or an id on the Hub. A table
             may hold paths of images, relative to the table; none may lead out of the table's folder.
-        image_column (`str`, *optional*, defaults to `"image"`): Column of the image. `None`: tables stay as they are.
+        image_column (`str`, *optional*, defaults to `"image"`): Column of the image.
         revision (`str`, *optional*): Branch, tag or commit of a data set on the Hub.
 
     Returns:
@@ -99,20 +99,20 @@ def read_table(file: Path) -> datasets.Dataset:
     return rows
 
 
-def with_images(rows: datasets.Dataset, image_column: str | None, folder: Path) -> datasets.Dataset:
+def with_images(rows: datasets.Dataset, image_column: str, folder: Path) -> datasets.Dataset:
     """
     Makes a column of paths, or of bytes, a column of images.
 
     Args:
         rows (`datasets.Dataset`): The rows of a table.
-        image_column (`str`, *optional*): Its column of paths relative to `folder`, or of the bytes of image files. A
-            column of anything else, or one that is missing, is left for those who use it.
+        image_column (`str`): Its column of paths relative to `folder`, or of the bytes of image files. A column of
+            anything else, or one that is missing, is left for those who use it.
         folder (`pathlib.Path`): The folder that the paths may not lead out of, links followed or not.
 
     Raises:
         `ValueError`: for a path that does; it names the row.
     """
-    if image_column is None or image_column not in rows.column_names:
+    if image_column not in rows.column_names:
         return rows
     feature = rows.features[image_column]
     order = rows.column_names
@@ -139,7 +139,7 @@ def by_split(rows: datasets.Dataset) -> datasets.DatasetDict:
     return datasets.DatasetDict({name: rows.select(splits[name]) for name in order})
 
 
-def _folder(location: Path, image_column: str | None) -> datasets.DatasetDict:
+def _folder(location: Path, image_column: str) -> datasets.DatasetDict:
     parts = {SPLITS[part.name.lower()]: part for part in sorted(location.iterdir()) if part.name.lower() in SPLITS}
     described = {split: _metadata(part) for split, part in parts.items() if part.is_dir()}
     if any(described.values()):
