@@ -135,7 +135,7 @@ class ImageTrainer(Trainer):
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch."""
         rows = len(self.usable(self.train_dataset, "train_dataset")[0])
-        batch = self._global_batch()
+        batch = _global_batch(self)
         batches = rows // batch if self.args.dataloader_drop_last else math.ceil(rows / batch)
         return max(math.ceil(batches / self.args.gradient_accumulation_steps), 1)
 
@@ -180,16 +180,11 @@ class ImageTrainer(Trainer):
             rows,
             self.args.data_seed if self.args.data_seed is not None else self.args.seed,
             shuffle=self.args.train_sampling_strategy == "random",
-            multiple=1 if uneven else self._global_batch(),
+            multiple=1 if uneven else _global_batch(self),
             weights=self.row_weights(),
             mixing=self.mixing(),
         )
         return self.sampler
-
-    def _global_batch(self) -> int:
-        """Rows in a micro-batch, those of all processes together."""
-        batch: int = self._train_batch_size
-        return batch if self.accelerator.split_batches else batch * self.args.world_size
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         # DeepSpeed would round labels to the precision of its mixed-precision mode.
@@ -223,3 +218,9 @@ def named(train_dataset: Dataset[Row] | None, eval_dataset: DataSets | None) -> 
     else:
         evaluation = {"eval_dataset": eval_dataset}
     return {name: data for name, data in {"train_dataset": train_dataset, **evaluation}.items() if data is not None}
+
+
+def _global_batch(trainer: ImageTrainer) -> int:
+    """Rows in a micro-batch, those of all processes together."""
+    batch: int = trainer._train_batch_size
+    return batch if trainer.accelerator.split_batches else batch * trainer.args.world_size
