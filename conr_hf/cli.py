@@ -58,6 +58,7 @@ def _run(given: list[str]) -> int:
     source = evaluate.add_mutually_exclusive_group(required=True)
     source.add_argument("--benchmark", help="a benchmark, such as earth-elevation")
     source.add_argument("--data", help="your own data: folder of images, table, or Hub id")
+    evaluate.add_argument("--benchmark_source", help="where you have the benchmark: folder, file or Hub id")
     evaluate.add_argument("--split", default="test", help="which split (default: test)")
     evaluate.add_argument("--image_column", default="image")
     evaluate.add_argument("--label_columns", nargs="+", help="columns of the label (default: the model's own)")
@@ -123,6 +124,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     evaluate_saved(
         options.model,
         benchmark=options.benchmark,
+        benchmark_source=options.benchmark_source,
         data=options.data,
         split=options.split,
         image_column=options.image_column,

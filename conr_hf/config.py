@@ -85,6 +85,9 @@ class ConRConfig(CompanionConfig, TrainingArguments):
             Leave out rows whose image cannot be read, and name them, instead of stopping.
         head (`str`, *optional*):
             Name of the layer that predicts, for a model with several; see `adopt_head`.
+        lr_drop_epochs (`list[int]`, *optional*):
+            After so many epochs each, such as `[60, 80]`, the learning rate drops to a tenth, constant in between;
+            takes the place of `lr_scheduler_type`. Unset: that.
 
     Raises:
         `ValueError`: if a setting cannot be meant; the sentence names it and says what it may be.
@@ -146,6 +149,9 @@ class ConRConfig(CompanionConfig, TrainingArguments):
         metadata=about("Leave out rows whose image cannot be read, naming them, instead of stopping."),
     )
     head: str | None = field(default=None, metadata=about("Layer that predicts, for a model with several heads."))
+    lr_drop_epochs: list[int] | None = field(
+        default=None, metadata=about("After each of these epochs, such as 60 80, the learning rate drops to a tenth.")
+    )
 
     # TrainingArguments' fields whose defaults depend on whether there is an evaluation set: None is "unset".
     eval_strategy: str | None = field(  # type: ignore[assignment]
@@ -215,6 +221,8 @@ class ConRConfig(CompanionConfig, TrainingArguments):
             raise ValueError(f"crop_padding is {self.crop_padding}; it must be 0.5 or less, a share of the side.")
         if not self.label_columns or len(set(self.label_columns)) != len(self.label_columns):
             raise ValueError(f"label_columns is {self.label_columns}; name one column, or several different ones.")
+        if self.lr_drop_epochs is not None:
+            self._check_drops(self.lr_drop_epochs)
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns is true; it must be false, since images and labels are columns.")
         self.check_companions(self.label_columns, self.conr_weight, self.conr_reweight)
@@ -225,6 +233,15 @@ class ConRConfig(CompanionConfig, TrainingArguments):
                     f"{name} is {str(not needed).lower()}; it must be {str(needed).lower()}, since shots need all "
                     "predictions at once."
                 )
+
+    def _check_drops(self, epochs: list[int]) -> None:
+        if not epochs or epochs != sorted(set(epochs)) or epochs[0] < 1:
+            raise ValueError(f"lr_drop_epochs is {epochs}; give rising numbers of epochs from 1 on, as in 60 80.")
+        if self.lr_scheduler_type != "linear":
+            raise ValueError(
+                f"lr_drop_epochs is {epochs} and lr_scheduler_type {self.lr_scheduler_type!s}, which each set the "
+                "learning rate. Leave one of them out."
+            )
 
     def settled(self, evaluation_sets: list[str] | None) -> "ConRConfig":
         """

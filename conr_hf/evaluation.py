@@ -24,6 +24,7 @@ def evaluate_saved(
     model_name: str,
     *,
     benchmark: str | None,
+    benchmark_source: str | None = None,
     data: str | None,
     split: str,
     image_column: str,
@@ -55,7 +56,9 @@ def evaluate_saved(
             skip_bad_rows=skip_bad_rows,
         )
         targets = targets_of(model)
-        sets, targets, unit = load_data(Recipe(benchmark=benchmark, data=data, target=targets), args)
+        sets, targets, unit = load_data(
+            Recipe(benchmark=benchmark, benchmark_source=benchmark_source, data=data, target=targets), args
+        )
         if split not in sets:
             raise ValueError(f'The data has no split "{split}"; it has {", ".join(sets)}. Name one with --split.')
         label_cells(dict.fromkeys(sets[split].column_names), args.label_columns, f'split "{split}"')

@@ -1,6 +1,7 @@
 """`ImageTrainer`: a `Trainer` fed with images and labels, rows in a fixed order however many processes there are."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -138,6 +139,13 @@ class ImageTrainer(Trainer):
     def mixing(self) -> CMixup | None:
         """What mixes training images, if they are mixed."""
         return None
+
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in an epoch."""
+        rows = len(self.usable(self.train_dataset, "train_dataset")[0])
+        batch = self.global_batch()
+        batches = rows // batch if self.args.dataloader_drop_last else math.ceil(rows / batch)
+        return max(math.ceil(batches / self.args.gradient_accumulation_steps), 1)
 
     def samples(self, batch: dict[str, Any]) -> list[int]:
         """Samples of this micro-batch on each process; repeats, which come last in an epoch, do not count."""

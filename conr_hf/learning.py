@@ -12,6 +12,7 @@ from transformers.training_args import OptimizerNames
 from conr_hf.head import Head, head_groups
 from conr_hf.keeping import KeepingTrainer
 from conr_hf.layer_decay import decay_by_layer
+from conr_hf.schedule import drop_schedule
 
 
 class LearningTrainer(KeepingTrainer):
@@ -71,6 +72,17 @@ class LearningTrainer(KeepingTrainer):
             self._made_optimizer = True
         self.head.gradient_factor = self._head_factor
         return optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        if self.args.lr_drop_epochs is not None and self.lr_scheduler is None:
+            steps = [epoch * self.steps_per_epoch() for epoch in self.args.lr_drop_epochs]
+            made = self.optimizer if optimizer is None else optimizer
+            assert made is not None
+            self.lr_scheduler = drop_schedule(made, steps, self.args.get_warmup_steps(num_training_steps))
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def hyperparameter_search(  # type: ignore[override]
         self,

@@ -27,6 +27,7 @@ class Recipe:
     Args:
         model (`str`): As in `load_regressor`.
         benchmark (`str`, *optional*): As in `load_benchmark`; or `data`.
+        benchmark_source (`str`, *optional*): Where the benchmark is, if it does not come with the package.
         data (`str`, *optional*): A folder of images, a table, or a data set on the Hub.
         pretrained, weights, image_size (*optional*): As in `load_regressor`.
         target (`list[str]`, *optional*): What the predictions are called. Unset: the benchmark's, or `label_columns`.
@@ -39,6 +40,9 @@ class Recipe:
 
     model: str = field(default="", metadata=about("Model: Hub id, local folder or timm/NAME."))
     benchmark: str | None = field(default=None, metadata=about("Benchmark to train on, such as earth-elevation."))
+    benchmark_source: str | None = field(
+        default=None, metadata=about("Where it is, unless it comes with the package: folder, table, or Hub id.")
+    )
     data: str | None = field(
         default=None,
         metadata=about("Your own data: folder of images with metadata, CSV, JSONL, Parquet, or Hub id."),
@@ -96,6 +100,8 @@ def read_recipe(arguments: Sequence[str]) -> tuple[Recipe, ConRConfig, dict[str,
         raise ValueError('No model is named. Add "model: ..." to the recipe, or --model ... behind it.')
     if (recipe.benchmark is None) == (recipe.data is None):
         raise ValueError("Name what to train on: either a benchmark or data, and not both.")
+    if recipe.benchmark_source is not None and recipe.benchmark is None:
+        raise ValueError(f'benchmark_source is "{recipe.benchmark_source}", but no benchmark is named. Use data.')
     values = {**args.to_dict(), **asdict(recipe)}
     ours = [option.name for option in fields(Recipe)] + ConRConfig.own_fields()
     kept = dict.fromkeys([*ours, *_names([*options, *rest]), "seed", "output_dir"])

@@ -14,7 +14,8 @@ from transformers import PrinterCallback, ProgressCallback, TrainerControl, Trai
 from transformers.trainer_callback import TrainerCallback
 
 from conr_hf.config import ConRConfig
-from conr_hf.data.benchmarks import BENCHMARKS, load_benchmark
+from conr_hf.data.benchmarks import load_benchmark
+from conr_hf.data.catalogue import BENCHMARKS
 from conr_hf.data.local import load_local
 from conr_hf.data.rows import label_cells
 from conr_hf.launch import complete_checkpoints
@@ -182,10 +183,11 @@ def stage_one_options(recipe: Recipe, options: dict[str, Any]) -> dict[str, Any]
 def load_data(recipe: Recipe, args: ConRConfig) -> tuple[DatasetDict, list[str], str]:
     """The data of a recipe, what its labels are called, and their unit."""
     if recipe.benchmark is not None:
-        data = load_benchmark(recipe.benchmark)
+        data = load_benchmark(recipe.benchmark, recipe.benchmark_source)
         benchmark = BENCHMARKS[recipe.benchmark]
-        own = list(args.label_columns) == ["label"]  # or the user trains on another column of it
-        targets = recipe.target or ([benchmark.target] if own else list(args.label_columns))
+        own = args.label_columns == list(benchmark.label_columns)  # or the user trains on another column of it
+        single = own and len(args.label_columns) == 1
+        targets = recipe.target or ([benchmark.target] if single else list(args.label_columns))
         return data, targets, recipe.unit or (benchmark.unit if own else "")
     assert recipe.data is not None
     data = load_local(recipe.data, args.image_column)

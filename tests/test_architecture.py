@@ -23,7 +23,7 @@ MODEL = {"distributed", "head", "models"}
 BELOW = {"losses", "imbalance", "data", "metrics", *MODEL}
 TRAINING = {
     *("companions", "config", "resolved", "checks", "launch", "feeding", "base_loss", "objective", "averaging"),
-    *("layer_decay", "modes", "state", "keeping", "learning", "card", "trainer"),
+    *("layer_decay", "schedule", "modes", "state", "keeping", "learning", "card", "trainer"),
 }
 TOP = {
     *("recipe", "report", "run", "evaluation", "comparison", "comparison_table", "comparison_plot", "lifeline"),

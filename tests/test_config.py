@@ -54,6 +54,10 @@ from conr_hf.resolved import Resolved, resolve
         ("save_strategy", "never", "no, steps, epoch, best"),
         ("learning_rate", -1e-3, "0 or more"),
         ("weight_decay", math.nan, "0 or more"),
+        ("lr_drop_epochs", [], "rising numbers of epochs from 1 on, as in 60 80"),
+        ("lr_drop_epochs", [80, 60], "rising numbers"),
+        ("lr_drop_epochs", [60, 60], "rising numbers"),
+        ("lr_drop_epochs", [0, 60], "from 1 on"),
         ("per_device_train_batch_size", 0, "1 or more"),
         ("per_device_eval_batch_size", -1, "1 or more"),
     ],
@@ -112,6 +116,7 @@ def test_defaults():
         "bin_width": None,
         "skip_bad_rows": False,
         "head": None,
+        "lr_drop_epochs": None,
         "remove_unused_columns": False,
     }
     assert {name: getattr(args, name) for name in expected} == expected

@@ -10,7 +10,7 @@ from torch import nn
 
 from conr_hf import ConRConfig, load_benchmark
 from conr_hf.data.benchmarks import benchmark_of
-from conr_hf.data.rows import to_image, unreadable_rows
+from conr_hf.data.rows import unreadable_rows
 from conr_hf.report import as_typed
 
 
@@ -63,13 +63,6 @@ def test_a_bad_sample_weight_is_named_before_training(weight, why, tmp_path):
     trainer = small.build(*small.models["vit"](), tmp_path, data)
     with pytest.raises(ValueError, match=rf'train_dataset, row 2, column "sample_weight": .*{why}'):
         trainer.train()
-
-
-def test_sixteen_bits_a_pixel_are_refused(tmp_path):
-    """Plain transformers clips them to white: the trainer and the users of the checkpoint would see other pixels."""
-    Image.fromarray(np.full((4, 4), 20000, np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(ValueError, match="more than 8 bits a pixel"):
-        to_image(str(tmp_path / "deep.png"))
 
 
 def test_an_evaluation_set_without_labels_is_refused_before_training(tmp_path):

@@ -1,74 +1,64 @@
-"""Benchmarks that come with the package, ready to train on without a network."""
+"""`load_benchmark`: the one that comes with the package, and the field's own from wherever the user has them."""
 
 import difflib
-from dataclasses import dataclass
+import math
+import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, DatasetInfo, Features, NamedSplit
 from datasets.table import InMemoryTable
+from PIL import Image
+
+from conr_hf.data.catalogue import BENCHMARKS, Benchmark
+from conr_hf.data.local import SPLITS, TABLES, by_split, load_local, read_table, reading, with_images
+
+ALL_SPLITS = ("train", "validation", "test")
 
 
-@dataclass(frozen=True)
-class Benchmark:
-    """
-    What a benchmark measures, and where it comes from.
-
-    Args:
-        name (`str`): The name that [`load_benchmark`] takes.
-        target (`str`): What its label is.
-        unit (`str`): Unit of the label and of `bin_width`.
-        bin_width (`float`): Width of the label bins behind density weights and shots.
-        credit (`str`): Credit line, to be shown with the images and results.
-        description (`str`): What it is, in a sentence or two.
-        license (`str`): Terms of use.
-        folder (`str`): Folder with its Parquet files, beside this module.
-    """
-
-    name: str
-    target: str
-    unit: str
-    bin_width: float
-    credit: str
-    description: str
-    license: str
-    folder: str
-
-
-BENCHMARKS: dict[str, Benchmark] = {
-    "earth-elevation": Benchmark(
-        name="earth-elevation",
-        target="elevation",
-        unit="m",
-        bin_width=200.0,
-        credit="NASA Earth Observatory, Blue Marble; elevation: GEBCO_08 via NASA Visible Earth",
-        description=(
-            "Satellite tiles of 32 x 32 pixels with the mean height of the ground in their middle, in metres. Low "
-            "ground is common and high ground rare in the training split, as on Earth."
-        ),
-        license="NASA images are free to use; credit NASA Earth Observatory and NASA Visible Earth.",
-        folder="earth_elevation",
-    ),
-}
-
-
-def load_benchmark(name: str) -> DatasetDict:
+def load_benchmark(
+    name: str,
+    source: str | os.PathLike[str] | None = None,
+    *,
+    split_file: str | os.PathLike[str] | None = None,
+    columns: Mapping[str, str] | None = None,
+    revision: str | None = None,
+    require_splits: bool = True,
+) -> DatasetDict:
     """
     A benchmark with its training, validation and test splits.
 
-    The Parquet files of the package are read into memory: nothing is downloaded and nothing is written to a cache.
+    `"earth-elevation"` comes with the package: it is read into memory, nothing is downloaded and nothing is written to
+    a cache. The others are read from where the user has them, since we know no public copy of them with the published
+    splits; without `source` the error says what to download from where, and the licence.
 
     Args:
         name (`str`): A key of `BENCHMARKS`, for example `"earth-elevation"`: `image` (RGB, 32 x 32 pixels), `label`
             (metres, float32), `latitude` and `longitude` of the tile's centre (degrees, float32).
+        source (`str` or `os.PathLike`, *optional*):
+            A folder with the images and the published file of splits (`agedb.csv`: age,path,split); for UTKFace a
+            folder of images alone, whose names begin with the age; or whatever [`~conr_hf.data.local.load_local`]
+            takes: a folder with metadata, of Parquet files, a table, or an id on the Hub.
+        split_file (`str` or `os.PathLike`, *optional*):
+            A table of labels and splits that lies elsewhere; its paths are those of images in `source`.
+        columns (`Mapping[str, str]`, *optional*):
+            Columns of the source and what they are: `{"photo": "image", "years": "label"}`. Those of the published
+            files are known.
+        revision (`str`, *optional*): Branch, tag or commit of a data set on the Hub.
+        require_splits (`bool`, *optional*, defaults to `True`):
+            `False` takes data without splits too, all rows as `"train"`, from which splits can be made.
 
     Returns:
-        `datasets.DatasetDict` with `"train"`, `"validation"` and `"test"`. The `info` of each split holds the
+        `datasets.DatasetDict` with `"train"`, `"validation"` and `"test"`, with columns `image` and `label` (of
+        mpiigaze-dir `pitch` and `yaw`) and whatever else the source has. The `info` of each split holds the
         benchmark's name (`dataset_name`), credit (`citation`), description and licence.
 
     Raises:
-        `ValueError`: For an unknown name.
+        `ValueError`: For an unknown name, data that are not there or cannot be read, a missing column or split.
 
     Example:
         >>> tiles = load_benchmark("earth-elevation")
@@ -82,10 +72,27 @@ def load_benchmark(name: str) -> DatasetDict:
         known = ", ".join(BENCHMARKS)
         raise ValueError(f'There is no benchmark "{name}". Known: {known}. Did you mean "{nearest}"?')
     benchmark = BENCHMARKS[name]
-    folder = Path(__file__).parent / benchmark.folder
-    return DatasetDict(
-        {split: _read(folder / f"{split}.parquet", split, benchmark) for split in ("train", "validation", "test")}
-    )
+    if benchmark.folder is not None:
+        if source is not None:
+            raise ValueError(f'{name} comes with the package; leave its source "{source}" out.')
+        folder = Path(__file__).parent / benchmark.folder
+        return DatasetDict({split: _read(folder / f"{split}.parquet", split, benchmark) for split in ALL_SPLITS})
+    if name == "nyud2-dir":
+        raise ValueError(f"{name} cannot be loaded. {benchmark.obtain}")
+    if source is None:
+        raise ValueError(f"{name} does not come with the package. {_how_to_obtain(benchmark)}")
+    splits = _rows(benchmark, str(source), split_file, columns or {}, revision)
+    missing = [split for split in ALL_SPLITS if split not in splits]
+    if missing and require_splits:
+        raise ValueError(
+            f'{name}: the data at "{source}" have no split {" and no ".join(missing)}. Name the split of each row '
+            f"in a column split ({', '.join(ALL_SPLITS)}), or make balanced splits with conr-hf split and load those."
+        )
+    for rows in splits.values():
+        _check_columns(rows, benchmark, str(source))
+        rows.info.dataset_name, rows.info.description = benchmark.name, benchmark.description
+        rows.info.citation, rows.info.license = benchmark.credit, benchmark.license
+    return DatasetDict(splits)
 
 
 def benchmark_of(dataset: object, labels: np.ndarray) -> Benchmark | None:
@@ -100,7 +107,116 @@ def benchmark_of(dataset: object, labels: np.ndarray) -> Benchmark | None:
         return None
     benchmark = BENCHMARKS[dataset.info.dataset_name]
     # The name outlives map(): labels in another unit, or another column, are not the benchmark's.
-    return benchmark if np.isin(labels, load_benchmark(benchmark.name)["train"]["label"]).all() else None
+    if benchmark.folder is not None:
+        own = np.isin(labels, load_benchmark(benchmark.name)["train"]["label"])
+    elif benchmark.unit == "years":
+        own = np.isin(labels, np.arange(201))
+    else:
+        own = np.abs(labels) <= math.pi
+    same_columns = labels.reshape(len(labels), -1).shape[1] == len(benchmark.label_columns)
+    return benchmark if same_columns and own.all() else None
+
+
+def _how_to_obtain(benchmark: Benchmark) -> str:
+    return (
+        f'{benchmark.obtain} Name that folder: load_benchmark("{benchmark.name}", FOLDER), or --benchmark_source '
+        f"FOLDER. {benchmark.license}"
+    )
+
+
+def _rows(
+    benchmark: Benchmark,
+    source: str,
+    split_file: str | os.PathLike[str] | None,
+    columns: Mapping[str, str],
+    revision: str | None,
+) -> dict[str, Dataset]:
+    """The rows of each split there is, their columns named as ours and their images found."""
+    location = Path(source)
+    table = _table(benchmark, location, split_file)
+    if table is not None:
+        with reading(str(table)):
+            rows = _renamed(read_table(table), benchmark, columns)
+            if benchmark.name == "utkface" and "image" in rows.column_names and "label" not in rows.column_names:
+                rows = rows.add_column("label", [_age(name) for name in rows["image"]])
+            return dict(by_split(with_images(rows, "image", _root(rows, location))))
+    if benchmark.name == "utkface" and location.is_dir() and not any(f.suffix in TABLES for f in location.rglob("*")):
+        with reading(source):
+            return dict(by_split(_named_by_age(location)))
+    their_image = next((theirs for theirs, ours in columns.items() if ours == "image"), "image")
+    try:
+        loaded = load_local(source, their_image, revision)
+    except ValueError as error:
+        raise ValueError(f"{error} {_how_to_obtain(benchmark)}") from error
+    renamed = {split: _renamed(rows, benchmark, columns) for split, rows in loaded.items()}
+    return {
+        split: rows if isinstance(rows.features.get("image"), datasets.Image) else with_images(rows, "image", location)
+        for split, rows in renamed.items()
+    }
+
+
+def _table(benchmark: Benchmark, location: Path, split_file: str | os.PathLike[str] | None) -> Path | None:
+    """The one table that tells images, labels and splits, if that is how the source is made."""
+    if split_file is not None:
+        table = Path(split_file)
+        if table.suffix not in TABLES:
+            raise ValueError(f'split_file "{split_file}" is no table this reads; it must end in {", ".join(TABLES)}.')
+        return table
+    if location.is_file() and location.suffix in TABLES:
+        return location
+    published = location / str(benchmark.split_file)
+    return published if published.is_file() else None
+
+
+def _root(rows: Dataset, location: Path) -> Path:
+    """The folder that paths are relative to: also where the table lies among the images, in the folder they name."""
+    folder = location if location.is_dir() else location.parent
+    feature = rows.features.get("image")
+    first = rows[0]["image"] if isinstance(feature, datasets.Value) else None
+    beside = isinstance(first, str) and not (folder / first).exists() and (folder.parent / first).exists()
+    return folder.parent if beside else folder
+
+
+def _renamed(rows: Dataset, benchmark: Benchmark, columns: Mapping[str, str]) -> Dataset:
+    for theirs, ours in columns.items():
+        if theirs not in rows.column_names:
+            raise ValueError(f'there is no column "{theirs}"; the columns are {", ".join(rows.column_names)}.')
+        if ours != theirs:
+            rows = rows.remove_columns([ours] if ours in rows.column_names else []).rename_column(theirs, ours)
+    for theirs, ours in benchmark.columns.items():
+        if theirs in rows.column_names and ours not in rows.column_names:
+            rows = rows.rename_column(theirs, ours)
+    return rows
+
+
+def _check_columns(rows: Dataset, benchmark: Benchmark, source: str) -> None:
+    theirs = {ours: f" or {theirs}" for theirs, ours in benchmark.columns.items()}
+    for column in ("image", *benchmark.label_columns):
+        if column not in rows.column_names:
+            raise ValueError(
+                f'{benchmark.name}: the data at "{source}" have no column {column}{theirs.get(column, "")}; their '
+                f'columns are {", ".join(rows.column_names)}. Name it with columns={{"theirs": "{column}"}}.'
+            )
+
+
+def _named_by_age(folder: Path) -> Dataset:
+    """UTKFace as it comes: images whose names begin with the age, perhaps in a folder for each split."""
+    known = Image.registered_extensions()
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in known)
+    if not files:
+        raise ValueError("it holds no image")
+    rows = Dataset.from_dict({"image": [str(file) for file in files], "label": [_age(file.name) for file in files]})
+    splits = [SPLITS.get(file.relative_to(folder).parts[0].lower()) for file in files]
+    if all(splits):
+        rows = rows.add_column("split", splits)
+    return rows.cast_column("image", datasets.Image())
+
+
+def _age(name: str) -> int:
+    age = re.match(r"\d+(?=_)", Path(name).name)
+    if age is None:
+        raise ValueError(f'the name "{name}" does not begin with an age, as 26_0_1_20170116174525125.jpg does')
+    return int(age.group())
 
 
 def _read(path: Path, split: str, benchmark: Benchmark) -> Dataset:

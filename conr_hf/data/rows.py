@@ -4,13 +4,14 @@ import difflib
 import io
 import math
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import datasets
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from transformers.image_utils import load_image
@@ -33,24 +34,28 @@ def to_image(value: Any, mode: str = "RGB") -> Image.Image:
     """
     The image in a cell of an image column, decoded and upright.
 
+    Grey values of 16 bits are scaled to 8, 65535 to 255. A stock pipeline given such a file clips it to white instead,
+    so give it what this returns. Transparency is dropped, as pipelines do.
+
     Args:
         value: A PIL image, a path or URL, an array of shape `(H, W, C)`, or the dictionary of an undecoded
             `datasets.Image`.
         mode (`str`, *optional*, defaults to `"RGB"`): PIL's mode of the result.
 
     Raises:
-        `OSError` or `ValueError`: if it cannot be read as an image.
+        `OSError` or `ValueError`: if it cannot be read as an image, has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`
+            (nothing is decoded then), or 32 bits a pixel, of which nothing says which number is white.
     """
+    if isinstance(value, Mapping):
+        value = io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value["path"]
     if value is None:
         raise ValueError("the image is missing")
-    if isinstance(value, Mapping):
-        value = Image.open(io.BytesIO(value["bytes"])) if value.get("bytes") is not None else value["path"]
     if isinstance(value, np.ndarray):
         value = Image.fromarray(value)
-    if isinstance(value, str | os.PathLike) and not os.fspath(value).startswith(("http://", "https://")):
-        value = Image.open(value)
-    if isinstance(value, Image.Image) and value.mode.startswith("I"):
-        raise ValueError("it has more than 8 bits a pixel, which plain transformers would clip to white: convert it")
+    if isinstance(value, io.BytesIO) or (isinstance(value, str | os.PathLike) and not _is_url(value)):
+        value = _open(value)
+    if isinstance(value, Image.Image):
+        value = _for_pipelines(value)
     image: Image.Image = load_image(value)
     return image if image.mode == mode else image.convert(mode)
 
@@ -121,15 +126,27 @@ def unreadable_rows(
         `dict[int, str]`: the reason, by row.
     """
 
+    # Not decoded by the data set, so that what is too large is refused before it fills the memory.
+    unopened: Dataset[Any] = dataset
+    plain = isinstance(dataset, datasets.Dataset) and dataset.format["type"] is None
+    if plain and isinstance(dataset.features.get(image_column), datasets.Image):  # type: ignore[attr-defined]
+        unopened = dataset.cast_column(image_column, datasets.Image(decode=False))  # type: ignore[attr-defined]
+
     def reason(index: int) -> str | None:
         try:
-            to_image(dataset[index][image_column])
+            cell = unopened[index][image_column]
+            in_archive = isinstance(cell, dict) and cell["bytes"] is None and "://" in (cell["path"] or "")
+            to_image(dataset[index][image_column] if in_archive else cell)
         except Exception as error:  # whatever a decoder raises, the row cannot be used
             return f'column "{image_column}": the image cannot be read ({describe(error)})'
         return None
 
     # Threads for what is known to bear them: a data set of the user's own may hold a file or a database open.
-    with ThreadPoolExecutor(os.cpu_count() if isinstance(dataset, datasets.Dataset) else 1) as pool:
+    with (
+        ThreadPoolExecutor(os.cpu_count() if isinstance(dataset, datasets.Dataset) else 1) as pool,
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused instead
         found = pool.map(reason, rows) if isinstance(dataset, datasets.Dataset) else map(reason, rows)
         bar = tqdm(found, f"Reading {name}", len(rows), leave=False, disable=not show_progress)
         reasons = dict(zip(rows, bar, strict=True))
@@ -143,6 +160,40 @@ def describe(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _is_url(value: str | os.PathLike[str]) -> bool:
+    return os.fspath(value).startswith(("http://", "https://"))
+
+
+def _open(source: io.BytesIO | str | os.PathLike[str]) -> Image.Image:
+    empty = not source.getbuffer() if isinstance(source, io.BytesIO) else os.path.getsize(source) == 0
+    if empty:
+        raise ValueError("the file is empty")
+    try:
+        image = Image.open(source)
+    except Image.DecompressionBombError as error:
+        raise ValueError(str(error)) from error
+    limit, pixels = Image.MAX_IMAGE_PIXELS, image.width * image.height
+    if limit is not None and pixels > limit:
+        image.close()
+        raise ValueError(
+            f"{image.width:,} x {image.height:,} pixels may be a decompression bomb; "
+            f"PIL.Image.MAX_IMAGE_PIXELS allows {limit:,} pixels"
+        )
+    return image
+
+
+def _for_pipelines(image: Image.Image) -> Image.Image:
+    """What they would clip, or warn of, in a mode that they read right."""
+    if image.mode in ("I", "F"):
+        raise ValueError("it has 32 bits a pixel, and nothing says which number is white: save it with 8 or 16 bits")
+    if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+        return image.convert("RGBA")
+    if not image.mode.startswith("I;16"):
+        return image
+    values = np.asarray(ImageOps.exif_transpose(image)).astype(np.uint32)
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 
 def _label_rows(dataset: Dataset[Any], columns: Sequence[str]) -> Iterator[Row]:

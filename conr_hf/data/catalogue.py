@@ -1,0 +1,133 @@
+"""What benchmarks there are: what each measures, its terms, and where it comes from."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+AGES = {"path": "image", "age": "label"}  # columns of the published split files -> ours
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """
+    What a benchmark measures, and where it comes from.
+
+    Args:
+        name (`str`): The name that [`load_benchmark`] takes.
+        target (`str`): What its label is.
+        unit (`str`): Unit of the label and of `bin_width`.
+        bin_width (`float`): Width of the label bins behind density weights and shots.
+        credit (`str`): Credit line, to be shown with the images and results.
+        description (`str`): What it is, in a sentence or two.
+        license (`str`): Terms of use.
+        folder (`str`, *optional*): Folder with its Parquet files, beside this module, if it comes with the package.
+        obtain (`str`, *optional*): Otherwise: what to download from where, and where to put it, in full sentences.
+        split_file (`str`, *optional*): The file of labels and splits that may lie in a folder of its images.
+        label_columns (`tuple[str, ...]`, *optional*): Columns of the label, as loaded.
+        columns (`Mapping[str, str]`, *optional*): What the source may call a column, and what it is called as loaded.
+    """
+
+    name: str
+    target: str
+    unit: str
+    bin_width: float
+    credit: str
+    description: str
+    license: str
+    folder: str | None = None
+    obtain: str = ""
+    split_file: str | None = None
+    label_columns: tuple[str, ...] = ("label",)
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+
+_KNOWN = (
+    Benchmark(
+        name="earth-elevation",
+        target="elevation",
+        unit="m",
+        bin_width=200.0,
+        credit="NASA Earth Observatory, Blue Marble; elevation: GEBCO_08 via NASA Visible Earth",
+        description=(
+            "Satellite tiles of 32 x 32 pixels with the mean height of the ground in their middle, in metres. Low "
+            "ground is common and high ground rare in the training split, as on Earth."
+        ),
+        license="NASA images are free to use; credit NASA Earth Observatory and NASA Visible Earth.",
+        folder="earth_elevation",
+    ),
+    Benchmark(
+        name="agedb-dir",
+        target="age",
+        unit="years",
+        bin_width=1.0,
+        credit="AgeDB: Moschoglou et al., CVPR Workshops 2017; splits: Yang et al., ICML 2021",
+        description="Faces of well-known people with their age; balanced validation and test splits.",
+        license="AgeDB is for non-commercial research; the split file is under the MIT licence.",
+        obtain=(
+            "Download AgeDB from https://ibug.doc.ic.ac.uk/resources/agedb/ (its authors give the password) and "
+            "agedb.csv from https://github.com/YyzHarry/imbalanced-regression, agedb-dir/data, and put the csv beside "
+            "the folder AgeDB."
+        ),
+        split_file="agedb.csv",
+        columns=AGES,
+    ),
+    Benchmark(
+        name="imdb-wiki-dir",
+        target="age",
+        unit="years",
+        bin_width=1.0,
+        credit="IMDB-WIKI: Rothe, Timofte and Van Gool, IJCV 2018; splits: Yang et al., ICML 2021",
+        description="Faces from IMDb and Wikipedia with their age; balanced validation and test splits.",
+        license="IMDB-WIKI is for academic research only; the split file is under the MIT licence.",
+        obtain=(
+            "Download the faces (imdb_crop, wiki_crop) from https://data.vision.ee.ethz.ch/cvl/rrothe/imdb-wiki/ and "
+            "imdb_wiki.csv from https://github.com/YyzHarry/imbalanced-regression, imdb-wiki-dir/data, and put the "
+            "csv beside the folders imdb_crop and wiki_crop."
+        ),
+        split_file="imdb_wiki.csv",
+        columns=AGES,
+    ),
+    Benchmark(
+        name="utkface",
+        target="age",
+        unit="years",
+        bin_width=1.0,
+        credit="UTKFace: Zhang, Song and Qi, CVPR 2017",
+        description="Faces with their age, from 1 to 116 years.",
+        license="UTKFace is for non-commercial research.",
+        obtain=(
+            "Download the aligned and cropped faces from https://susanqq.github.io/UTKFace/ into a folder, in folders "
+            "train, validation and test or with a file utkface.csv (path,split)."
+        ),
+        split_file="utkface.csv",
+        columns=AGES,
+    ),
+    Benchmark(
+        name="mpiigaze-dir",
+        target="gaze",
+        unit="rad",
+        bin_width=math.radians(1),
+        credit="MPIIGaze: Zhang, Sugano, Fritz and Bulling, TPAMI 2019",
+        description="Eyes of laptop users with the direction of their gaze: pitch and yaw.",
+        license="CC BY-NC-SA 4.0, for non-commercial research.",
+        obtain=(
+            "Download MPIIGaze from https://www.mpi-inf.mpg.de/departments/computer-vision-and-machine-learning/"
+            "research/gaze-based-human-computer-interaction/appearance-based-gaze-estimation-in-the-wild, save its "
+            "normalised eyes as images, and put mpiigaze.csv (path,pitch,yaw,split; angles in radians) beside them."
+        ),
+        split_file="mpiigaze.csv",
+        label_columns=("pitch", "yaw"),
+        columns={"path": "image"},
+    ),
+    Benchmark(
+        name="nyud2-dir",
+        target="depth",
+        unit="m",
+        bin_width=0.1,
+        credit="NYU Depth V2: Silberman, Hoiem, Kohli and Fergus, ECCV 2012",
+        description="Rooms with the depth of every pixel.",
+        license="For research.",
+        obtain="Its labels are maps, one number for each pixel, which this version does not load yet.",
+    ),
+)
+BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _KNOWN}
