@@ -1,4 +1,4 @@
-"""`conr-hf`: train, evaluate, predict, recipes, env."""
+"""`conr-hf`: train, evaluate, predict, report, recipes, env."""
 
 import argparse
 import json
@@ -11,6 +11,7 @@ EXAMPLES = """examples:
   conr-hf train recipes/quickstart.yaml --conr_weight 0.1
   conr-hf evaluate runs/quickstart --benchmark earth-elevation
   conr-hf predict runs/quickstart photos/ --output heights.csv
+  conr-hf report runs/quickstart
 
 `conr-hf train --help` lists every option of a recipe."""
 
@@ -70,6 +71,11 @@ def _run(given: list[str]) -> int:
     predict.add_argument("--output", help="write to this .csv or .json file instead of the terminal")
     predict.add_argument("--batch_size", type=_positive, default=32)
 
+    report = commands.add_parser("report", help="pictures of finished runs, and what their features say")
+    report.add_argument("runs", nargs="+", help="folders that conr-hf train wrote", metavar="RUN")
+    report.add_argument("--split", default="test", help="which split (default: test)")
+    report.add_argument("--output", help="folder to write to (default: report, in the first run)")
+
     recipes = commands.add_parser("recipes", help="list, show or copy the recipes that come with the package")
     recipes.add_argument("action", nargs="?", choices=("list", "show", "copy"), default="list")
     recipes.add_argument("name", nargs="?", help="which recipe")
@@ -77,8 +83,8 @@ def _run(given: list[str]) -> int:
 
     commands.add_parser("env", help="what a bug report needs")
     options = parser.parse_args(given, argparse.Namespace(given=given))
-    run = {"evaluate": _evaluate, "predict": _predict, "recipes": _recipes, "env": _env}[options.command]
-    return run(options)
+    known = {"evaluate": _evaluate, "predict": _predict, "report": _report, "recipes": _recipes, "env": _env}
+    return known[options.command](options)
 
 
 def _train(given: list[str]) -> int:
@@ -136,6 +142,14 @@ def _predict(options: argparse.Namespace) -> int:
     for path, reason in unreadable.items():
         print(f"conr-hf: {path} cannot be read: {reason}.", file=sys.stderr)
     return 2 if unreadable else 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    _quiet_libraries()
+    from conr_hf.reporting import report
+
+    report(options.runs, options.split, options.output)
+    return 0
 
 
 def _recipes(options: argparse.Namespace) -> int:

@@ -25,7 +25,10 @@ TRAINING = {
     *("companions", "config", "resolved", "checks", "launch", "feeding", "base_loss", "objective", "averaging"),
     *("layer_decay", "state", "keeping", "card", "trainer"),
 }
-TOP = {"recipe", "report", "run", "evaluation", "plots", "pipeline"}
+TOP = {
+    *("recipe", "report", "run", "evaluation", "plots", "pipeline"),
+    *("reading", "embedding", "run_folder", "run_pictures", "report_page", "reporting"),
+}
 ARROWS = {  # a part of the package -> the other parts it may import
     "losses": set(),
     "imbalance": set(),
