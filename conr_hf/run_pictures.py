@@ -146,6 +146,8 @@ def _draw_features(section: Section, run: FinishedRun, data: datasets.DatasetDic
     train_features, kept = features_of("train", usable[drawn].tolist())
     train_labels = train_labels[drawn[kept]]
     features, kept = features_of(run.split, run.rows.tolist())
+    if len(kept) < 2:
+        raise ValueError(f'split "{run.split}" has {len(kept)} image that can be read, and distances need two.')
     labels = run.labels[kept]
     pairs = reading.distance_pairs(features, labels, seed=SEED)
     neighbours = reading.nearest(features, train_features)

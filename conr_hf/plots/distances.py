@@ -58,9 +58,9 @@ def label_and_feature_distances(
     shades = left.pcolormesh(label_edges, feature_edges, share.T, cmap=DENSITY_MAP, vmin=0, vmax=1, rasterized=True)
     column = np.clip(np.digitize(label_distances, label_edges) - 1, 0, bins - 1)
     inside = label_distances <= furthest
-    filled = [i for i in range(bins) if (inside & (column == i)).sum() >= 5]
+    filled = np.flatnonzero(np.bincount(column[inside], minlength=bins) >= 5)
     medians = [np.median(feature_distances[inside & (column == i)]) for i in filled]
-    left.plot((label_edges[filled] + label_edges[np.array(filled) + 1]) / 2, medians, color=INK, linewidth=1.4)
+    left.plot(((label_edges[:-1] + label_edges[1:]) / 2)[filled], medians, color=INK, linewidth=1.4)
     left.set(xlabel=with_unit("distance of labels", unit), ylabel="distance of features (1 - cosine)")
     bar = figure.colorbar(shades, ax=left, pad=0.01, aspect=30)
     bar.set_label("pairs, beside the fullest cell of the column", fontsize=8.5, color=INK)
