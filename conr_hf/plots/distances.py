@@ -29,8 +29,8 @@ def label_and_feature_distances(
     Two panels: how far pairs of samples are apart in labels and in features, and which labels each sample lies among.
 
     Left a histogram over pairs, each column of it scaled to its own maximum, with the median feature distance; right
-    the labels of each sample's nearest training samples against its own, where rare labels far below or above the line
-    lie inside others.
+    the labels of each sample's nearest training samples against its own (more of them in a larger point), where rare
+    labels far below or above the line lie inside others.
 
     Args:
         label_distances, feature_distances (`np.ndarray` of shape `(P,)`):
@@ -68,15 +68,17 @@ def label_and_feature_distances(
     left.set_box_aspect(1)
     tidy(left, "both")
 
-    beside = np.repeat(labels[:, None], neighbour_labels.shape[1], axis=1)
     low, high = _span(labels, neighbour_labels)
     right.plot((low, high), (low, high), color=INK, linewidth=0.9, linestyle=DASHES, zorder=1)
-    size, alpha = (9.0, 0.5) if beside.size <= 5000 else (3.0, 0.25)
     for order, (shot, mask) in enumerate(shot_masks(train_counts, thresholds).items()):
+        beside = np.broadcast_to(labels[mask, None], neighbour_labels[mask].shape)
+        points = np.stack([beside.ravel(), neighbour_labels[mask].ravel()], axis=1)
+        places, times = np.unique(points, axis=0, return_counts=True)  # whole labels fall on each other
+        size, alpha = (9.0, 0.5) if len(labels) <= 1000 else (3.0, 0.25)
         right.scatter(
-            beside[mask].ravel(),
-            neighbour_labels[mask].ravel(),
-            s=size,
+            places[:, 0],
+            places[:, 1],
+            s=size * np.sqrt(times),
             color=COLOURS[shot],
             alpha=alpha,
             linewidths=0,

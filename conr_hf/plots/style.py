@@ -124,11 +124,13 @@ def with_unit(name: str, unit: str) -> str:
 
 def number(value: float, span: float) -> str:
     """
-    A label as people read it, to at least a hundredth of the `span` of the labels.
+    A label as people read it, to at least a hundredth of the `span` of the labels; a whole one without decimals.
 
     Example:
-        >>> number(1234.567, span=5000.0), number(0.12345, span=0.5)
-        ('1,235', '0.123')
+        >>> number(1234.567, span=5000.0), number(0.12345, span=0.5), number(3.0, span=5.0)
+        ('1,235', '0.123', '3')
     """
     decimals = max(0, 2 - math.floor(math.log10(span))) if span > 0 else 2
+    if value == round(value):
+        decimals = 0
     return f"{value:,.{min(decimals, 9)}f}"
