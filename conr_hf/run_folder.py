@@ -67,6 +67,9 @@ def read_run(folder: Path, split: str, name: str) -> FinishedRun:
             raise ValueError(f'"{folder}" is not a run: {missing}. Give a folder that conr-hf train wrote.')
     try:
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        lacking = {"unit", "conr", "bins"} - set(results)
+        if lacking:
+            raise ValueError(f"results.json lacks {', '.join(sorted(lacking))}")
         options = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
         recipe = Recipe(**_chosen(options, {field.name for field in fields(Recipe)}))
         bins = Bins.from_dict(results["bins"])

@@ -78,7 +78,8 @@ def pictures_of(run: FinishedRun, data: datasets.DatasetDict | None, folder: Pat
         section.left_out.append(f"Training curves are left out: {error}")
     if data is not None:
         _draw_worst(section, run, data[run.split], folder)
-        if run.labels.shape[1] == 1 and all(column in data[run.split].column_names for column in PLACES):
+        columns = set(data["train"].column_names) & set(data[run.split].column_names)
+        if run.labels.shape[1] == 1 and columns.issuperset(PLACES):
             _draw_world(section, run, data, folder)
         try:
             _draw_features(section, run, data, folder)
