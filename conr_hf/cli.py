@@ -1,4 +1,4 @@
-"""`conr-hf`: train, evaluate, predict, compare, inspect, split, recipes, env."""
+"""`conr-hf`: train, evaluate, predict, compare, report, inspect, split, recipes, env."""
 
 import argparse
 import json
@@ -12,6 +12,7 @@ EXAMPLES = """examples:
   conr-hf train recipes/quickstart.yaml --conr_weight 0.1
   conr-hf evaluate runs/quickstart --benchmark earth-elevation
   conr-hf predict runs/quickstart photos/ --output heights.csv
+  conr-hf report runs/quickstart
 
 `conr-hf train --help` lists every option of a recipe."""
 
@@ -76,6 +77,11 @@ def _run(given: list[str]) -> int:
     compare.add_argument("comparison", help="YAML file: recipes, methods, seeds")
     compare.add_argument("--output_dir", help="where runs and tables go (default: the file's)")
 
+    report = commands.add_parser("report", help="pictures of finished runs, and what their features say")
+    report.add_argument("runs", nargs="+", help="folders that conr-hf train wrote", metavar="RUN")
+    report.add_argument("--split", default="test", help="which split (default: test)")
+    report.add_argument("--output", help="folder to write to (default: report, in the first run)")
+
     recipes = commands.add_parser("recipes", help="list, show or copy the recipes that come with the package")
     recipes.add_argument("action", nargs="?", choices=("list", "show", "copy"), default="list")
     recipes.add_argument("name", nargs="?", help="which recipe")
@@ -89,6 +95,7 @@ def _run(given: list[str]) -> int:
         "evaluate": _evaluate,
         "predict": _predict,
         "compare": _compare,
+        "report": _report,
         "recipes": _recipes,
         "env": _env,
         "inspect": _inspect,
@@ -177,6 +184,14 @@ def _compare(options: argparse.Namespace) -> int:
     for name, reason in failed.items():
         print(f"conr-hf: {name} failed: {reason}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    _quiet_libraries()
+    from conr_hf.reporting import report
+
+    report(options.runs, options.split, options.output)
+    return 0
 
 
 def _recipes(options: argparse.Namespace) -> int:

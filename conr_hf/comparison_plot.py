@@ -5,7 +5,7 @@ from pathlib import Path
 
 from conr_hf.comparison import Comparison, Run
 from conr_hf.comparison_table import SHOTS, errors, splits_of, unit_of
-from conr_hf.plots import COLOURS, FAINT, INK
+from conr_hf.plots.style import COLOURS, FAINT, INK, heading, new_figure, save, tidy
 
 
 def draw_comparison(comparison: Comparison, runs: Sequence[Run]) -> list[Path]:
@@ -19,12 +19,6 @@ def draw_comparison(comparison: Comparison, runs: Sequence[Run]) -> list[Path]:
     Raises:
         `ImportError`: Without matplotlib.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('Figures need matplotlib. Install it with: pip install "conr-hf[plots]"') from error
-
     files = []
     for recipe in comparison.recipes:
         if not (splits := splits_of(runs, recipe)):
@@ -35,8 +29,7 @@ def draw_comparison(comparison: Comparison, runs: Sequence[Run]) -> list[Path]:
         }
         shots = [shot for shot, of_method in found.items() if any(of_method.values())]
         methods = [method for method in comparison.methods if found["all"][method]]
-        figure = Figure(figsize=(1.6 + 2.3 * len(shots), 1.3 + 0.3 * len(methods)), dpi=150, layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = new_figure(1.6 + 2.3 * len(shots), 1.3 + 0.3 * len(methods))
         panels = figure.subplots(1, len(shots), sharey=True, squeeze=False)[0]
         for shot, panel in zip(shots, panels, strict=True):
             colour = COLOURS.get(shot, INK)
@@ -49,13 +42,11 @@ def draw_comparison(comparison: Comparison, runs: Sequence[Run]) -> list[Path]:
                 panel.axvline(sum(plain) / len(plain), color=FAINT, linewidth=0.8, zorder=1)
             panel.set_title({"all": "all samples"}.get(shot, f"{shot}-shot"), fontsize=9.5, color=INK)
             panel.set_xlabel(f"MAE{unit_of(runs, recipe)}", fontsize=8.5)
-            panel.tick_params(labelsize=8)
-            panel.spines[["top", "right"]].set_visible(False)
-            panel.grid(axis="y", color="#eeeeee", zorder=0)
+            tidy(panel)
         panels[0].set_yticks(range(len(methods)), methods)
         panels[0].invert_yaxis()
-        title = f"{recipe}, {splits[-1]}: dots are seeds, bars their mean, the line is {comparison.baseline}"
-        figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold", color=INK)
+        title = f"{recipe}, {splits[-1]}: a dot a seed, a bar their mean, the line {comparison.baseline}"
+        heading(figure, title)
         files.append(Path(comparison.output_dir, f"{recipe}.png"))
-        figure.savefig(files[-1], format="png")
+        save(figure, files[-1])
     return files

@@ -13,11 +13,10 @@ from PIL import Image
 from small import images
 from test_cli import conr, photos, relabel
 
-from conr_hf.histogram import label_histogram
 from conr_hf.imbalance import make_bins
 from conr_hf.inspecting import as_text
 from conr_hf.inspection import inspect, suggest_bin_width
-from conr_hf.plots import COLOURS
+from conr_hf.plots import COLOURS, label_histogram
 
 AGES = np.random.default_rng(0).permutation([30] * 120 + [40] * 30 + list(range(50, 60)))
 

@@ -1,6 +1,7 @@
-"""The density figure: a readable PNG for one and several label dimensions, and a clear word without matplotlib."""
+"""Pictures: readable files for one and several label dimensions, and a clear word without matplotlib."""
 
 import sys
+import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
@@ -8,7 +9,18 @@ from PIL import Image
 
 from conr_hf.imbalance import make_bins
 from conr_hf.metrics import constant_median
-from conr_hf.plots import COLOURS, density_with_error
+from conr_hf.plots import (
+    COLOURS,
+    contact_sheet,
+    density_with_error,
+    errors_of_runs,
+    feature_map,
+    label_and_feature_distances,
+    predicted_against_true,
+    training_curves,
+    world_map,
+)
+from conr_hf.plots.feature_map import projections
 
 
 def has_colour(image: Image.Image, colour: str) -> bool:
@@ -64,3 +76,143 @@ def test_wrong_lengths_are_refused(tmp_path):
     pytest.importorskip("matplotlib")
     with pytest.raises(ValueError, match="one prediction for each label"):
         density_with_error(make_bins([1, 2]), [1, 2], [1], tmp_path / "x.png", unit="", title="")
+
+
+def texts(path):
+    """The words of an SVG, which are words in it and no outlines."""
+    return " ".join("".join(node.itertext()) for node in ElementTree.parse(path).iter() if node.tag.endswith("}text"))
+
+
+@pytest.fixture
+def samples():
+    pytest.importorskip("matplotlib")
+    random = np.random.default_rng(0)
+    labels = random.exponential(20, 300)
+    return labels, labels * 0.7 + random.normal(0, 3, 300)
+
+
+def test_without_an_ending_both_files_are_written_and_the_same_every_time(samples, tmp_path):
+    labels, predictions = samples
+    bins = make_bins(labels, 5.0)
+    for name in ("a", "b"):
+        predicted_against_true(bins, labels, predictions, tmp_path / name, unit="years", title="T", target="age")
+    predicted_against_true(bins, labels, predictions, tmp_path / "only.svg", unit="years", title="T")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "a.svg", "b.png", "b.svg", "only.svg"]
+    for ending in ("png", "svg"):
+        assert (tmp_path / f"a.{ending}").read_bytes() == (tmp_path / f"b.{ending}").read_bytes()
+    assert "true age (years)" in texts(tmp_path / "a.svg")
+    assert "predicted age (years)" in texts(tmp_path / "a.svg")
+
+
+def test_runs_against_each_other(samples, tmp_path):
+    labels, predictions = samples
+    bins = make_bins(labels, 5.0)
+    runs = {"plain": predictions, "with conr": predictions[:, None], **{f"run {i}": predictions for i in range(6)}}
+    errors_of_runs(bins, labels, runs, tmp_path / "runs", unit="years", title="T", target="age")
+    words = texts(tmp_path / "runs.svg")
+    assert all(name in words for name in ("plain", "run 5", "mean absolute error (years)"))
+    two = np.stack([labels, labels], axis=1)
+    errors_of_runs(make_bins(two, 5.0), two, {"a": two, "b": two}, tmp_path / "two", unit="", title="T")
+    with pytest.raises(ValueError, match="one prediction for each label"):
+        errors_of_runs(bins, labels, {"a": predictions[:5]}, tmp_path / "x", unit="", title="")
+
+
+def history(*names):
+    return [{"epoch": float(epoch), "step": epoch, **dict.fromkeys(names, 1.0 / epoch)} for epoch in (1, 2, 3)]
+
+
+def test_curves_have_a_panel_for_what_was_logged(samples, tmp_path):
+    names = ("base_loss", "conr_loss", "conr_anchors", "eval_mae", "eval_few_mae")
+    training_curves({"a": history(*names)}, tmp_path / "one", unit="m", title="T", best={"a": 2.0})
+    words = texts(tmp_path / "one.svg")
+    assert all(part in words for part in ("base loss", "ConR loss", "anchors", "MAE (m)", "few", "checkpoint kept"))
+    runs = {"a": history(*names), "b": history("base_loss")}
+    training_curves(runs, tmp_path / "two", unit="m", title="T")
+    plain = history("base_loss", "loss")
+    training_curves({"a": plain}, tmp_path / "plain", unit="m", title="T")
+    words = texts(tmp_path / "plain.svg")
+    assert "base loss" in words
+    assert "ConR" not in words
+    assert "MAE" not in words
+    with pytest.raises(ValueError, match="logged none of base_loss"):
+        training_curves({"a": history("loss")}, tmp_path / "none", unit="m", title="T")
+
+
+def test_contact_sheet_shows_each_image_with_truth_and_prediction(samples, tmp_path):
+    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    images = [
+        Image.new("RGB", size, colour) for size, colour in zip(((8, 8), (900, 300), (5, 20)), colours, strict=True)
+    ]
+    labels, predictions = [[1.25, -3.0]] * 3, [[5000.5, 2.0]] * 3
+    rows = ["row 7", "row 8", "row 9"]
+    shots = ["few", "few", "many"]
+    contact_sheet(images, labels, predictions, shots, rows, tmp_path / "worst", span=50.0, title="T")
+    words = texts(tmp_path / "worst.svg")
+    assert all(part in words for part in ("row 7", "row 9", "true 1.2, -3", "predicted 5,000.5, 2", "few shot"))
+    assert "median shot" not in words
+    assert "-3.0" not in words
+    with Image.open(tmp_path / "worst.png") as sheet:
+        pixels = np.asarray(sheet.convert("RGB")).reshape(-1, 3)
+    assert all((pixels == colour).all(1).sum() > 1000 for colour in colours)
+
+
+def test_map_of_the_world(samples, tmp_path):
+    labels, predictions = samples
+    random = np.random.default_rng(1)
+    places = random.uniform(-60, 75, 300), random.uniform(-180, 180, 300)
+    world_map(
+        *places, labels, predictions, tmp_path / "map", unit="m", title="T", target="height", training_places=places
+    )
+    words = texts(tmp_path / "map.svg")
+    assert all(part in words for part in ("true height", "predicted height", "error (m)", "60°W", "30°N"))
+    world_map([10.0], [20.0], np.ones(1), np.ones(1), tmp_path / "one", unit="", title="T")  # no error, no range
+
+
+def test_pca_is_the_one_of_scikit_learn():
+    decomposition = pytest.importorskip("sklearn.decomposition")
+    features = np.random.default_rng(0).normal(size=(60, 7)) * np.arange(1, 8)
+    maps = projections(features, seed=0)
+    (name, found), *others = maps.items()
+    pca = decomposition.PCA(2).fit(features)
+    np.testing.assert_allclose(np.abs(found), np.abs(pca.transform(features)), atol=1e-6)
+    assert name == f"PCA ({100 * pca.explained_variance_ratio_.sum():.0f} % of the variance)"
+    assert all(places.shape == (60, 2) and np.isfinite(places).all() for _, places in others)
+    assert "t-SNE" in maps
+
+
+def test_maps_without_scikit_learn_and_of_next_to_nothing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
+    monkeypatch.setitem(sys.modules, "umap", None)
+    assert len(projections(np.random.default_rng(0).normal(size=(60, 7)), seed=0)) == 1
+    for features in (np.ones((3, 4)), np.arange(5.0)[:, None]):  # all the same; one dimension
+        (places,) = projections(features, seed=0).values()
+        assert places.shape == (len(features), 2)
+        assert np.isfinite(places).all()
+
+
+def test_features_and_distances(samples, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
+    labels, _ = samples
+    random = np.random.default_rng(0)
+    two = np.stack([labels, -labels], axis=1)
+    features = random.normal(size=(300, 8))
+    feature_map(
+        features,
+        two,
+        np.arange(300) > 200,
+        tmp_path / "map",
+        unit="°",
+        title="T",
+        target=["pitch", "yaw"],
+        split="held",
+    )
+    assert all(part in texts(tmp_path / "map.svg") for part in ("pitch (°)", "yaw (°)", "held images", "PCA"))
+    draw = {"unit": "m", "title": "T", "target": "height"}
+    counts = random.integers(0, 200, 300)
+    pairs = random.uniform(0, 50, 4000), random.uniform(0, 1, 4000)
+    label_and_feature_distances(*pairs, labels, labels[:, None].repeat(5, 1), counts, tmp_path / "distances", **draw)
+    words = texts(tmp_path / "distances.svg")
+    assert all(part in words for part in ("distance of labels (m)", "1 - cosine", "height of the 5 nearest"))
+    few = np.zeros(1), np.zeros(1)  # two samples with the same label and feature
+    label_and_feature_distances(*few, labels[:2], labels[:2, None], counts[:2], tmp_path / "few", **draw)
+    assert (tmp_path / "few.png").is_file()

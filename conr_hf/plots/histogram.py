@@ -7,7 +7,7 @@ import numpy as np
 
 from conr_hf.imbalance import Bins
 from conr_hf.metrics import THRESHOLDS, shot_masks
-from conr_hf.plots import COLOURS, FAINT, INK
+from conr_hf.plots.style import COLOURS, FAINT, heading, new_figure, save, shot_patches, tidy, with_unit
 
 
 def label_histogram(
@@ -35,20 +35,10 @@ def label_histogram(
     Raises:
         `ImportError`: Without matplotlib.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Patch
-        from matplotlib.ticker import MaxNLocator
-    except ImportError as error:
-        raise ImportError('Figures need matplotlib. Install it with: pip install "conr-hf[plots]"') from error
+    figure = new_figure(7.6 if len(bins.edges) == 1 else 5.2 * len(bins.edges), 3.8)
+    from matplotlib.ticker import MaxNLocator
 
-    dimensions = len(bins.edges)
-    figure = Figure(figsize=(7.6 if dimensions == 1 else 5.2 * dimensions, 3.8), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    low, high = thresholds
-    texts = {"many": f"many (> {high})", "median": f"median ({low} to {high})", "few": f"few (< {low})"}
-    panels = figure.subplots(1, dimensions, squeeze=False)[0]
+    panels = figure.subplots(1, len(bins.edges), squeeze=False)[0]
     for panel, edges, counts, name, of_whole in zip(panels, bins.edges, bins.train_counts, target, whole, strict=True):
         for shot, mask in shot_masks(counts, thresholds).items():
             panel.stairs(
@@ -61,26 +51,13 @@ def label_histogram(
                 linewidth=0.0 if len(counts) <= 300 else 0.7,
             )
         panel.set_yscale("log")
-        panel.set_ylim(0.6, max(int(counts.max()), high) * 1.6)
+        panel.set_ylim(0.6, max(int(counts.max()), thresholds[1]) * 1.6)
         panel.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         for threshold in thresholds:
             panel.axhline(threshold, color=FAINT, linewidth=0.8, linestyle=(0, (2, 3)), zorder=0)
         panel.xaxis.set_major_locator(MaxNLocator(integer=of_whole))
-        panel.set_xlabel(f"{name} ({unit})" if unit else name)
+        panel.set_xlabel(with_unit(name, unit))
         panel.set_ylabel(f"training rows in bins of {edges[1] - edges[0]:g} {unit}".rstrip())
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.spines[["left", "bottom"]].set_color(FAINT)
-        panel.tick_params(which="both", color=FAINT, labelcolor=INK, labelsize=8.5)
-    legend = figure.legend(
-        [Patch(color=COLOURS[shot]) for shot in texts],
-        list(texts.values()),
-        loc="outside upper left",
-        ncols=len(texts),
-        handlelength=1.4,
-        frameon=False,
-        fontsize=8.5,
-        title=title,
-        alignment="left",
-    )
-    legend.get_title().set(fontsize=12, fontweight="bold", color=INK)
-    figure.savefig(path, format="png")
+        tidy(panel)
+    heading(figure, title, shot_patches(thresholds))
+    save(figure, path)

@@ -1,6 +1,6 @@
-"""Figures of how rare the labels are and what that costs."""
+"""How rare the labels are and what that costs: training labels and error per bin, of one run or of several."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +11,22 @@ from torch import Tensor
 from conr_hf.imbalance import Bins, label_columns
 from conr_hf.imbalance.bins import FloatArray
 from conr_hf.metrics import THRESHOLDS, like_labels, shot_masks
+from conr_hf.plots.style import (
+    COLOURS,
+    FAINT,
+    INK,
+    axis_names,
+    heading,
+    new_figure,
+    run_line,
+    save,
+    shot_patches,
+    tidy,
+    with_unit,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-# From Okabe and Ito's palette, told apart with any colour vision.
-COLOURS = {"many": "#0072B2", "median": "#E69F00", "few": "#D55E00"}
-INK, FAINT = "#333333", "#8a8a8a"
 
 
 def density_with_error(
@@ -33,7 +42,7 @@ def density_with_error(
     thresholds: tuple[int, int] = THRESHOLDS,
 ) -> None:
     """
-    One PNG over the label range: above how many training labels each bin holds, below the error in each bin.
+    One picture over the label range: above how many training labels each bin holds, below the error in each bin.
 
     Bins are coloured by shot. Several label dimensions get a column of panels each, where a bin's shot is that of this
     dimension alone. Samples outside all bins are not drawn; the axis says how many they are.
@@ -42,7 +51,8 @@ def density_with_error(
         bins ([`~conr_hf.imbalance.Bins`]): Bins of the training labels.
         labels (`array_like` or `torch.Tensor` of shape `(N,)` or `(N, T)`): True labels, in label units.
         predictions (`array_like` or `torch.Tensor` of shape `(N,)`, `(N, 1)` or `(N, T)`): Predictions for them.
-        path (`str` or `os.PathLike`): The PNG file to write; its folder must exist.
+        path (`str` or `os.PathLike`):
+            The file to write, `.png` or `.svg`; without either ending, both. Its folder must exist.
         unit (`str`): Unit of the labels, for the axes; `""` for none.
         title (`str`): Title of the figure.
         baseline (`array_like` or `torch.Tensor`, *optional*):
@@ -55,21 +65,14 @@ def density_with_error(
         `ImportError`: Without matplotlib.
         `ValueError`: For labels, predictions and bins that do not fit together, and for NaN or infinite values.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('Figures need matplotlib. Install it with: pip install "conr-hf[plots]"') from error
-
     y = label_columns(labels)  # (N, T)
     p = like_labels(predictions, labels).reshape(y.shape)
     b = None if baseline is None else like_labels(baseline, labels).reshape(y.shape)
     index = bins.index(y)
     dimensions = y.shape[1]
-    names = _axis_names(target, unit, dimensions)
+    names = axis_names(target, unit, dimensions)
 
-    figure = Figure(figsize=(7.6 if dimensions == 1 else 5.2 * dimensions, 5.6), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7.6 if dimensions == 1 else 5.2 * dimensions, 5.6)
     panels = figure.subplots(2, dimensions, sharex="col", squeeze=False, height_ratios=(1, 1))
     for t in range(dimensions):
         edges, counts = bins.edges[t], bins.train_counts[t]
@@ -84,30 +87,74 @@ def density_with_error(
         )
         if b is not None:
             _draw_baseline(below, edges, _bin_means(np.abs(b - y)[inside, t], index[inside, t], tested))
-        below.autoscale_view()
-        below.set_ylim(bottom=0)
-        margin = 0.03 * (edges[-1] - edges[0])
-        below.set_xlim(edges[0] - margin, edges[-1] + margin)
-        outside = int((~inside).sum())
-        below.set_xlabel(names[t] + (f"\n(test samples outside all bins, not shown: {outside})" if outside else ""))
+        _frame(below, edges, names[t], int((~inside).sum()))
         if t == 0:
             above.set_ylabel("training samples per bin")
-            below.set_ylabel("mean absolute error" + (f" ({unit})" if unit else ""))
-    handles, texts = _legend_entries(panels, thresholds)
-    # One block of title and colours above the panels: constrained layout would lay a suptitle over an outside legend.
-    legend = figure.legend(
-        handles,
-        texts,
-        loc="outside upper left",
-        ncols=len(handles),
-        handlelength=1.4,
-        frameon=False,
-        fontsize=8.5,
-        title=title,
-        alignment="left",
-    )
-    legend.get_title().set(fontsize=12, fontweight="bold", color=INK)
-    figure.savefig(path, format="png")
+            below.set_ylabel(with_unit("mean absolute error", unit))
+    heading(figure, title, [*shot_patches(thresholds), *panels[1, 0].get_lines()])
+    save(figure, path)
+
+
+def errors_of_runs(
+    bins: Bins,
+    labels: npt.ArrayLike | Tensor,
+    predictions: Mapping[str, npt.ArrayLike | Tensor],
+    path: str | PathLike[str],
+    *,
+    unit: str,
+    title: str,
+    target: str | Sequence[str] = "label",
+    thresholds: tuple[int, int] = THRESHOLDS,
+) -> None:
+    """
+    Several runs against each other: above the training labels in each bin, below a line of errors for each run.
+
+    Args:
+        bins, labels, unit, title, target, thresholds: As in [`density_with_error`].
+        predictions (`Mapping` of `str` to `array_like` or `torch.Tensor` of shape `(N,)` or `(N, T)`):
+            Each run's predictions for the same samples, by its name.
+        path (`str` or `os.PathLike`): As in [`density_with_error`].
+
+    Raises:
+        `ImportError`, `ValueError`: As [`density_with_error`].
+    """
+    y = label_columns(labels)  # (N, T)
+    index = bins.index(y)
+    dimensions = y.shape[1]
+    names = axis_names(target, unit, dimensions)
+    figure = new_figure(7.6 if dimensions == 1 else 5.2 * dimensions, 5.6)
+    panels = figure.subplots(2, dimensions, sharex="col", squeeze=False, height_ratios=(2, 3))
+    for t in range(dimensions):
+        edges, counts = bins.edges[t], bins.train_counts[t]
+        inside = index[:, t] >= 0
+        tested = np.bincount(index[inside, t], minlength=len(counts))
+        above, below = panels[0, t], panels[1, t]
+        _draw_counts(above, edges, counts, shot_masks(counts, thresholds), thresholds)
+        for i, (name, values) in enumerate(predictions.items()):
+            error = np.abs(like_labels(values, labels).reshape(y.shape) - y)
+            means = _bin_means(error[inside, t], index[inside, t], tested)
+            known = np.isfinite(means)
+            below.plot(
+                ((edges[:-1] + edges[1:]) / 2)[known],
+                means[known],
+                label=name,
+                **run_line(i, marked=known.sum() <= 60),
+            )
+        tidy(below)
+        _frame(below, edges, names[t], int((~inside).sum()))
+        if t == 0:
+            above.set_ylabel("training samples per bin")
+            below.set_ylabel(with_unit("mean absolute error", unit))
+    heading(figure, title, [*shot_patches(thresholds), *panels[1, 0].get_lines()], columns=3)
+    save(figure, path)
+
+
+def _frame(below: "Axes", edges: FloatArray, name: str, outside: int) -> None:
+    below.autoscale_view()
+    below.set_ylim(bottom=0)
+    margin = 0.03 * (edges[-1] - edges[0])
+    below.set_xlim(edges[0] - margin, edges[-1] + margin)
+    below.set_xlabel(name + (f"\n(test samples outside all bins, not shown: {outside})" if outside else ""))
 
 
 def _draw_counts(
@@ -134,7 +181,7 @@ def _draw_counts(
             fontsize=7.5,
             color=FAINT,
         )
-    _tidy(panel)
+    tidy(panel)
 
 
 def _draw_errors(
@@ -164,7 +211,7 @@ def _draw_errors(
                 path_effects=halo,
             )
         panel.set_title("numbers on bars: test samples", loc="left", fontsize=7.5, color=FAINT, pad=3)
-    _tidy(panel)
+    tidy(panel)
 
 
 def _draw_baseline(panel: "Axes", edges: FloatArray, means: FloatArray) -> None:
@@ -197,34 +244,3 @@ def _bin_means(error: FloatArray, index: npt.NDArray[np.int64], tested: npt.NDAr
     sums = np.bincount(index, weights=error, minlength=len(tested))
     means: FloatArray = np.divide(sums, tested, out=np.full(len(tested), np.nan), where=tested > 0)
     return means
-
-
-def _legend_entries(panels: npt.NDArray[Any], thresholds: tuple[int, int]) -> tuple[list[Any], list[str]]:
-    from matplotlib.patches import Patch
-
-    low, high = thresholds
-    entries: list[tuple[Any, str]] = [
-        (Patch(color=COLOURS["many"]), f"many (> {high})"),
-        (Patch(color=COLOURS["median"]), f"median ({low} to {high})"),
-        (Patch(color=COLOURS["few"]), f"few (< {low})"),
-    ]
-    entries += [(line, line.get_label()) for line in panels[1, 0].get_lines()]
-    return [handle for handle, _ in entries], [text for _, text in entries]
-
-
-def _axis_names(target: str | Sequence[str], unit: str, dimensions: int) -> list[str]:
-    if isinstance(target, str):
-        names = [target] if dimensions == 1 else [f"{target} {t + 1}" for t in range(dimensions)]
-    else:
-        names = list(target)
-    if len(names) != dimensions:
-        raise ValueError(f"target names {len(names)} label dimensions and there are {dimensions}. Pass one name each.")
-    return [f"{name} ({unit})" if unit else name for name in names]
-
-
-def _tidy(panel: "Axes") -> None:
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.spines[["left", "bottom"]].set_color(FAINT)
-    panel.tick_params(which="both", color=FAINT, labelcolor=INK, labelsize=8.5)
-    panel.grid(axis="y", which="major", color="#ececec", linewidth=0.8)
-    panel.set_axisbelow(True)

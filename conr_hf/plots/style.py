@@ -1,0 +1,136 @@
+"""What all pictures share: colours, the look of a panel, the block of title and legend, and how they are saved."""
+
+import math
+from collections.abc import Sequence
+from os import PathLike, fspath
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# From Okabe and Ito's palette, told apart with any colour vision.
+COLOURS = {"many": "#0072B2", "median": "#E69F00", "few": "#D55E00"}
+_RUN_COLOURS = ("#000000", "#009E73", "#CC79A7", "#56B4E9")  # the same palette, none that a shot has
+_MARKERS, _DASHES = ("o", "s", "^", "D", "v"), ("-", "--", ":")
+INK, FAINT = "#333333", "#8a8a8a"
+LABEL_MAP = "viridis"
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """
+    An empty figure of `width` x `height` inches, without a display or any global state.
+
+    Raises:
+        `ImportError`: Without matplotlib.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('Figures need matplotlib. Install it with: pip install "conr-hf[plots]"') from error
+
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: "Figure", path: str | PathLike[str]) -> None:
+    """
+    Writes a figure to `path`, PNG or SVG by its ending; without either ending, both beside each other.
+
+    The same figure gives the same bytes.
+    """
+    from matplotlib import rc_context
+
+    name = fspath(path)
+    paths = [name] if name.endswith((".png", ".svg")) else [f"{name}.png", f"{name}.svg"]
+    with rc_context({"svg.hashsalt": "conr_hf", "svg.fonttype": "none"}):
+        for each in paths:
+            figure.savefig(each, metadata={"Date": None} if each.endswith(".svg") else None)
+
+
+def heading(figure: "Figure", title: str, handles: "Sequence[Artist]" = (), columns: int | None = None) -> None:
+    """One block of title and legend above the panels; the handles carry their labels."""
+    style = {"fontsize": 12, "fontweight": "bold", "color": INK}
+    if not handles:
+        figure.suptitle(title, x=0.01, ha="left", **style)
+        return
+    columns = columns or len(handles)
+    # Constrained layout would lay a suptitle over an outside legend, which fills its columns one after the other.
+    legend = figure.legend(
+        handles=[handle for column in range(columns) for handle in handles[column::columns]],
+        loc="outside upper left",
+        ncols=columns,
+        handlelength=1.4,
+        frameon=False,
+        fontsize=8.5,
+        title=title,
+        alignment="left",
+    )
+    legend.get_title().set(**style)
+
+
+def run_line(index: int, marked: bool = True) -> dict[str, Any]:
+    """How the line of a run is drawn: 60 runs look different."""
+    return {
+        "color": _RUN_COLOURS[index % len(_RUN_COLOURS)],
+        "linestyle": _DASHES[index // len(_RUN_COLOURS) % len(_DASHES)],
+        "linewidth": 1.3,
+        "marker": _MARKERS[index % len(_MARKERS)] if marked else "",
+        "markersize": 4,
+    }
+
+
+def tidy(panel: "Axes", grid: str = "y") -> None:
+    """Faint axes without a box, and a grid along `grid` ("x", "y" or "both")."""
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.spines[["left", "bottom"]].set_color(FAINT)
+    panel.tick_params(which="both", color=FAINT, labelcolor=INK, labelsize=8.5)
+    panel.grid(axis=grid, which="major", color="#ececec", linewidth=0.8)  # type: ignore[arg-type]
+    panel.set_axisbelow(True)
+
+
+def shot_patches(thresholds: tuple[int, int]) -> "list[Artist]":
+    """Legend entries of the three shots."""
+    from matplotlib.patches import Patch
+
+    low, high = thresholds
+    texts = {"many": f"many (> {high})", "median": f"median ({low} to {high})", "few": f"few (< {low})"}
+    return [Patch(color=COLOURS[shot], label=text) for shot, text in texts.items()]
+
+
+def axis_names(target: str | Sequence[str], unit: str, dimensions: int) -> list[str]:
+    """
+    What the label dimensions are called on axes, with their unit.
+
+    Raises:
+        `ValueError`: For another number of names than there are dimensions.
+    """
+    if isinstance(target, str):
+        names = [target] if dimensions == 1 else [f"{target} {t + 1}" for t in range(dimensions)]
+    else:
+        names = list(target)
+    if len(names) != dimensions:
+        raise ValueError(f"target names {len(names)} label dimensions and there are {dimensions}. Pass one name each.")
+    return [with_unit(name, unit) for name in names]
+
+
+def with_unit(name: str, unit: str) -> str:
+    """`name (unit)`, or the name alone."""
+    return f"{name} ({unit})" if unit else name
+
+
+def number(value: float, span: float) -> str:
+    """
+    A label as people read it, to at least a hundredth of the `span` of the labels; a whole one without decimals.
+
+    Example:
+        >>> number(1234.567, span=5000.0), number(0.12345, span=0.5), number(3.0, span=5.0)
+        ('1,235', '0.123', '3')
+    """
+    decimals = max(0, 2 - math.floor(math.log10(span))) if span > 0 else 2
+    if value == round(value):
+        decimals = 0
+    return f"{value:,.{min(decimals, 9)}f}"
