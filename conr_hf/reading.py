@@ -68,9 +68,12 @@ def rank_correlation(first: npt.ArrayLike, second: npt.ArrayLike) -> float | Non
         >>> round(rank_correlation([1, 2, 3, 4], [10, 30, 30, 99]), 4)
         0.9487
     """
-    once = np.ones((1, len(np.asarray(first))))
-    a, b = (average_ranks(np.asarray(values), once)[0] for values in (first, second))
-    if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
+    values, others = np.asarray(first), np.asarray(second)
+    if len(values) < 2:
+        return None
+    once = np.ones((1, len(values)))
+    a, b = average_ranks(values, once)[0], average_ranks(others, once)[0]
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
     return float(np.corrcoef(a, b)[0, 1])
 
