@@ -170,8 +170,8 @@ def test_the_run_folder_holds_all_that_was_promised(run):
 def test_results_hold_what_a_reader_needs_to_compare(run):
     results = run.results
     assert list(results) == [
-        *("schema", "command", "recipe", "conr", "seed", "versions", "hardware", "train_seconds", "steps", "unit"),
-        *("bins", "baseline_median", "validation", "test"),
+        *("schema", "command", "recipe", "conr", "seed", "versions", "hardware", "train_seconds", "steps"),
+        *("resumed", "peak_memory", "unit", "bins", "baseline_median", "validation", "test"),
     ]
     assert (results["schema"], results["seed"], results["steps"], results["unit"]) == (1, 42, 2, "years")
     assert results["command"].startswith("conr-hf ")
@@ -182,6 +182,8 @@ def test_results_hold_what_a_reader_needs_to_compare(run):
     assert results["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert isinstance(results["hardware"], str)
     assert results["train_seconds"] >= 0
+    assert results["resumed"] is False
+    assert 2**20 < results["peak_memory"] < 2**40
     (edges,), (counts,) = results["bins"]["edges"], results["bins"]["train_counts"]
     assert len(edges) == len(counts) + 1
     assert sum(counts) == len(TRAIN_LABELS)

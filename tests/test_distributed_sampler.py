@@ -128,6 +128,8 @@ def trainer_on(processes, rows, batch, split_batches=False, drop_last=False, see
         row_weights=lambda: None,
         mixing=lambda: None,
     )
+    trainer.global_batch = lambda: ImageTrainer.global_batch(trainer)
+    trainer.sampling_seed = lambda: ImageTrainer.sampling_seed(trainer)
     ImageTrainer._get_train_sampler(trainer, range(rows))
     return trainer
 
