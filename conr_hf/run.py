@@ -77,6 +77,7 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
         trainer.usable(data[split], f"{split} data", before_training=True)
     outcome = trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
+    trainer.save_state()  # how training went, when its checkpoints are gone
     if trainer.is_world_process_zero():
         text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
         Path(str(args.output_dir), "recipe.yaml").write_text(f"# {command}\n{text}", encoding="utf-8")

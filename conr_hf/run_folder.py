@@ -107,23 +107,19 @@ def read_run(folder: Path, split: str, name: str) -> FinishedRun:
 
 def training_history(folder: Path) -> tuple[list[dict[str, Any]], float | None]:
     """
-    What the trainer logged, from the last checkpoint that is left, and the epoch of the best one if one was chosen.
+    What the trainer logged, and the epoch of the best checkpoint if one was chosen.
 
     Raises:
-        `ValueError`: if no checkpoint is left.
+        `ValueError`: if the folder has no `trainer_state.json`.
     """
-    states = [path for path in folder.glob("checkpoint-*/trainer_state.json") if _step(path).isdecimal()]
-    if not states:
-        raise ValueError(f'"{folder}" has no checkpoint left, and only checkpoints tell how training went.')
-    state = json.loads(max(states, key=lambda path: int(_step(path))).read_text(encoding="utf-8"))
+    path = folder / "trainer_state.json"
+    if not path.is_file():
+        raise ValueError(f'"{folder}" has no trainer_state.json, which tells how training went.')
+    state = json.loads(path.read_text(encoding="utf-8"))
     history: list[dict[str, Any]] = state["log_history"]
     best = state.get("best_global_step")
     epochs = [entry["epoch"] for entry in history if best is not None and entry.get("step") == best]
     return history, epochs[0] if epochs else None
-
-
-def _step(path: Path) -> str:
-    return path.parent.name.removeprefix("checkpoint-")
 
 
 def _chosen(options: dict[str, Any], names: set[str]) -> dict[str, Any]:

@@ -205,7 +205,7 @@ def test_an_image_that_cannot_be_read_any_more_is_left_out_and_counted(copy, dat
 @pytest.mark.parametrize(
     ("gone", "left", "sentence"),
     [
-        ("checkpoint-*", PICTURES - {"curves"}, "has no checkpoint left"),
+        ("trainer_state.json", PICTURES - {"curves"}, "has no trainer_state.json"),
         ("model.safetensors", PICTURES - {"features", "distances"}, "is not a saved model"),
     ],
 )
