@@ -59,6 +59,7 @@ def evaluate_saved(
         sets, targets, unit = load_data(
             Recipe(benchmark=benchmark, benchmark_source=benchmark_source, data=data, target=targets), args
         )
+        unit = unit or unit_beside(model_name)
         if split not in sets:
             raise ValueError(f'The data has no split "{split}"; it has {", ".join(sets)}. Name one with --split.')
         label_cells(dict.fromkeys(sets[split].column_names), args.label_columns, f'split "{split}"')
@@ -73,6 +74,13 @@ def evaluate_saved(
             "unit": unit,
         }
         evaluate(trainer, {split: sets[split]}, targets, unit, facts, Path(output) if output else None)
+
+
+def unit_beside(model_name: str) -> str:
+    """The unit in the results of the run that a saved model or checkpoint lies in; `""` without."""
+    files = [folder / "results.json" for folder in (Path(model_name), Path(model_name).parent)]
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+    return str(found[0].get("unit", "")) if found else ""
 
 
 def predict_images(
