@@ -82,7 +82,9 @@ def test_each_method_learns_and_does_not_depend_on_the_unit(method, tmp_path):
     other = train(tmp_path / "z", mapped, **{**settings, **factors})
     assert [list(c) for c in other.bins.train_counts] == [list(c) for c in trainer.bins.train_counts]
     predictions = (other.predict(mapped).predictions - 5) / 1000
-    assert np.abs(predictions - expected).max() / trainer.resolved.label_scale < 2e-4
+    deviation = np.abs(predictions - expected).max() / trainer.resolved.label_scale
+    print(f"{method}: {deviation:.1e} label scales")
+    assert deviation < 1e-5
     plain = train(tmp_path / "plain", data, conr_weight=settings.get("conr_weight", 0.5))
     difference = np.abs(plain.predict(data).predictions - expected).max()
     assert difference / trainer.resolved.label_scale > 1e-4, "the method changed nothing"
@@ -164,10 +166,14 @@ def test_feature_statistics_do_not_depend_on_how_a_step_is_split(tmp_path):
 
 
 def test_mixed_precision_gives_nearly_the_same(tmp_path):
+    """On average: a ranking of features that bf16 turns over moves single predictions further."""
     data = small.images(ROWS)
-    settings = METHODS["together"] | {"num_train_epochs": 3}
+    settings = METHODS["together"] | {"num_train_epochs": 2}
     exact, mixed = (train(tmp_path, data, **settings, bf16=bf16).predict(data).predictions for bf16 in (False, True))
-    assert np.abs(mixed - exact).max() / np.std(data["label"]) < 0.1
+    deviation = np.abs(mixed - exact).mean() / np.std(data["label"])
+    print(f"{deviation:.1e} label scales")
+    assert 0 < deviation < 0.03
+    assert np.ptp(exact) / np.std(data["label"]) > 0.1  # it learned something
 
 
 @pytest.mark.parametrize("method", ["inverse", "lds", "resample", "bmc", "gai", "bni", "ranksim", "rnc", "cmixup"])
