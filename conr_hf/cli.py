@@ -167,14 +167,13 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from conr_hf.comparison import plan, read_comparison, train_all
+    from conr_hf.comparison import read_comparison, train_all
     from conr_hf.comparison_plot import draw_comparison
     from conr_hf.comparison_table import show, write_tables
     from conr_hf.report import as_typed
 
     comparison = read_comparison(options.comparison, options.output_dir)
-    failed = train_all(comparison, lambda runs: print(f"\n{show(comparison, runs)}\n", flush=True))
-    runs = plan(comparison)
+    runs, failed = train_all(comparison, lambda runs: print(f"\n{show(comparison, runs)}\n", flush=True))
     files = write_tables(comparison, runs, as_typed(options.given))
     try:
         files += draw_comparison(comparison, runs)

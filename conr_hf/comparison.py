@@ -147,7 +147,7 @@ def plan(comparison: Comparison) -> list[Run]:
     return runs
 
 
-def train_all(comparison: Comparison, after_run: Callable[[list[Run]], None]) -> dict[str, str]:
+def train_all(comparison: Comparison, after_run: Callable[[list[Run]], None]) -> tuple[list[Run], dict[str, str]]:
     """
     Trains what is not finished yet, one run after another.
 
@@ -156,7 +156,7 @@ def train_all(comparison: Comparison, after_run: Callable[[list[Run]], None]) ->
         after_run (function of all runs): Called after each that was trained.
 
     Returns:
-        `dict[str, str]`: why runs failed, by name; the others were trained all the same.
+        All runs; and `dict[str, str]`: why runs failed, by name; the others were trained all the same.
 
     Raises:
         `ValueError`: as [`plan`], and if another process trains this comparison.
@@ -175,7 +175,7 @@ def train_all(comparison: Comparison, after_run: Callable[[list[Run]], None]) ->
                 print(f"  failed: {reason} (all it said: {run.folder / 'log.txt'})", flush=True)
             else:
                 after_run(runs)
-    return failed
+    return runs, failed
 
 
 def _folder(comparison: Comparison, recipe: str, method: str, seed: int) -> Path:

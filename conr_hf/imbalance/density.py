@@ -83,8 +83,7 @@ class LabelDensity:
 
     def to(self, device: torch.device | str) -> "LabelDensity":
         """The same tables on `device`, once, so that `weights` copies nothing from the host to it."""
-        # Metal has no float64. Rounding the boundaries stays well inside their tolerance of 4 float32 eps.
-        dtype = torch.float32 if torch.device(device).type == "mps" else torch.float64
+        dtype = widest_dtype(device)
         return LabelDensity(
             tuple(b.to(device=device, dtype=dtype) for b in self.boundaries), tuple(t.to(device) for t in self.tables)
         )
@@ -180,6 +179,11 @@ def _values(counts: IntArray, method: DensityMethod) -> FloatArray:
     if method == "none":
         return np.ones(len(counts))
     return np.clip(counts, 5.0, 1000.0) if method == "inverse" else np.sqrt(counts)
+
+
+def widest_dtype(device: torch.device | str) -> torch.dtype:
+    """Float64, but float32 on Metal, which has no other; bin boundaries rounded to it stay inside their tolerance."""
+    return torch.float32 if torch.device(device).type == "mps" else torch.float64
 
 
 def _relative_weights(labels: npt.ArrayLike | Tensor, bins: Bins, tables: list[FloatArray]) -> FloatArray:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from conr_hf.imbalance.bins import Bins
+from conr_hf.imbalance.density import widest_dtype
 from conr_hf.imbalance.kernels import check_kernel
 
 
@@ -75,8 +76,7 @@ class FeatureSmoothing:
             raise ValueError(f"clip is {clip}; it must be 1 or more (10 is the paper's value for ages).")
         self.dims, self.momentum, self.clip = dims, momentum, clip
         self._kernel = check_kernel(kernel).tolist()
-        # Metal has no float64. Rounding the boundaries stays well inside their tolerance of 4 float32 eps.
-        dtype = torch.float32 if torch.device(device).type == "mps" else torch.float64
+        dtype = widest_dtype(device)
         self._boundaries = torch.tensor(bins.boundaries[0], dtype=dtype, device=device)
         count, half = len(bins.train_counts[0]), len(self._kernel) // 2
         neighbours = np.pad(np.arange(count), half, mode="reflect" if half < count else "edge")
