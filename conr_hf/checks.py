@@ -1,12 +1,14 @@
 """Before training starts: which rows of a data set can be used, and the labels they have."""
 
 import numpy as np
+import numpy.typing as npt
 from torch.utils.data import Dataset, IterableDataset
 from transformers.utils import logging
 
 from conr_hf.config import ConRConfig
 from conr_hf.data.rows import Row, column_names, read_labels, unreadable_rows
 from conr_hf.distributed import gather_objects, rank, world_size
+from conr_hf.imbalance import Bins, label_columns
 
 logger = logging.get_logger(__name__)
 
@@ -14,8 +16,10 @@ logger = logging.get_logger(__name__)
 def check_has_rows(dataset: Dataset[Row], name: str) -> None:
     """
     Raises:
-        `ValueError`: if a data set is a stream, or empty.
+        `ValueError`: if a data set is empty, or, but for the training set, a stream.
     """
+    if isinstance(dataset, IterableDataset) and name == "train_dataset":
+        return
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         raise ValueError(f"{name} is a stream; it must have a length and give rows by index.")
     if len(dataset) == 0:
@@ -51,17 +55,61 @@ def usable_rows(
         }
         wrong = {**unusable, **negative, **wrong}
     if with_images:
-        names = column_names(dataset)
-        if args.image_column not in names:
-            raise ValueError(
-                f'{name} has no column "{args.image_column}"; its columns are {", ".join(names)}. '
-                "Name the column of the image with image_column."
-            )
+        check_image_column(dataset, name, args.image_column)
         mine = range(rank(), count, world_size())
         show_progress = rank() == 0 and not args.disable_tqdm
         for unreadable in gather_objects(unreadable_rows(dataset, args.image_column, mine, name, show_progress)):
             wrong = {**unreadable, **wrong}
-    if wrong and not args.skip_bad_rows:
+    report_wrong(wrong, count, name, args.skip_bad_rows)
+    indices = np.setdiff1d(np.arange(count), np.fromiter(wrong, int))
+    return indices, None if labels is None else labels[indices]
+
+
+def check_image_column(dataset: Dataset[Row], name: str, column: str) -> None:
+    """
+    Raises:
+        `ValueError`: if a data set has no such column.
+    """
+    names = column_names(dataset)
+    if column not in names:
+        raise ValueError(
+            f'{name} has no column "{column}"; its columns are {", ".join(names)}. '
+            "Name the column of the image with image_column."
+        )
+
+
+def streamed_labels(stream: IterableDataset[Row], name: str, args: ConRConfig) -> np.ndarray:
+    """
+    The labels of a stream's usable rows, in one pass by the first process.
+
+    Args:
+        stream (`torch.utils.data.IterableDataset`): Its rows are mappings.
+        name (`str`): What messages call it.
+        args ([`ConRConfig`]): Names the label columns, and says whether bad rows are left out (`skip_bad_rows`).
+
+    Returns:
+        `np.ndarray` of shape `(N,)` or `(N, T)`, float64, in label units.
+
+    Raises:
+        `ValueError`: at the first label that is no number, or, with `skip_bad_rows`, if none is; and for a stream
+            without rows.
+    """
+    read = read_labels(stream, args.label_columns, name) if rank() == 0 else (np.empty(0), {})
+    labels, wrong = gather_objects(read)[0]
+    if len(labels) == 0:
+        raise ValueError(f"{name} is a stream without rows. Give it at least one.")
+    report_wrong(wrong, len(labels), name, args.skip_bad_rows)
+    return np.delete(labels, list(wrong), axis=0)
+
+
+def report_wrong(wrong: dict[int, str], count: int, name: str, skip_bad_rows: bool) -> None:
+    """
+    Names the rows of a data set that cannot be used, in a warning where they are left out.
+
+    Raises:
+        `ValueError`: unless they may be left out and others remain.
+    """
+    if wrong and not skip_bad_rows:
         first = min(wrong)
         more = len(wrong) - 1
         others = f" {more:,} more row{'s' * (more > 1)} cannot be used." if more else ""
@@ -73,5 +121,35 @@ def usable_rows(
     if wrong and rank() == 0:
         named = "; ".join(f"row {row:,}, {wrong[row]}" for row in sorted(wrong)[:20])
         logger.warning(f"{name}: {len(wrong):,} of {count:,} rows left out: {named}{'; ...' * (len(wrong) > 20)}")
-    indices = np.setdiff1d(np.arange(count), np.fromiter(wrong, int))
-    return indices, None if labels is None else labels[indices]
+
+
+def check_train_labels(train_labels: npt.ArrayLike | Bins, args: ConRConfig, is_stream: bool) -> None:
+    """
+    Raises:
+        `ValueError`: if the labels of a stream's rows, or their bins, cannot be meant.
+    """
+    if not is_stream:
+        raise ValueError("train_labels is for a stream; the labels of other data sets are read. Leave it out.")
+    columns = len(args.label_columns)
+    if isinstance(train_labels, Bins):
+        if len(train_labels.edges) != 1 or columns != 1:
+            raise ValueError("train_labels is a histogram, which tells of one label column. Give the labels, (N, T).")
+        if args.bin_width is not None:
+            raise ValueError(f"bin_width is {args.bin_width}, but train_labels has bins. Leave one of them out.")
+        if train_labels.train_counts[0].sum() == 0:
+            raise ValueError("train_labels counts no label. Give the training labels' counts.")
+        return
+    labels = label_columns(train_labels, "train_labels")
+    if len(labels) == 0 or labels.shape[1] != columns:
+        raise ValueError(
+            f"train_labels has shape {labels.shape} and label_columns names {columns}. Give a label for each row."
+        )
+
+
+def labels_of(train_labels: npt.ArrayLike | Bins) -> np.ndarray:
+    """The labels, or in their place as many at the middle of each bin."""
+    if not isinstance(train_labels, Bins):
+        labels = label_columns(train_labels)
+        return labels[:, 0] if labels.shape[1] == 1 else labels
+    (edges,), (counts,) = train_labels.edges, train_labels.train_counts
+    return np.repeat((edges[:-1] + edges[1:]) / 2, counts)

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import (
     BaseImageProcessor,
     PreTrainedModel,
@@ -19,13 +20,22 @@ from transformers import (
     TrainingArguments,
 )
 
-from conr_hf.checks import check_has_rows, usable_rows
+from conr_hf.checks import (
+    check_has_rows,
+    check_image_column,
+    check_train_labels,
+    labels_of,
+    streamed_labels,
+    usable_rows,
+)
 from conr_hf.config import ConRConfig
 from conr_hf.data.benchmarks import benchmark_of
 from conr_hf.data.mixing import CMixup
 from conr_hf.data.rows import Row, column_names
+from conr_hf.data.streamed_rows import StreamedRows
 from conr_hf.data.views import DrawnRows, ImageCollator, TrainingSampler, UserCollator
 from conr_hf.distributed import rank, world_size
+from conr_hf.imbalance import Bins
 from conr_hf.models import example_pixels
 
 DataSets = Dataset[Row] | dict[str, Dataset[Row]]
@@ -44,6 +54,7 @@ class ImageTrainer(Trainer):
     model: PreTrainedModel
     processing_class: BaseImageProcessor | None
     train_dataset: Any
+    order: TrainingSampler | StreamedRows  # what the rows of an epoch come from, in which order
 
     def __init__(
         self,
@@ -53,18 +64,28 @@ class ImageTrainer(Trainer):
         train_dataset: Dataset[Row] | None,
         eval_dataset: DataSets | None,
         processing_class: BaseImageProcessor | None,
+        train_labels: npt.ArrayLike | Bins | None,
         **kwargs: Any,
     ) -> None:
         data_sets = named(train_dataset, eval_dataset)
+        is_stream = isinstance(train_dataset, IterableDataset)
         for name, dataset in data_sets.items():
             check_has_rows(dataset, name)
         # Set early: super().__init__() calls model_init, which adopts the head by a forward of these pixels.
         self.args, self.processing_class, self._user_collator = args, processing_class, data_collator
         self._usable: dict[int, tuple[DrawnRows, np.ndarray | None, bool]] = {}
+        self._streamed_labels: np.ndarray | None = None
+        if train_labels is not None:
+            check_train_labels(train_labels, args, is_stream)
+            self._streamed_labels = labels_of(train_labels)
         self.example_pixels = self._first_pixels(list(data_sets.values()))
-        super().__init__(model, args, self.collator(), train_dataset, eval_dataset, processing_class, **kwargs)
+        # A stream has no length until its labels are read: Trainer would ask for max_steps.
+        indexed = None if is_stream else train_dataset
+        super().__init__(model, args, self.collator(), indexed, eval_dataset, processing_class, **kwargs)
+        self.train_dataset = train_dataset
         if self.accelerator.dispatch_batches:
             raise ValueError("dispatch_batches is true; leave it unset, since each process reads its own rows.")
+        self.accelerator.dataloader_config.dispatch_batches = False  # what a stream's default is
         self.add_callback(_EpochForSampler(self))
 
     def collator(self) -> ImageCollator | UserCollator:
@@ -85,7 +106,12 @@ class ImageTrainer(Trainer):
     def check_data(self) -> None:
         """Reads every label and image of all data sets once, so that no bad one ends a run in its middle."""
         for name, dataset in named(self.train_dataset, self.eval_dataset).items():
-            self.usable(dataset, name, before_training=True)
+            if isinstance(dataset, IterableDataset):
+                if self._user_collator is None and "pixel_values" not in column_names(dataset):
+                    check_image_column(dataset, name, self.args.image_column)
+                self.training_labels()
+            else:
+                self.usable(dataset, name, before_training=True)
 
     def usable(
         self, dataset: Dataset[Row], name: str, before_training: bool = False
@@ -113,6 +139,10 @@ class ImageTrainer(Trainer):
 
     def training_labels(self) -> np.ndarray:
         """Labels of the usable training rows: `np.ndarray` of shape `(N,)` or `(N, T)`, in label units."""
+        if isinstance(self.train_dataset, IterableDataset):
+            if self._streamed_labels is None:
+                self._streamed_labels = streamed_labels(self.train_dataset, "train_dataset", self.args)
+            return self._streamed_labels
         labels = self.usable(self.train_dataset, "train_dataset")[1]
         assert labels is not None
         return labels
@@ -142,7 +172,7 @@ class ImageTrainer(Trainer):
 
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch."""
-        rows = len(self.usable(self.train_dataset, "train_dataset")[0])
+        rows = len(self.training_labels())
         batch = self.global_batch()
         batches = rows // batch if self.args.dataloader_drop_last else math.ceil(rows / batch)
         return max(math.ceil(batches / self.args.gradient_accumulation_steps), 1)
@@ -152,7 +182,7 @@ class ImageTrainer(Trainer):
         size = len(batch["labels"])
         if "position" not in batch:
             return [size] * world_size()
-        left = len(self.sampler.rows) - (batch["position"] - rank() * size)
+        left = self.order.count - (batch["position"] - rank() * size)
         return [min(max(left - process * size, 0), size) for process in range(world_size())]
 
     def get_batch_samples(
@@ -168,12 +198,17 @@ class ImageTrainer(Trainer):
             return example_pixels(self.processing_class)
         if not data_sets:
             raise ValueError("Give a data set or processing_class, so that it is known what the model takes in.")
-        pixels: Tensor = self.collator()([(None, data_sets[0][0])])["pixel_values"]
+        first = next(iter(data_sets[0])) if isinstance(data_sets[0], IterableDataset) else data_sets[0][0]
+        pixels: Tensor = self.collator()([(None, first)])["pixel_values"]
         return pixels.reshape(-1, *pixels.shape[-3:])[:1]
 
     def _get_dataloader(self, dataset: Dataset[Row], description: str, *args: Any, **kwargs: Any) -> DataLoader[Any]:
         training = kwargs.get("is_training", False)
-        rows, _ = self.usable(dataset, "train_dataset" if training else f"{description.lower()} data")
+        rows: DrawnRows | StreamedRows
+        if training and isinstance(dataset, IterableDataset):
+            rows = self.order = self._streamed_rows(dataset)
+        else:
+            rows, _ = self.usable(dataset, "train_dataset" if training else f"{description.lower()} data")
         drop_last = self.args.dataloader_drop_last
         self.args.dataloader_drop_last = drop_last and training  # evaluation keeps every row
         try:
@@ -184,7 +219,7 @@ class ImageTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> TrainingSampler:
         rows = train_dataset if train_dataset is not None else self.usable(self.train_dataset, "train_dataset")[0]
         uneven = self.args.world_size == 1 or self.args.dataloader_drop_last
-        self.sampler = TrainingSampler(
+        self.order = TrainingSampler(
             rows,
             self.sampling_seed(),
             shuffle=self.args.train_sampling_strategy == "random",
@@ -192,7 +227,21 @@ class ImageTrainer(Trainer):
             weights=self.row_weights(),
             mixing=self.mixing(),
         )
-        return self.sampler
+        return self.order
+
+    def _streamed_rows(self, stream: IterableDataset[Row]) -> StreamedRows:
+        return StreamedRows(
+            stream,
+            "train_dataset",
+            self.args.image_column,
+            self.args.label_columns,
+            count=len(self.training_labels()),
+            batch=self.global_batch(),
+            process=rank(),
+            processes=world_size(),
+            drop_last=self.args.dataloader_drop_last,
+            skip_bad_rows=self.args.skip_bad_rows,
+        )
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         # DeepSpeed would round labels to the precision of its mixed-precision mode.
@@ -215,7 +264,7 @@ class _EpochForSampler(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.trainer.sampler.epoch = self.epoch
+        self.trainer.order.epoch = self.epoch
         self.epoch += 1  # counted, as an epoch that a callback cuts short ends before state.epoch is whole
 
 

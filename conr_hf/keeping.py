@@ -128,7 +128,7 @@ class _Clock(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.trainer.step_objective.begin_epoch(self.trainer.sampler.epoch)
+        self.trainer.step_objective.begin_epoch(self.trainer.order.epoch)
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

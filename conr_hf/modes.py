@@ -16,6 +16,7 @@ def check_modes(
     own_loss: bool,
     own_collator: bool,
     plain_optimizer: bool,
+    is_stream: bool,
 ) -> None:
     """
     Args:
@@ -25,6 +26,7 @@ def check_modes(
         own_loss (`bool`): Whether the user gave a `compute_loss_func`.
         own_collator (`bool`): Whether the user gave a `data_collator`.
         plain_optimizer (`bool`): Whether the trainer makes the optimizer, over plain groups of parameters.
+        is_stream (`bool`): Whether the training rows come in an order of their own.
 
     Raises:
         `ValueError`: for what would be ignored or wrong.
@@ -43,6 +45,12 @@ def check_modes(
         raise ValueError(
             f"cmixup_alpha is {args.cmixup_alpha}, but a data_collator of your own gets plain rows, which are not "
             "mixed. Set it to 0, or leave data_collator out."
+        )
+    if is_stream and (args.resample != "none" or args.cmixup_alpha > 0):
+        name = "resample" if args.resample != "none" else "cmixup_alpha"
+        raise ValueError(
+            f"{name} is {getattr(args, name)}, but train_dataset is a stream, of which no row can be had at will. "
+            "Leave it out, or load the data without streaming."
         )
     defaults = {field.name: field.default for field in fields(ConRConfig)}
     for name in _OF_BASE_LOSS:

@@ -29,6 +29,11 @@ class Recipe:
         benchmark (`str`, *optional*): As in `load_benchmark`; or `data`.
         benchmark_source (`str`, *optional*): Where the benchmark is, if it does not come with the package.
         data (`str`, *optional*): A folder of images, a table, or a data set on the Hub.
+        streaming (`bool`, *optional*, defaults to `False`): Read the training split as a stream, as in `load_stream`.
+        shuffle_buffer (`int`, *optional*, defaults to 1000): Rows of the stream that the next one is drawn from.
+        label_histogram (`str`, *optional*):
+            A CSV file with columns `low`, `high` and `count`, the bins of the stream's labels and how many labels are
+            in each. Unset: the stream's labels are read once.
         pretrained, weights, image_size (*optional*): As in `load_regressor`.
         target (`list[str]`, *optional*): What the predictions are called. Unset: the benchmark's, or `label_columns`.
         unit (`str`, *optional*): Unit of the labels. Unset: the benchmark's, or none.
@@ -46,6 +51,13 @@ class Recipe:
     data: str | None = field(
         default=None,
         metadata=about("Your own data: folder of images with metadata, CSV, JSONL, Parquet, or Hub id."),
+    )
+    streaming: bool = field(
+        default=False, metadata=about("Read the training split of Parquet files, or of the Hub, as a stream.")
+    )
+    shuffle_buffer: int = field(default=1000, metadata=about("Rows of a stream that the next one is drawn from."))
+    label_histogram: str | None = field(
+        default=None, metadata=about("CSV with low,high,count of a stream's labels, which then is not read for them.")
     )
     pretrained: bool = field(default=True, metadata=about("Start from pretrained weights."))
     weights: str | None = field(default=None, metadata=about("Local file of weights for a timm model."))
@@ -102,6 +114,13 @@ def read_recipe(arguments: Sequence[str]) -> tuple[Recipe, ConRConfig, dict[str,
         raise ValueError("Name what to train on: either a benchmark or data, and not both.")
     if recipe.benchmark_source is not None and recipe.benchmark is None:
         raise ValueError(f'benchmark_source is "{recipe.benchmark_source}", but no benchmark is named. Use data.')
+    if recipe.label_histogram is not None and not recipe.streaming:
+        raise ValueError(
+            f'label_histogram is "{recipe.label_histogram}", but streaming is false, so that the labels are read. '
+            "Leave it out."
+        )
+    if recipe.shuffle_buffer < 1:
+        raise ValueError(f"shuffle_buffer is {recipe.shuffle_buffer}; it must be 1 or more.")
     values = {**args.to_dict(), **asdict(recipe)}
     ours = [option.name for option in fields(Recipe)] + ConRConfig.own_fields()
     kept = dict.fromkeys([*ours, *_names([*options, *rest]), "seed", "output_dir"])

@@ -9,13 +9,14 @@ from datasets import DatasetDict
 
 from conr_hf import plots
 from conr_hf.data.rows import read_labels
+from conr_hf.data.streams import held
 from conr_hf.imbalance import label_columns
 from conr_hf.plots.style import new_figure
 from conr_hf.report import aligned, write_json
 from conr_hf.report_page import neighbour_rows, number_rows, page
-from conr_hf.run import check_writable, load_data
+from conr_hf.run import check_writable, load_data, shuffled
 from conr_hf.run_folder import FinishedRun, read_run, training_history
-from conr_hf.run_pictures import CURVES, Section, pictures_of
+from conr_hf.run_pictures import CURVES, MOST_TRAINING, Section, pictures_of
 
 
 def report(folders: Sequence[str], split: str, output: str | None) -> None:
@@ -103,6 +104,8 @@ def _with_data(run: FinishedRun) -> tuple[FinishedRun, DatasetDict | None, str]:
         data, targets, _ = load_data(run.recipe, run.args)
         if run.split not in data or "train" not in data:
             raise ValueError(f'The data has no split "{run.split if "train" in data else "train"}" any more.')
+        if run.recipe.streaming:  # as many rows as are drawn of others
+            data["train"] = held(shuffled(data["train"], run.recipe, run.args).take(MOST_TRAINING))
         _check_same_labels(run, data)
     except ValueError as error:
         return run, None, f"Pictures and numbers that need the run's data are left out: {error}"

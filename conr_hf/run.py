@@ -9,15 +9,18 @@ from typing import Any
 import numpy as np
 import yaml
 from accelerate import PartialState
-from datasets import DatasetDict
+from datasets import IterableDataset
 from transformers import PrinterCallback, ProgressCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.trainer_callback import TrainerCallback
 
+from conr_hf.checks import streamed_labels
 from conr_hf.config import ConRConfig
 from conr_hf.data.benchmarks import load_benchmark
 from conr_hf.data.catalogue import BENCHMARKS
 from conr_hf.data.local import load_local
-from conr_hf.data.rows import label_cells
+from conr_hf.data.rows import column_names, label_cells
+from conr_hf.data.streams import label_stream, load_stream, read_histogram
+from conr_hf.imbalance import Bins
 from conr_hf.launch import complete_checkpoints
 from conr_hf.metrics import shot_metrics_from_bins
 from conr_hf.models import load_regressor
@@ -54,7 +57,11 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
     if "train" not in data:
         raise ValueError(f'The data has no split "train"; it has {", ".join(data)}.')
     for split in ("train", *_evaluated(data)):
-        label_cells(dict.fromkeys(data[split].column_names), args.label_columns, f'split "{split}"')
+        label_cells(dict.fromkeys(column_names(data[split])), args.label_columns, f'split "{split}"')
+    train_labels: np.ndarray | Bins | None = None
+    if recipe.streaming:
+        data["train"] = shuffled(data["train"], recipe, args)
+        train_labels = labels_of_stream(recipe, args)
     set_seed(args.seed)  # a model without pretrained weights starts where the recipe says
     model, processor = load_regressor(
         recipe.model,
@@ -70,6 +77,7 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
         train_dataset=data["train"],
         eval_dataset=data.get("validation"),
         processing_class=processor,
+        train_labels=train_labels,
     )
     show_briefly(trainer)
     trainer.check_data()
@@ -181,21 +189,38 @@ def stage_one_options(recipe: Recipe, options: dict[str, Any]) -> dict[str, Any]
     return {name: value for name, value in options.items() if name not in left_out} | changed
 
 
-def load_data(recipe: Recipe, args: ConRConfig) -> tuple[DatasetDict, list[str], str]:
-    """The data of a recipe, what its labels are called, and their unit."""
+def load_data(recipe: Recipe, args: ConRConfig) -> tuple[dict[str, Any], list[str], str]:
+    """The splits of a recipe's data, what its labels are called, and their unit."""
     if recipe.benchmark is not None:
-        data = load_benchmark(recipe.benchmark, recipe.benchmark_source)
+        data = load_benchmark(recipe.benchmark, recipe.benchmark_source, streaming=recipe.streaming)
         benchmark = BENCHMARKS[recipe.benchmark]
         own = args.label_columns == list(benchmark.label_columns)  # or the user trains on another column of it
         single = own and len(args.label_columns) == 1
         targets = recipe.target or ([benchmark.target] if single else list(args.label_columns))
         return data, targets, recipe.unit or (benchmark.unit if own else "")
     assert recipe.data is not None
-    data = load_local(recipe.data, args.image_column)
+    load = load_stream if recipe.streaming else load_local
+    data = load(recipe.data, args.image_column)
     return data, recipe.target or list(args.label_columns), recipe.unit or ""
 
 
-def _evaluated(data: DatasetDict) -> list[str]:
+def shuffled(stream: IterableDataset, recipe: Recipe, args: ConRConfig) -> IterableDataset:
+    """A recipe's stream, in another order each epoch."""
+    seed = args.data_seed if args.data_seed is not None else args.seed
+    buffer = recipe.shuffle_buffer
+    return stream if buffer == 1 else stream.shuffle(seed=seed, buffer_size=buffer)
+
+
+def labels_of_stream(recipe: Recipe, args: ConRConfig) -> np.ndarray | Bins | None:
+    """What a recipe tells of its stream's labels, or what can be read of them alone; else `None`."""
+    if recipe.label_histogram is not None:
+        return read_histogram(recipe.label_histogram)
+    if recipe.data is None:
+        return None
+    return streamed_labels(label_stream(recipe.data, args.label_columns), "train_dataset", args)
+
+
+def _evaluated(data: dict[str, Any]) -> list[str]:
     return [split for split in ("validation", "test") if split in data]
 
 

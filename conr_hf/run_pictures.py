@@ -157,7 +157,7 @@ def _draw_features(section: Section, run: FinishedRun, data: datasets.DatasetDic
             "evaluated": len(features),
             "unreadable": len(run.rows) - len(features),
             "training": len(train_features),
-            "training_of": len(usable),
+            "training_of": int(run.bins.train_counts[0].sum()),
         },
         "rank_correlation": reading.rank_correlation(*pairs),
         "knn_mae": {

@@ -6,9 +6,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 from transformers import BaseImageProcessor, EvalPrediction, PreTrainedModel
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
@@ -54,11 +55,15 @@ class ConRTrainer(LearningTrainer):
         model (`PreTrainedModel`, *optional*): The model, in float32; or give `model_init`.
         args ([`ConRConfig`], *optional*): Settings.
         data_collator (`Callable`, *optional*): Your own collator, for rows of your own making.
-        train_dataset (`datasets.Dataset` or `torch.utils.data.Dataset`, *optional*):
+        train_dataset (a `datasets` or `torch.utils.data` data set, *optional*):
             Rows by index, with an image and label columns, and perhaps `sample_weight`; or ready for the model, with
-            `pixel_values` of shape `(C, H, W)`, or `(V, C, H, W)` for V views, and `labels`.
+            `pixel_values` of shape `(C, H, W)`, or `(V, C, H, W)` for V views, and `labels`. Or a stream of such rows:
+            its labels are read once before training, an epoch has as many rows, and nothing is shuffled but by the
+            stream itself (`stream.shuffle(seed, buffer_size=...)`).
         eval_dataset (a data set, or `dict` of names to data sets, *optional*): The same, for evaluation.
         processing_class (`BaseImageProcessor`, *optional*): The model's image processor; saved beside the model.
+        train_labels (array of shape `(N,)` or `(N, T)`, or [`Bins`], *optional*):
+            Labels of a stream's rows, or their histogram, so that it is not read for them.
         compute_metrics (`Callable`, *optional*): Your metrics, added to ours. Predictions have the labels' shape.
         preprocess_logits_for_metrics (`Callable`, *optional*): As in `Trainer`, on predictions in the labels' shape.
         kwargs (*optional*): Anything else that `Trainer` takes: `model_init`, `callbacks`, `optimizers` (the head is
@@ -91,6 +96,7 @@ class ConRTrainer(LearningTrainer):
         eval_dataset: DataSets | None = None,
         processing_class: BaseImageProcessor | None = None,
         *,
+        train_labels: npt.ArrayLike | Bins | None = None,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         preprocess_logits_for_metrics: Callable[[Tensor, Tensor | None], Tensor] | None = None,
         **kwargs: Any,
@@ -110,10 +116,12 @@ class ConRTrainer(LearningTrainer):
             train_dataset,
             eval_dataset,
             processing_class,
+            train_labels,
             compute_metrics=self._all_metrics,
             preprocess_logits_for_metrics=partial(_squeezed, then=preprocess_logits_for_metrics),
             **kwargs,
         )
+        self._given_bins = train_labels if isinstance(train_labels, Bins) else None
         self.model_accepts_loss_kwargs = True
         self._check_modes()
         if model is not None:
@@ -132,7 +140,7 @@ class ConRTrainer(LearningTrainer):
     def bins(self) -> Bins:
         """Bins of the training labels with their counts; without a training set, those saved beside the model."""
         if self._bins is None and self.train_dataset is not None:
-            self._bins = make_bins(self.training_labels(), self.bin_width())
+            self._bins = self._given_bins or make_bins(self.training_labels(), self.bin_width())
         return self._bins if self._bins is not None else self._saved()[1]
 
     def _saved(self) -> tuple[Resolved, Bins]:
@@ -203,6 +211,7 @@ class ConRTrainer(LearningTrainer):
             is_sharded=self.is_fsdp_enabled or self.is_deepspeed_enabled,
             own_loss=self.compute_loss_func is not None,
             own_collator=not isinstance(self.data_collator, ImageCollator),
+            is_stream=isinstance(self.train_dataset, IterableDataset),
             plain_optimizer=self.plain_optimizer(),
         )
 

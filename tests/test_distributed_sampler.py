@@ -145,9 +145,7 @@ def test_each_process_gets_the_rows_that_are_counted_for_it(monkeypatch, process
             trainer = trainer_on(processes, rows, batch, split_batches, drop_last)
             shards = [
                 list(
-                    BatchSamplerShard(
-                        BatchSampler(trainer.sampler, batch, drop_last), processes, process, split_batches
-                    )
+                    BatchSamplerShard(BatchSampler(trainer.order, batch, drop_last), processes, process, split_batches)
                 )
                 for process in range(processes)
             ]
@@ -176,7 +174,7 @@ def test_each_process_gets_the_rows_that_are_counted_for_it(monkeypatch, process
 def test_one_process_counts_every_row(rows):
     """A short last batch would be filled up, or counted as a full one."""
     trainer = trainer_on(1, rows, 8)
-    batches = list(BatchSampler(trainer.sampler, 8, drop_last=False))
+    batches = list(BatchSampler(trainer.order, 8, drop_last=False))
     counts = [
         ImageTrainer.samples(trainer, {"labels": torch.zeros(len(batch)), "position": batch[0].position})
         for batch in batches
@@ -187,8 +185,8 @@ def test_one_process_counts_every_row(rows):
 
 def test_two_processes_see_the_global_batches_of_one():
     """The contrast of a step would be between other images than on one process."""
-    one = list(BatchSampler(trainer_on(1, 29, 8).sampler, 8, drop_last=False))
-    sampler = trainer_on(2, 29, 4).sampler
+    one = list(BatchSampler(trainer_on(1, 29, 8).order, 8, drop_last=False))
+    sampler = trainer_on(2, 29, 4).order
     shards = [list(BatchSamplerShard(BatchSampler(sampler, 4, False), 2, process)) for process in range(2)]
     both = [[*first, *second] for first, second in zip(*shards, strict=True)]
     assert [batch[: len(alone)] for batch, alone in zip(both, one, strict=True)] == one
@@ -197,8 +195,8 @@ def test_two_processes_see_the_global_batches_of_one():
 
 def test_data_seed_orders_the_rows_where_it_is_given():
     """`data_seed`, as in `TrainingArguments`, would do nothing."""
-    assert list(trainer_on(1, 20, 4, seed=1, data_seed=5).sampler) == drawn(20, seed=5)
-    assert list(trainer_on(1, 20, 4, seed=1).sampler) == drawn(20, seed=1)
+    assert list(trainer_on(1, 20, 4, seed=1, data_seed=5).order) == drawn(20, seed=5)
+    assert list(trainer_on(1, 20, 4, seed=1).order) == drawn(20, seed=1)
 
 
 # ---- Views ----------------------------------------------------------------------------------------------------------

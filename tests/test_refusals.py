@@ -103,7 +103,7 @@ def test_an_epoch_that_a_callback_cuts_short_is_not_drawn_again(tmp_path):
 
     class Cut(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
-            epochs.append(trainer.sampler.epoch)
+            epochs.append(trainer.order.epoch)
             control.should_epoch_stop = True
 
     trainer = small.build(

@@ -51,6 +51,7 @@ CASES = {
     "mixed": (13, 8, {"cmixup_alpha": 1.0, "conr_weight": 0.0, "rnc_weight": 0.0}),
     "head alone": (13, 8, {"freeze_backbone": True, "reweight": "inverse"}),
     "own loss": (9, 8, {"compute_loss_func": own_loss}),
+    "streamed": (13, 8, {"reweight": "inverse", "dataloader_num_workers": 2}),
 }
 EPOCHS = 3
 PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))  # the group that says so is formed by the first trainer only
@@ -139,7 +140,8 @@ def run_case(name, folder):
         "load_best_model_at_end": False,
         **changed,
     }
-    trainer = build(*fresh("vit", columns), folder, train, evaluation, callbacks=[steps], **settings)
+    given = train.to_iterable_dataset(num_shards=3).shuffle(seed=0, buffer_size=6) if name == "streamed" else train
+    trainer = build(*fresh("vit", columns), folder, given, evaluation, callbacks=[steps], **settings)
     try:
         trainer.train()
     finally:

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 
 from conr_hf.data.catalogue import BENCHMARKS, Benchmark
 from conr_hf.data.local import SPLITS, TABLES, by_split, load_local, read_table, reading, with_images
+from conr_hf.data.streams import load_stream
 
 ALL_SPLITS = ("train", "validation", "test")
 
@@ -28,6 +30,7 @@ def load_benchmark(
     columns: Mapping[str, str] | None = None,
     revision: str | None = None,
     require_splits: bool = True,
+    streaming: bool = False,
 ) -> DatasetDict:
     """
     A benchmark with its training, validation and test splits.
@@ -52,6 +55,10 @@ def load_benchmark(
         require_splits (`bool`, *optional*, defaults to `True`):
             `False` takes data without splits too, all rows as `"train"`, from which splits can be made.
 
+        streaming (`bool`, *optional*, defaults to `False`):
+            Read the training split as a stream, of Parquet files or the Hub; see
+            [`~conr_hf.data.streams.load_stream`].
+
     Returns:
         `datasets.DatasetDict` with `"train"`, `"validation"` and `"test"`, with columns `image` and `label` (of
         mpiigaze-dir `pitch` and `yaw`) and whatever else the source has. The `info` of each split holds the
@@ -73,6 +80,8 @@ def load_benchmark(
         raise ValueError(f'There is no benchmark "{name}". Known: {known}. Did you mean "{nearest}"?')
     benchmark = BENCHMARKS[name]
     if benchmark.folder is not None:
+        if streaming:
+            raise ValueError(f"{name} comes with the package and is read into memory; leave streaming out.")
         if source is not None:
             raise ValueError(f'{name} comes with the package; leave its source "{source}" out.')
         folder = Path(__file__).parent / benchmark.folder
@@ -81,7 +90,7 @@ def load_benchmark(
         raise ValueError(f"{name} cannot be loaded. {benchmark.obtain}")
     if source is None:
         raise ValueError(f"{name} does not come with the package. {_how_to_obtain(benchmark)}")
-    splits = _rows(benchmark, str(source), split_file, columns or {}, revision)
+    splits = _rows(benchmark, str(source), split_file, columns or {}, revision, streaming)
     missing = [split for split in ALL_SPLITS if split not in splits]
     if missing and require_splits:
         raise ValueError(
@@ -103,7 +112,7 @@ def benchmark_of(dataset: object, labels: np.ndarray) -> Benchmark | None:
         dataset: Any data set.
         labels (`np.ndarray` of shape `(N,)` or `(N, T)`): Its labels.
     """
-    if not isinstance(dataset, Dataset) or dataset.info.dataset_name not in BENCHMARKS:
+    if not isinstance(dataset, Dataset | datasets.IterableDataset) or dataset.info.dataset_name not in BENCHMARKS:
         return None
     benchmark = BENCHMARKS[dataset.info.dataset_name]
     # The name outlives map(): labels in another unit, or another column, are not the benchmark's.
@@ -130,22 +139,24 @@ def _rows(
     split_file: str | os.PathLike[str] | None,
     columns: Mapping[str, str],
     revision: str | None,
-) -> dict[str, Dataset]:
+    streaming: bool,
+) -> dict[str, Any]:
     """The rows of each split there is, their columns named as ours and their images found."""
     location = Path(source)
-    table = _table(benchmark, location, split_file)
+    table = None if streaming else _table(benchmark, location, split_file)
     if table is not None:
         with reading(str(table)):
             rows = _renamed(read_table(table), benchmark, columns)
             if benchmark.name == "utkface" and "image" in rows.column_names and "label" not in rows.column_names:
                 rows = rows.add_column("label", [_age(name) for name in rows["image"]])
             return dict(by_split(with_images(rows, "image", _root(rows, location))))
-    if benchmark.name == "utkface" and location.is_dir() and not any(f.suffix in TABLES for f in location.rglob("*")):
+    by_name = benchmark.name == "utkface" and location.is_dir() and not streaming
+    if by_name and not any(file.suffix in TABLES for file in location.rglob("*")):
         with reading(source):
             return dict(by_split(_named_by_age(location)))
     their_image = next((theirs for theirs, ours in columns.items() if ours == "image"), "image")
     try:
-        loaded = load_local(source, their_image, revision)
+        loaded = (load_stream if streaming else load_local)(source, their_image, revision)
     except ValueError as error:
         raise ValueError(f"{error} {_how_to_obtain(benchmark)}") from error
     renamed = {split: _renamed(rows, benchmark, columns) for split, rows in loaded.items()}

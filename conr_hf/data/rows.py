@@ -5,6 +5,7 @@ import io
 import math
 import os
 import warnings
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import datasets
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 from tqdm.auto import tqdm
 from transformers.image_utils import load_image
 
@@ -24,7 +25,17 @@ def column_names(dataset: Dataset[Any]) -> list[str]:
     Names of the columns of a data set's rows; of a plain `datasets.Dataset` without reading a row.
 
     Rows that a transform made ready for the model have `pixel_values` among them.
+
+    Raises:
+        `ValueError`: for a stream without rows.
     """
+    if isinstance(dataset, IterableDataset):
+        if isinstance(dataset, datasets.IterableDataset) and dataset.column_names is not None:
+            return list(dataset.column_names)
+        first = next(iter(dataset), None)
+        if first is None:
+            raise ValueError("The stream has no rows. Give it at least one.")
+        return list(first)
     if isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom":
         return list(dataset.column_names)
     return list(dataset[0])
@@ -65,10 +76,10 @@ def read_labels(dataset: Dataset[Any], columns: Sequence[str], name: str) -> tup
     The labels of every row, and which of them are not finite numbers.
 
     Of a `datasets.Dataset` only the label columns are read; of any other data set, or one with a transform, every row,
-    because only then are its labels known.
+    because only then are its labels known; a stream is read once from its first row to its last.
 
     Args:
-        dataset: A map-style data set whose rows are mappings.
+        dataset: A data set or a stream whose rows are mappings.
         columns (`Sequence[str]`): T label columns. Rows ready for the model may have them as `labels` instead.
         name (`str`): What messages call the data set, for example `"train_dataset"`.
 
@@ -79,15 +90,15 @@ def read_labels(dataset: Dataset[Any], columns: Sequence[str], name: str) -> tup
     Raises:
         `ValueError`: if a column is missing.
     """
-    labels = np.full((len(dataset), len(columns)), np.nan)  # type: ignore[arg-type]
+    numbers = array("d")
     wrong: dict[int, str] = {}
     for index, row in enumerate(_label_rows(dataset, columns)):
         for dimension, cell in enumerate(label_cells(row, columns, name)):
-            problem = _problem(cell)
-            if problem is None:
-                labels[index, dimension] = float(cell)
-            else:
+            problem = label_problem(cell)
+            numbers.append(float(cell) if problem is None else math.nan)
+            if problem is not None:
                 wrong[index] = f'column "{columns[dimension]}": {problem}'
+    labels = np.array(numbers).reshape(-1, len(columns))
     return labels[:, 0] if len(columns) == 1 else labels, wrong
 
 
@@ -197,18 +208,25 @@ def _for_pipelines(image: Image.Image) -> Image.Image:
 
 
 def _label_rows(dataset: Dataset[Any], columns: Sequence[str]) -> Iterator[Row]:
-    if isinstance(dataset, datasets.Dataset):
+    plain: datasets.Dataset | datasets.IterableDataset | None = None  # of which columns can be read alone
+    if isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom":
         plain = dataset.with_format(None)
-        if dataset.format["type"] != "custom":
-            present = [column for column in [*columns, "labels"] if column in plain.column_names]
-            if all(column in present for column in columns) or "labels" in present:
-                return iter(plain.select_columns(present))
+    elif isinstance(dataset, datasets.IterableDataset) and dataset.column_names is not None:
+        plain = dataset
+    if plain is not None:
+        present = [column for column in [*columns, "labels"] if column in plain.column_names]
+        if not all(column in present for column in columns) and "labels" not in present:
             return iter([dict.fromkeys(plain.column_names)])
+        dataset = plain.select_columns(present)
+    if isinstance(dataset, datasets.Dataset) and plain is not None:
+        return iter(dataset)
+    if isinstance(dataset, IterableDataset):
+        return iter(tqdm(dataset, "Reading labels", leave=False))
     count = len(dataset)  # type: ignore[arg-type]
     return (dataset[index] for index in tqdm(range(count), "Reading labels", leave=False))
 
 
-def _problem(cell: Any) -> str | None:
+def label_problem(cell: Any) -> str | None:
     """What keeps a label from being a finite number."""
     if cell is None:
         return "the label is missing"

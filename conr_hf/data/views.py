@@ -65,6 +65,11 @@ class TrainingSampler(Sampler[Draw]):
         self.weights, self.mixing = weights, mixing
         self.epoch = 0
 
+    @property
+    def count(self) -> int:
+        """Rows of an epoch without repeats."""
+        return len(self.rows)
+
     def __len__(self) -> int:
         return -(-len(self.rows) // self.multiple) * self.multiple
 
