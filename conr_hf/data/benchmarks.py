@@ -16,6 +16,7 @@ from datasets.table import InMemoryTable
 from PIL import Image
 
 from conr_hf.data.catalogue import BENCHMARKS, Benchmark
+from conr_hf.data.ellipses import TOP, draw_ellipses, read_drawing
 from conr_hf.data.local import SPLITS, TABLES, by_split, load_local, read_table, reading, with_images
 from conr_hf.data.streams import load_stream
 
@@ -36,8 +37,9 @@ def load_benchmark(
     A benchmark with its training, validation and test splits.
 
     `"earth-elevation"` comes with the package: it is read into memory, nothing is downloaded and nothing is written to
-    a cache. The others are read from where the user has them, since we know no public copy of them with the published
-    splits; without `source` the error says what to download from where, and the licence.
+    a cache. `"ellipses"` is drawn, as `source` says: `"imbalance=100, dimensions=1, rows=4000, seed=0"`. The others
+    are read from where the user has them, since we know no public copy of them with the published splits; without
+    `source` the error says what to download from where, and the licence.
 
     Args:
         name (`str`): A key of `BENCHMARKS`, for example `"earth-elevation"`: `image` (RGB, 32 x 32 pixels), `label`
@@ -86,6 +88,13 @@ def load_benchmark(
             raise ValueError(f'{name} comes with the package; leave its source "{source}" out.')
         folder = Path(__file__).parent / benchmark.folder
         return DatasetDict({split: _read(folder / f"{split}.parquet", split, benchmark) for split in ALL_SPLITS})
+    if name == "ellipses":
+        if streaming:
+            raise ValueError("ellipses are drawn into memory; leave streaming out.")
+        drawn = draw_ellipses(read_drawing(str(source or "")))
+        for rows in drawn.values():
+            _describe(rows, benchmark)
+        return drawn
     if name == "nyud2-dir":
         raise ValueError(f"{name} cannot be loaded. {benchmark.obtain}")
     if source is None:
@@ -99,8 +108,7 @@ def load_benchmark(
         )
     for rows in splits.values():
         _check_columns(rows, benchmark, str(source))
-        rows.info.dataset_name, rows.info.description = benchmark.name, benchmark.description
-        rows.info.citation, rows.info.license = benchmark.credit, benchmark.license
+        _describe(rows, benchmark)
     return DatasetDict(splits)
 
 
@@ -118,12 +126,19 @@ def benchmark_of(dataset: object, labels: np.ndarray) -> Benchmark | None:
     # The name outlives map(): labels in another unit, or another column, are not the benchmark's.
     if benchmark.folder is not None:
         own = np.isin(labels, load_benchmark(benchmark.name)["train"]["label"])
+    elif benchmark.name == "ellipses":
+        own = (labels >= 0) & (labels <= TOP)
     elif benchmark.unit == "years":
         own = np.isin(labels, np.arange(201))
     else:
         own = np.abs(labels) <= math.pi
     same_columns = labels.reshape(len(labels), -1).shape[1] == len(benchmark.label_columns)
     return benchmark if same_columns and own.all() else None
+
+
+def _describe(rows: Dataset, benchmark: Benchmark) -> None:
+    rows.info.dataset_name, rows.info.description = benchmark.name, benchmark.description
+    rows.info.citation, rows.info.license = benchmark.credit, benchmark.license
 
 
 def _how_to_obtain(benchmark: Benchmark) -> str:

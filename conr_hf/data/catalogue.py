@@ -56,6 +56,16 @@ _KNOWN = (
         folder="earth_elevation",
     ),
     Benchmark(
+        name="ellipses",
+        target="size",
+        unit="%",
+        bin_width=1.0,
+        credit="Drawn by conr_hf",
+        description="Drawn images with labels from 0 to 100, as imbalanced and of as many dimensions as is asked for.",
+        license="Free of any.",
+        label_columns=("size",),
+    ),
+    Benchmark(
         name="agedb-dir",
         target="age",
         unit="years",
