@@ -54,13 +54,14 @@ def rows_of(comparison: Comparison, runs: Sequence[Run], recipe: str, split: str
     The table of a recipe's split: a header, and a row for each method that has finished runs.
 
     Columns: method, seeds, MAE of each shot and balanced MAE as mean ± standard deviation over the seeds, the paired
-    difference of the MAE to the baseline with its 95 % interval over the seeds, for all and for few shots, minutes and
-    memory of a run that nothing interrupted.
+    difference to the baseline with its 95 % interval over the seeds, of the MAE of all and of few shots and of the
+    balanced MAE, minutes and memory of a run that nothing interrupted.
     """
     shots = [shot for shot in SHOTS if any(errors(runs, recipe, m, split, shot, "mae") for m in comparison.methods)]
     cells = [(shot, "mae") for shot in shots] + [("all", "bmae")]
-    paired = [shot for shot in ("all", "few") if shot in shots]
-    header = ["method", "seeds", *shots, "balanced", *(f"{shot}, to {comparison.baseline}" for shot in paired)]
+    names = [*shots, "balanced"]
+    paired = [(name, cell) for name, cell in zip(names, cells, strict=True) if name in ("all", "few", "balanced")]
+    header = ["method", "seeds", *names, *(f"{name}, to {comparison.baseline}" for name, _ in paired)]
     table = [[*header, "minutes", "GB"]]
     for method in comparison.methods:
         seeds = errors(runs, recipe, method, split, "all", "mae")
@@ -68,7 +69,7 @@ def rows_of(comparison: Comparison, runs: Sequence[Run], recipe: str, split: str
             continue
         row = [method, str(len(seeds))]
         row += [_mean(errors(runs, recipe, method, split, shot, metric).values()) for shot, metric in cells]
-        row += [_paired(comparison, runs, recipe, method, split, shot) for shot in paired]
+        row += [_paired(comparison, runs, recipe, method, split, *cell) for _, cell in paired]
         table.append([*row, *_costs(runs, recipe, method)])
     return table
 
@@ -133,10 +134,12 @@ def _mean(values: Collection[float]) -> str:
     return f"{statistics.fmean(values):.4g}{spread}"
 
 
-def _paired(comparison: Comparison, runs: Sequence[Run], recipe: str, method: str, split: str, shot: str) -> str:
+def _paired(
+    comparison: Comparison, runs: Sequence[Run], recipe: str, method: str, split: str, shot: str, metric: str
+) -> str:
     if method == comparison.baseline:
         return ""
-    ours, theirs = (errors(runs, recipe, m, split, shot, "mae") for m in (method, comparison.baseline))
+    ours, theirs = (errors(runs, recipe, m, split, shot, metric) for m in (method, comparison.baseline))
     differences = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
     if not differences:
         return ""

@@ -1,10 +1,12 @@
 """What a training step minimises: the base loss, ConR and other regularisers, and the figures of all of them."""
 
+import math
 from collections import defaultdict
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.utils import logging
 
 from conr_hf.base_loss import BalancedMSE, base_loss
 from conr_hf.companions import BALANCED_LOSSES
@@ -14,7 +16,13 @@ from conr_hf.imbalance import Bins, FeatureSmoothing, make_density, smoothing_ke
 from conr_hf.losses import conr_loss, rank_n_contrast, ranksim
 from conr_hf.resolved import Resolved
 
-_SUMS = ("base", "conr", "anchors", "positives", "negatives", "rnc", "ranksim", "samples", "rows")
+logger = logging.get_logger(__name__)
+
+DOMINATES = 1.0  # times the base loss's gradient at the features
+_SUMS = (
+    *("base", "conr", "anchors", "positives", "negatives", "rnc", "ranksim", "samples", "rows"),
+    *("base_gradient", "conr_gradient"),
+)
 
 
 class Objective:
@@ -49,6 +57,7 @@ class Objective:
             self.smoothing = FeatureSmoothing(bins, dims, fds_kernel, args.fds_momentum, args.fds_clip, device)
         self.rows: Tensor  # labels of the rows that the head is about to read, in label units
         self._epoch = 0
+        self._warned = False
         self._device = device
         self._sums: defaultdict[str, Tensor | float] = defaultdict(float)
 
@@ -62,6 +71,7 @@ class Objective:
         sample_weight: Tensor | None,
         samples: list[int],
         total: Tensor | int,
+        head_weight: Tensor | None,
     ) -> Tensor:
         """
         Weighted sum of the base loss over this process's samples, a sample being the mean of its views, divided by the
@@ -74,6 +84,7 @@ class Objective:
             sample_weight (`torch.Tensor` of shape `(B,)`, *optional*): The user's weights.
             samples (`list[int]`): How many of the B samples count, on each process; the rest repeat others.
             total (`int` or `torch.Tensor`): Samples of the step, over micro-batches and processes.
+            head_weight (`torch.Tensor` of shape `(T, D, ...)`, *optional*): The head's, to measure gradients by.
 
         Returns:
             `torch.Tensor`, a scalar.
@@ -90,6 +101,11 @@ class Objective:
             losses = self.balanced(predictions, rows, _of_all(labels, samples, 1), factors)
         loss = (losses * factors).sum()
         self._add(base=loss.detach() * total, samples=own)
+        if self.resolved.weight > 0 and head_weight is not None:
+            # By the chain rule, as a compiled model's features are no step on the way to its predictions.
+            (gradient,) = torch.autograd.grad(loss, predictions, retain_graph=True)
+            at_features = gradient.reshape(len(rows), -1) @ head_weight.detach().flatten(1)
+            self._add(base_gradient=(at_features * (total / sum(samples))).square().sum())
         return loss
 
     def regularisers(
@@ -134,6 +150,9 @@ class Objective:
             )
             parts.append(settings.weight * loss)
             self._add(conr=loss.detach() * everything, **statistics._asdict())
+            if features.requires_grad:
+                (gradient,) = torch.autograd.grad(parts[-1], features, retain_graph=True)
+                self._add(conr_gradient=gradient.square().sum())
         if args.rnc_weight > 0:
             loss = rank_n_contrast(
                 all_features,
@@ -210,7 +229,8 @@ class Objective:
         Returns:
             `dict[str, float]`: `base_loss`, in label scales for L1; where they were computed, `conr_loss`, `rnc_loss`
             and `ranksim_loss` without their weights, `conr_anchors`, their share of the rows, and `conr_positives` and
-            `conr_negatives`, means per anchor; and Balanced MSE's `noise_sigma`, in label units.
+            `conr_negatives`, means per anchor; `conr_gradient`, the norm of ConR's gradient at the features, times its
+            weight, in that of the base loss; and Balanced MSE's `noise_sigma`, in label units.
         """
         own = [torch.as_tensor(self._sums[name], dtype=torch.float32, device=self._device) for name in _SUMS]
         sums = dict(zip(_SUMS, sum_over_processes(torch.stack(own)).tolist(), strict=True))
@@ -224,6 +244,9 @@ class Objective:
                 "conr_positives": sums["positives"] / max(sums["anchors"], 1),
                 "conr_negatives": sums["negatives"] / max(sums["anchors"], 1),
             }
+        if sums["base_gradient"]:
+            figures["conr_gradient"] = math.sqrt(sums["conr_gradient"] / sums["base_gradient"])
+            self._warn(figures["conr_gradient"])
         if rows and self.args.rnc_weight > 0:
             figures["rnc_loss"] = sums["rnc"] / rows
         if rows and self.args.ranksim_weight > 0:
@@ -231,6 +254,14 @@ class Objective:
         if self.balanced is not None:
             figures["noise_sigma"] = self.balanced.noise_sigma
         return figures
+
+    def _warn(self, conr_gradient: float) -> None:
+        if conr_gradient > DOMINATES and not self._warned and rank() == 0:
+            self._warned = True
+            logger.warning(
+                f"ConR's gradient at the features is {conr_gradient:.1f} times that of the base loss, which then is "
+                f"hardly learned: lower conr_weight ({self.resolved.weight:g})."
+            )
 
     def _add(self, **figures: Tensor | float) -> None:
         for name, value in figures.items():

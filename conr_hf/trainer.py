@@ -288,7 +288,11 @@ class ConRTrainer(LearningTrainer):
             loss = loss * (count > 0)
         else:
             weight = inputs.get("sample_weight")
-            loss = self.step_objective.base(predictions, rows, inputs["labels"].float(), weight, samples, total)
+            whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+            head_weight = self.head.weight if whole else None
+            loss = self.step_objective.base(
+                predictions, rows, inputs["labels"].float(), weight, samples, total, head_weight
+            )
         if self.step_objective.smoothing is not None:
             count = samples[rank()] * views
             self.step_objective.smoothing.add(features[:count], rows[:count])

@@ -217,16 +217,17 @@ def test_means_deviations_and_differences_by_hand(tmp_path):
         for seed, mae in by_seed.items():
             folder = tmp_path / f"{method}-{seed}"
             folder.mkdir()
-            shots = {"all": {"n": 4, "mae": mae, "bmae": mae + 1}, "few": {"n": 1, "mae": 2 * mae, "bmae": mae}}
+            shots = {"all": {"n": 4, "mae": mae, "bmae": 3 * mae}, "few": {"n": 1, "mae": 2 * mae, "bmae": mae}}
             results = {"test": shots, "unit": "m", "resumed": seed == 2, "train_seconds": 90.0, "peak_memory": 2**31}
             (folder / "results.json").write_text(json.dumps(results))
             runs.append(Run("small", method, seed, folder, {}))
     header, vanilla, conr = rows_of(made, runs, "small", "test")
     assert header[:5] == ["method", "seeds", "all", "few", "balanced"]
-    assert vanilla[:5] == ["vanilla", "2", f"11 ± {statistics.stdev([10, 12]):.3g}", "22 ± 2.83", "12 ± 1.41"]
+    assert vanilla[:5] == ["vanilla", "2", f"11 ± {statistics.stdev([10, 12]):.3g}", "22 ± 2.83", "33 ± 4.24"]
     assert conr[5] == f"-1.5 ± {12.706 * np.std([1, 2], ddof=1) / np.sqrt(2):.3g}"
     assert conr[6].startswith("-3 ± ")
-    assert conr[7:] == ["1.5", "2.0"]
+    assert conr[7].startswith("-4.5 ± ")
+    assert conr[8:] == ["1.5", "2.0"]
     assert "small, test: MAE" in show(made, runs)
     write_tables(made, runs, "conr-hf compare x")
     assert "\\pm" in (tmp_path / "table.tex").read_text()

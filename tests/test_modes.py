@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 
 import conr_hf.objective
 from conr_hf import load_regressor
+from conr_hf.losses import conr_loss
 
 ROWS, EPOCHS = 21, 3  # a last batch of five
 STEPS = 3 * EPOCHS
@@ -423,3 +424,60 @@ def test_weight_0_computes_no_conr(tmp_path, monkeypatch):
     assert batch["pixel_values"].shape[1] == 2, "a baseline sees the same views"
     with pytest.raises(AssertionError, match="ConR was computed"):
         trainer(tmp_path).train()
+
+
+# ---- ConR's gradient beside the base loss's -------------------------------------------------------------------------
+
+
+def first_gradients(tmp_path, weight, dimensions=1):
+    """The first step's logged figures, and both gradients at the features as autograd has them."""
+    names = ["label"] if dimensions == 1 else ["label0", "label1"]
+    changed = {"conr_weight": weight, "conr_window": 3.0, "label_columns": names, "max_steps": 1}
+    torch.manual_seed(0)
+    trainer = build(*models["vit"](names), tmp_path, images(8, dimensions=dimensions), **changed)
+    trainer.train()
+    figures = trainer.state.log_history[0]
+    torch.manual_seed(0)
+    fresh = build(*models["vit"](names), tmp_path, images(8, dimensions=dimensions), **changed, learning_rate=0.0)
+    fresh.train()  # sets the head and learns nothing
+    batch = next(iter(fresh.get_train_dataloader()))
+    seen = []
+    hook = fresh.head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    fresh.model.train()
+    predictions = fresh.model(batch["pixel_values"].flatten(0, 1)).logits.squeeze(-1)
+    hook.remove()
+    rows = batch["labels"].repeat_interleave(2, 0)
+    settings = fresh.resolved
+    base = ((predictions - rows).abs() / settings.label_scale).mean()
+    weights = fresh.step_objective.conr_density.weights(rows)
+    conr = conr_loss(
+        seen[0].float(),
+        rows,
+        predictions.detach(),
+        weights,
+        window=settings.window,
+        push_scale=settings.push_scale,
+        temperature=settings.temperature,
+    )
+    (of_base,) = torch.autograd.grad(base, seen[0], retain_graph=True)
+    (of_conr,) = torch.autograd.grad(weight * conr, seen[0])
+    return figures, of_base.norm().item(), of_conr.norm().item()
+
+
+@pytest.mark.parametrize("dimensions", [1, 2])
+def test_the_logged_gradient_is_that_at_the_features(tmp_path, dimensions):
+    """A user would set the weight by a figure that means something else."""
+    figures, of_base, of_conr = first_gradients(tmp_path, 0.05, dimensions)
+    assert of_conr > 0
+    assert figures["conr_gradient"] == pytest.approx(of_conr / of_base, rel=1e-4)
+
+
+@pytest.mark.parametrize(("weight", "warned"), [(0.001, False), (10.0, True)])
+def test_a_gradient_that_dominates_is_said_once(tmp_path, monkeypatch, weight, warned):
+    """The base loss would hardly be learned, and only the test set would tell."""
+    said = []
+    monkeypatch.setattr(conr_hf.objective.logger, "warning", said.append)
+    build(*models["vit"](), tmp_path, images(24), conr_weight=weight, conr_window=3.0).train()
+    said = [sentence for sentence in said if "gradient at the features is" in sentence]
+    assert len(said) == warned
+    assert all("lower conr_weight (10)" in sentence for sentence in said)
