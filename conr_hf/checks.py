@@ -6,7 +6,7 @@ from torch.utils.data import Dataset, IterableDataset
 from transformers.utils import logging
 
 from conr_hf.config import ConRConfig
-from conr_hf.data.rows import Row, column_names, read_labels, unreadable_rows
+from conr_hf.data.rows import Row, column_names, label_cells, read_labels, unreadable_rows
 from conr_hf.distributed import gather_objects, rank, world_size
 from conr_hf.imbalance import Bins, label_columns
 
@@ -76,6 +76,18 @@ def check_image_column(dataset: Dataset[Row], name: str, column: str) -> None:
             f'{name} has no column "{column}"; its columns are {", ".join(names)}. '
             "Name the column of the image with image_column."
         )
+
+
+def check_columns(stream: IterableDataset[Row], name: str, args: ConRConfig, *, with_image: bool) -> None:
+    """
+    Raises:
+        `ValueError`: if a stream has no column of a label, or, `with_image` and without `pixel_values`, of an image.
+    """
+    names = column_names(stream)
+    if not all(column in names for column in args.label_columns) and "labels" not in names:
+        label_cells(dict.fromkeys(names), args.label_columns, name)
+    if with_image and "pixel_values" not in names:
+        check_image_column(stream, name, args.image_column)
 
 
 def streamed_labels(stream: IterableDataset[Row], name: str, args: ConRConfig) -> np.ndarray:

@@ -60,6 +60,7 @@ def _run(given: list[str]) -> int:
     source.add_argument("--benchmark", help="a benchmark, such as earth-elevation")
     source.add_argument("--data", help="your own data: folder of images, table, or Hub id")
     evaluate.add_argument("--benchmark_source", help="where you have the benchmark: folder, file or Hub id")
+    evaluate.add_argument("--streaming", action="store_true", help="do not download the training split")
     evaluate.add_argument("--split", default="test", help="which split (default: test)")
     evaluate.add_argument("--image_column", default="image")
     evaluate.add_argument("--label_columns", nargs="+", help="columns of the label (default: the model's own)")
@@ -133,6 +134,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         benchmark=options.benchmark,
         benchmark_source=options.benchmark_source,
         data=options.data,
+        streaming=options.streaming,
         split=options.split,
         image_column=options.image_column,
         label_columns=options.label_columns,

@@ -26,6 +26,7 @@ def evaluate_saved(
     benchmark: str | None,
     benchmark_source: str | None = None,
     data: str | None,
+    streaming: bool,
     split: str,
     image_column: str,
     label_columns: Sequence[str] | None,
@@ -57,7 +58,14 @@ def evaluate_saved(
         )
         targets = targets_of(model)
         sets, targets, unit = load_data(
-            Recipe(benchmark=benchmark, benchmark_source=benchmark_source, data=data, target=targets), args
+            Recipe(
+                benchmark=benchmark,
+                benchmark_source=benchmark_source,
+                data=data,
+                streaming=streaming,
+                target=targets,
+            ),
+            args,
         )
         unit = unit or unit_beside(model_name)
         if split not in sets:

@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from conr_hf.checks import (
+    check_columns,
     check_has_rows,
-    check_image_column,
     check_train_labels,
     labels_of,
     streamed_labels,
@@ -83,10 +83,15 @@ class ImageTrainer(Trainer):
         indexed = None if is_stream else train_dataset
         super().__init__(model, args, self.collator(), indexed, eval_dataset, processing_class, **kwargs)
         self.train_dataset = train_dataset
+        if is_stream and self.accelerator.split_batches and self.args.world_size > 1:
+            raise ValueError("split_batches is true, with which a stream's length is not known. Leave it out.")
+        self.add_callback(_EpochForSampler(self))
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
         if self.accelerator.dispatch_batches:
             raise ValueError("dispatch_batches is true; leave it unset, since each process reads its own rows.")
-        self.accelerator.dataloader_config.dispatch_batches = False  # what a stream's default is
-        self.add_callback(_EpochForSampler(self))
+        self.accelerator.dataloader_config.dispatch_batches = False  # unset, a stream's batches are dispatched
 
     def collator(self) -> ImageCollator | UserCollator:
         """What makes batches at the present settings."""
@@ -107,8 +112,7 @@ class ImageTrainer(Trainer):
         """Reads every label and image of all data sets once, so that no bad one ends a run in its middle."""
         for name, dataset in named(self.train_dataset, self.eval_dataset).items():
             if isinstance(dataset, IterableDataset):
-                if self._user_collator is None and "pixel_values" not in column_names(dataset):
-                    check_image_column(dataset, name, self.args.image_column)
+                check_columns(dataset, name, self.args, with_image=self._user_collator is None)
                 self.training_labels()
             else:
                 self.usable(dataset, name, before_training=True)
@@ -120,6 +124,8 @@ class ImageTrainer(Trainer):
         The rows of a data set that can be used, and their labels; each is read once. Before training, images are read
         and labels must be there; otherwise labels are read where there are any.
         """
+        if isinstance(dataset, IterableDataset):
+            raise ValueError(f"{name} is a stream; it must have a length and give rows by index.")
         names = column_names(dataset)
         raw = "pixel_values" not in names and self._user_collator is None
         with_images = raw and (before_training or self.args.skip_bad_rows)
@@ -233,7 +239,7 @@ class ImageTrainer(Trainer):
         return StreamedRows(
             stream,
             "train_dataset",
-            self.args.image_column,
+            self.args.image_column if self._user_collator is None else None,
             self.args.label_columns,
             count=len(self.training_labels()),
             batch=self.global_batch(),

@@ -101,7 +101,7 @@ class Objective:
             losses = self.balanced(predictions, rows, _of_all(labels, samples, 1), factors)
         loss = (losses * factors).sum()
         self._add(base=loss.detach() * total, samples=own)
-        if self.resolved.weight > 0 and head_weight is not None:
+        if head_weight is not None:
             # By the chain rule, as a compiled model's features are no step on the way to its predictions.
             (gradient,) = torch.autograd.grad(loss, predictions, retain_graph=True)
             at_features = gradient.reshape(len(rows), -1) @ head_weight.detach().flatten(1)
@@ -109,7 +109,13 @@ class Objective:
         return loss
 
     def regularisers(
-        self, features: Tensor, rows: Tensor, predictions: Tensor, samples: list[int], views: int
+        self,
+        features: Tensor,
+        rows: Tensor,
+        predictions: Tensor,
+        samples: list[int],
+        views: int,
+        with_gradient: bool,
     ) -> Tensor | None:
         """
         This process's part of ConR, Rank-N-Contrast and RankSim, each times its weight, over the rows of all
@@ -121,6 +127,7 @@ class Objective:
             predictions (`torch.Tensor` like `rows`): In label units.
             samples (`list[int]`): How many of the B samples count, on each process.
             views (`int`): Views of each sample (V).
+            with_gradient (`bool`): Measure ConR's gradient at the features.
 
         Returns:
             `torch.Tensor`, a scalar, differentiable in the features of all processes; or `None` without regulariser.
@@ -150,7 +157,7 @@ class Objective:
             )
             parts.append(settings.weight * loss)
             self._add(conr=loss.detach() * everything, **statistics._asdict())
-            if features.requires_grad:
+            if with_gradient:
                 (gradient,) = torch.autograd.grad(parts[-1], features, retain_graph=True)
                 self._add(conr_gradient=gradient.square().sum())
         if args.rnc_weight > 0:
@@ -259,8 +266,8 @@ class Objective:
         if conr_gradient > DOMINATES and not self._warned and rank() == 0:
             self._warned = True
             logger.warning(
-                f"ConR's gradient at the features is {conr_gradient:.1f} times that of the base loss, which then is "
-                f"hardly learned: lower conr_weight ({self.resolved.weight:g})."
+                f"ConR's gradient at the features is {conr_gradient:.1f} times that of the base loss, which may "
+                f"then hardly be learned: lower conr_weight ({self.resolved.weight:g})."
             )
 
     def _add(self, **figures: Tensor | float) -> None:

@@ -58,8 +58,9 @@ class ConRTrainer(LearningTrainer):
         train_dataset (a `datasets` or `torch.utils.data` data set, *optional*):
             Rows by index, with an image and label columns, and perhaps `sample_weight`; or ready for the model, with
             `pixel_values` of shape `(C, H, W)`, or `(V, C, H, W)` for V views, and `labels`. Or a stream of such rows:
-            its labels are read once before training, an epoch has as many rows, and nothing is shuffled but by the
-            stream itself (`stream.shuffle(seed, buffer_size=...)`).
+            its labels are read once before training, an epoch has as many rows, and their order is the stream's own
+            (`stream.shuffle(seed=..., buffer_size=...)`). It must give all its rows, in one order, to each process and
+            worker, which share them here.
         eval_dataset (a data set, or `dict` of names to data sets, *optional*): The same, for evaluation.
         processing_class (`BaseImageProcessor`, *optional*): The model's image processor; saved beside the model.
         train_labels (array of shape `(N,)` or `(N, T)`, or [`Bins`], *optional*):
@@ -280,6 +281,10 @@ class ConRTrainer(LearningTrainer):
         samples = self.samples(inputs)
         total = sum(samples) if step_samples is None else step_samples
         features = self.head.take_features()
+        # Neither of a sharded head, nor where the head reads other features than ConR.
+        plain = not (self.is_fsdp_enabled or self.is_deepspeed_enabled or self.step_objective.smoothing is not None)
+        with_gradient = plain and self.resolved.weight > 0 and features.requires_grad
+        with_gradient = with_gradient and self.compute_loss_func is None
         if self.compute_loss_func is not None:
             # Without repeats, or times 0 where all are repeats: a mean over no rows would not be a number.
             count = samples[rank()] * views
@@ -288,15 +293,14 @@ class ConRTrainer(LearningTrainer):
             loss = loss * (count > 0)
         else:
             weight = inputs.get("sample_weight")
-            whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
-            head_weight = self.head.weight if whole else None
+            head_weight = self.head.weight if with_gradient else None
             loss = self.step_objective.base(
                 predictions, rows, inputs["labels"].float(), weight, samples, total, head_weight
             )
         if self.step_objective.smoothing is not None:
             count = samples[rank()] * views
             self.step_objective.smoothing.add(features[:count], rows[:count])
-        regularisers = self.step_objective.regularisers(features, rows, predictions, samples, views)
+        regularisers = self.step_objective.regularisers(features, rows, predictions, samples, views, with_gradient)
         if regularisers is not None:
             loss = loss + regularisers * sum(samples) / total
         return loss * world_size()

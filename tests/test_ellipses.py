@@ -76,7 +76,7 @@ def test_as_a_benchmark():
     [
         ("imbalanse=10", '"imbalanse=10" is no setting; write imbalance=..., dimensions=..., rows=..., seed=...'),
         ("imbalance=many", 'imbalance is "many"; it must be a number'),
-        ("rows=1.5", 'rows is "1.5"; it must be a number'),
+        ("rows=1.5", 'rows is "1.5"; it must be a whole number'),
         ("imbalance=0.5", "imbalance is 0.5; it must be finite and 1 or more"),
         ("imbalance=inf", "imbalance is inf; it must be finite and 1 or more"),
         ("dimensions=9", "dimensions is 9; it must be 1 to 8"),

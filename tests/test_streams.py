@@ -3,7 +3,9 @@
 import io
 import json
 
+import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset, Features, Image, IterableDataset, Value
@@ -13,6 +15,8 @@ from torch.utils.data import DataLoader
 from torch.utils.data import IterableDataset as TorchStream
 from transformers import TrainerCallback
 
+import conr_hf.data.streamed_rows
+import conr_hf.data.streams
 from conr_hf import load_benchmark
 from conr_hf.cli import main
 from conr_hf.data.streamed_rows import StreamedRows
@@ -23,8 +27,9 @@ ROWS, BATCH = 21, 8
 
 
 def stream_of(rows, shuffled=True):
-    stream = rows.to_iterable_dataset(num_shards=3)
-    return stream.shuffle(seed=1, buffer_size=7) if shuffled else stream
+    if not shuffled:
+        return rows.to_iterable_dataset(num_shards=1)  # `datasets` may take shards in another order each epoch
+    return rows.to_iterable_dataset(num_shards=3).shuffle(seed=1, buffer_size=7)
 
 
 def train(folder, rows, **changed):
@@ -240,23 +245,61 @@ def test_bad_rows_are_left_out_if_they_may_be(tmp_path):
     assert_same(kept, train(tmp_path / "without", without, train_sampling_strategy="sequential"))
 
 
-def test_a_bad_image_is_named(tmp_path):
-    stream = stream_of(with_bad(images(ROWS), image=5), shuffled=False)
-    with pytest.raises(
-        ValueError, match=r'train_dataset, row 5, column "image": the image cannot be read \(it is not'
-    ):
-        train(tmp_path, stream)
+@pytest.mark.parametrize("decoded", [False, True])
+def test_a_bad_image_is_named(tmp_path, decoded):
+    rows = with_bad(images(ROWS), image=5)
+    rows = rows.cast_column("image", Image()) if decoded else rows
+    message = r'row 5 in the order of epoch 1, column "image": the image cannot be read \(it is not an image\)\. Mend'
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path, stream_of(rows, shuffled=False))
 
 
-@pytest.mark.parametrize(("bad", "instead"), [(5, 4), (0, 1)])
-def test_another_row_takes_the_place_of_a_bad_image(bad, instead):
+@pytest.mark.parametrize("bad", [0, 5])
+@pytest.mark.parametrize(("workers", "processes"), [(0, 1), (2, 1), (0, 2)])
+def test_another_row_takes_the_place_of_a_bad_image(bad, workers, processes):
     """One image among a million that cannot be read would end a run after days."""
-    rows = images(8)
-    stream = with_bad(rows, image=bad).to_iterable_dataset()
-    labels = [row["label"] for _, row in streamed(stream, 8, skip_bad_rows=True)]
+    rows = with_bad(images(8), image=bad)
     expected = rows["label"][:]
-    expected[bad] = expected[instead]
-    assert labels == expected
+    expected[bad] = expected[1 if bad == 0 else 0]
+    labels = {}
+    for process in range(processes):
+        stream = rows.cast_column("image", Image()).to_iterable_dataset()
+        part = streamed(stream, 8, process=process, processes=processes, skip_bad_rows=True)
+        loader = DataLoader(part, batch_size=4, num_workers=workers, collate_fn=list)
+        for draw, row in (example for batch in loader for example in batch):
+            if isinstance(row["image"], PILImage.Image):
+                labels[draw.position] = row["label"]
+    assert [labels[position] for position in range(8)] == expected
+
+
+@pytest.mark.parametrize("skips", [False, True])
+@pytest.mark.parametrize("column", ["labels", "sample_weight"])
+def test_numbers_of_ready_rows_are_checked(column, skips):
+    """A NaN would be told as a training that diverged."""
+    rows = [{"pixel_values": np.zeros((3, 4, 4)), "labels": float(i), "sample_weight": 1.0} for i in range(6)]
+    rows[2] = {**rows[2], column: float("nan")}
+    stream = streamed(Counted(rows), 5, skip_bad_rows=skips)
+    if skips:
+        assert [row["labels"] for _, row in stream] == [0, 1, 3, 4, 5]
+    else:
+        with pytest.raises(ValueError, match="train_dataset, row 2 in the order of epoch 1, column"):
+            list(stream)
+
+
+def test_rows_for_a_collator_of_the_users_are_left_as_they_are(tmp_path):
+    """An array that is no image would be forced to be one."""
+
+    def collate(rows):
+        return {
+            "pixel_values": torch.stack([torch.tensor(row["image"]) for row in rows])[:, None],
+            "labels": torch.tensor([row["label"] for row in rows]),
+        }
+
+    rows = [{"image": np.full((3, 32, 32), i / 9, np.float32), "label": 20.0 + i} for i in range(9)]
+    model, processor = models["vit"]()
+    trainer = build(model, processor, tmp_path, Counted(rows), data_collator=collate)
+    trainer.train()
+    assert trainer.state.global_step == 2
 
 
 def test_a_stream_without_an_image_that_can_be_read():
@@ -277,6 +320,7 @@ def test_a_stream_without_an_image_that_can_be_read():
             "cmixup_alpha is 2.0, but train_dataset is a stream",
         ),
         ({"label_columns": ["age"]}, 'no column "age"; its columns are image, label'),
+        ({"label_columns": ["age"], "train_labels": [1.0] * ROWS}, 'no column "age"; its columns are image, label'),
         ({"image_column": "photo"}, 'train_dataset has no column "photo"; its columns are image, label'),
         ({"train_labels": [[1.0, 2.0]]}, r"train_labels has shape \(1, 2\) and label_columns names 1"),
         ({"train_labels": []}, r"train_labels has shape \(0, 1\)"),
@@ -298,8 +342,33 @@ def test_labels_are_given_for_streams_alone(tmp_path):
         train(tmp_path, images(ROWS), train_labels=[1.0] * ROWS)
 
 
+def test_a_search_trains_on_a_stream(tmp_path):
+    """Each trial makes a new accelerator, which would deal the batches out itself."""
+    pytest.importorskip("optuna")
+    processor = models["vit"]()[1]
+    rows, evaluation = stream_of(images(ROWS)), images(4)
+    trainer = build(None, processor, tmp_path, rows, evaluation, model_init=lambda: models["vit"]()[0])
+    trainer.hyperparameter_search(
+        lambda trial: {"weight_decay": trial.suggest_float("weight_decay", 0, 1)}, n_trials=1
+    )
+    assert trainer.accelerator.dataloader_config.dispatch_batches is False
+    assert trainer.state.global_step == 3
+
+
+def test_longer_and_shorter_streams_than_labels_are_told(monkeypatch):
+    said = []
+    monkeypatch.setattr(conr_hf.data.streamed_rows.logger, "warning_once", said.append)
+    assert len(list(streamed(stream_of(images(9)), 8))) == 8
+    assert len(list(streamed(stream_of(images(8)), 8))) == 8
+    assert ["has more rows than the 8 labels" in sentence for sentence in said] == [True]
+    list(streamed(stream_of(images(5)), 8))
+    assert "ended after 5 of 8 rows and begins again" in said[1]
+
+
 def test_an_evaluation_stream_is_refused(tmp_path):
     model, processor = models["vit"]()
+    with pytest.raises(ValueError, match="test data is a stream"):
+        build(model, processor, tmp_path, images(ROWS)).predict(stream_of(images(4)))
     with pytest.raises(ValueError, match="eval_dataset is a stream"):
         build(model, processor, tmp_path, images(ROWS), stream_of(images(4)))
 
@@ -354,7 +423,16 @@ def test_binary_images_and_one_file(tmp_path):
     assert [row["photo"].getpixel((0, 0))[0] for _, row in kept] == [7, 9]
 
 
-@pytest.mark.parametrize("kind", ["csv", "folder", "paths", "nothing"])
+def test_parquet_on_the_hub_is_read_without_its_images(parquet, monkeypatch):
+    """The builder of a data set on the Hub tells whether single columns can be read."""
+    of_files = datasets.load_dataset_builder("parquet", data_dir=str(parquet))
+    of_images = datasets.load_dataset_builder("imagefolder", data_files={"train": [__file__]})
+    for builder, expected in ((of_files, True), (of_images, False)):
+        monkeypatch.setattr(datasets, "load_dataset_builder", lambda path, revision, found=builder: found)
+        assert conr_hf.data.streams._is_parquet("owner/name", None) is expected
+
+
+@pytest.mark.parametrize("kind", ["csv", "folder", "paths", "cells", "splits", "nothing"])
 def test_what_is_no_stream_is_said(tmp_path, kind):
     path = tmp_path / "data"
     message = "leave streaming out"
@@ -366,6 +444,17 @@ def test_what_is_no_stream_is_said(tmp_path, kind):
     elif kind == "paths":
         path.mkdir()
         Dataset.from_dict({"image": ["a.png"], "label": [1.0]}).to_parquet(path / "train.parquet")
+    elif kind == "cells":
+        path.mkdir()
+        outside = tmp_path / "outside.png"
+        PILImage.new("RGB", (4, 4)).save(outside)
+        cells = [{"bytes": None, "path": str(outside)}]
+        features = Features({"image": Image(decode=False), "label": Value("float64")})
+        table = Dataset.from_dict({"image": cells, "label": [1.0]}, features=features).data.table
+        pq.write_table(table, path / "train.parquet")
+    elif kind == "splits":
+        path = tmp_path / "rows.parquet"
+        images(4).add_column("split", ["train", "train", "val", "test"]).to_parquet(path)
     else:
         message = "is neither a folder, a file nor an id on the Hub"
     with pytest.raises(ValueError, match=message):
@@ -396,6 +485,10 @@ def test_histogram_file(tmp_path):
     bins = read_histogram(str(file))
     assert bins.edges[0].tolist() == [20, 30, 50, 60, 90]
     assert bins.train_counts[0].tolist() == [30, 8, 0, 2]
+    file.write_text("low,high,count\n0.1,0.30000000000000004,5.0\n0.3,0.4,2.0\n")  # as numpy writes 3 * 0.1
+    assert read_histogram(str(file)).train_counts[0].tolist() == [5, 2]
+    with pytest.raises(ValueError, match="it must be a CSV file with columns low, high and count"):
+        read_histogram(str(tmp_path / "histogram.txt"))
 
 
 @pytest.mark.parametrize(
@@ -403,8 +496,10 @@ def test_histogram_file(tmp_path):
     [
         ("low,high\n1,2\n", 'no column "count"'),
         ("low,high,count\n1,2,3\n1.5,3,4\n", r"row 1: the bin 1.5 .. 3 must ascend"),
-        ("low,high,count\n1,2,-3\n", "row 0: count is -3"),
-        ("low,high,count\n1,2,1.5\n", "row 0: count is 1.5"),
+        ("low,high,count\n1,2,-3\n", "row 0: low is 1, high 2 and count -3"),
+        ("low,high,count\n1,2,1.5\n", "row 0: low is 1, high 2 and count 1.5"),
+        ("low,high,count\n,2,1\n", "row 0: low is None, high 2 and count 1"),
+        ("low,high,count\n1,2,0\n", "it counts no label"),
     ],
 )
 def test_histogram_files_that_cannot_be_meant(tmp_path, text, message):
@@ -442,7 +537,7 @@ def test_the_command_line_streams(tmp_path, parquet, capsys, histogram):
     assert sum(results["bins"]["train_counts"][0]) == 40
     assert (results["bins"]["train_counts"][0] == [30, 8, 0, 2]) is histogram
     with pytest.raises(SystemExit) as ended:
-        main(["evaluate", str(run), "--data", str(parquet)])
+        main(["evaluate", str(run), "--data", str(parquet), "--streaming"])
     assert ended.value.code == 0
     with pytest.raises(SystemExit) as ended:
         main(["report", str(run)])

@@ -62,7 +62,7 @@ _KNOWN = (
         bin_width=1.0,
         credit="Drawn by conr_hf",
         description="Drawn images with labels from 0 to 100, as imbalanced and of as many dimensions as is asked for.",
-        license="Free of any.",
+        license="Drawn by the package; none is needed.",
         label_columns=("size",),
     ),
     Benchmark(

@@ -67,7 +67,8 @@ def read_drawing(text: str) -> Drawing:
         try:
             settings[name] = float(value) if kinds[name] is float else int(value)
         except ValueError as error:
-            raise ValueError(f'ellipses: {name} is "{value}"; it must be a number.') from error
+            kind = "a number" if kinds[name] is float else "a whole number"
+            raise ValueError(f'ellipses: {name} is "{value}"; it must be {kind}.') from error
     return Drawing(**settings)  # type: ignore[arg-type]
 
 
@@ -76,7 +77,7 @@ def draw_ellipses(drawing: Drawing) -> DatasetDict:
     Draws the splits: `"train"` with the imbalance, `"validation"` (1000 images) and `"test"` (2000) balanced.
 
     Each image shows one ellipse anywhere, at any angle, between fainter shapes and noise. Its eight properties are
-    drawn on their own, each from 0 to 100; those that are no label are spread evenly.
+    independent of one another, each from 0 to 100; those that are no label are spread evenly.
 
     Args:
         drawing ([`Drawing`]): What is drawn.

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers.utils import logging
 
-from conr_hf.data.rows import Row, describe, label_problem, to_image
+from conr_hf.data.rows import Row, describe, label_cells, label_problem, to_image
 from conr_hf.data.views import Draw, Example
 
 logger = logging.get_logger(__name__)
@@ -26,24 +26,25 @@ class StreamedRows(IterableDataset[Example]):
 
     Args:
         stream (`torch.utils.data.IterableDataset`): Rows with an image and labels, or ready for the model. It must
-            give every process and worker the same rows; one of `datasets` is told the epoch and does.
+            give every process and worker all its rows in one order; a seeded one of `datasets` does, and is told the
+            epoch, unless `split_dataset_by_node` divided it.
         name (`str`): What messages call it.
-        image_column (`str`): Column of the image.
+        image_column (`str`, *optional*): Column of the image. Unset: the rows are left as they are.
         label_columns (`list[str]`): The T columns of the label.
         count (`int`): Rows of an epoch.
         batch (`int`): Samples of a micro-batch over all processes.
         process (`int`): This process.
         processes (`int`): How many there are.
         drop_last (`bool`): Leave out a last micro-batch that is not full.
-        skip_bad_rows (`bool`): Leave out rows whose label is no number, and put the row before it in the place of one
-            whose image cannot be read, with a warning, instead of stopping.
+        skip_bad_rows (`bool`): Leave out rows whose label is no number, and put the stream's first in the place of
+            one whose image cannot be read, with a warning, instead of stopping.
     """
 
     def __init__(
         self,
         stream: IterableDataset[Any],
         name: str,
-        image_column: str,
+        image_column: str | None,
         label_columns: list[str],
         *,
         count: int,
@@ -53,7 +54,7 @@ class StreamedRows(IterableDataset[Example]):
         drop_last: bool,
         skip_bad_rows: bool,
     ) -> None:
-        self.stream, self.name, self.count, self.batch = stream, name, count, batch
+        self.stream, self.name, self.count, self.batch = _undecoded(stream, image_column), name, count, batch
         self.image_column, self.label_columns = image_column, label_columns
         self.process, self.processes = process, processes
         self.drop_last, self.skip_bad_rows = drop_last, skip_bad_rows
@@ -74,70 +75,103 @@ class StreamedRows(IterableDataset[Example]):
         return self.count if self.processes == 1 else -(-self.count // self.batch) * self.batch
 
     def __iter__(self) -> Iterator[Example]:
-        epoch, worker, before = self.epoch, get_worker_info(), None
-        for position, (place, row) in zip(range(len(self)), self._epoch_of_rows(epoch), strict=False):
+        epoch, worker, readable = self.epoch, get_worker_info(), None
+        for position, (place, row) in enumerate(self._epoch_of_rows(epoch)):
             batch, sample = divmod(position, self.batch)
             if worker is not None and batch % worker.num_workers != worker.id:
                 continue
             if sample * self.processes // self.batch == self.process:
-                row = before = self._decoded(row, place, before)
+                try:
+                    row = self._decoded(row)
+                except Exception as error:  # whatever a decoder raises, the row cannot be used
+                    problem = f'column "{self.image_column}": the image cannot be read ({describe(error)})'
+                    self._refuse(place, epoch, problem, row)
+                    logger.warning(f"{self._named(place, epoch, row)}, {problem}; another row takes its place.")
+                    row = readable = readable or self._first_readable(epoch)
             yield Draw(position, epoch, position), row
 
     def _epoch_of_rows(self, epoch: int) -> Iterator[tuple[int, Row]]:
-        """The rows of the stream that can be used, beside their places in it, `count` of them and then repeats."""
-        repeats: list[tuple[int, Row]] = []
-        position = 0
-        while position < self.count:
+        """The rows of the stream that can be used, beside their places in it, and then repeats of the first."""
+        first: list[tuple[int, Row]] = []
+        position, end = 0, min(self.count, len(self))
+        while position < end:
             begun_at = position
             for place, row in enumerate(_rows(self.stream, epoch)):
-                if self._is_wrong(row, place):
+                if (problem := self._label_problem(row)) is not None:
+                    self._refuse(place, epoch, problem, row)
                     continue
-                if position < len(self) - self.count:
-                    repeats.append((place, row))
+                if position == end:
+                    self._tell_of_more()
+                    break
+                if position < len(self) - end:
+                    first.append((place, row))
                 yield place, row
                 position += 1
-                if position == self.count:
-                    break
-            else:
-                if position == begun_at:
-                    raise ValueError(f"{self.name} is a stream without rows that can be used.")
-                logger.warning_once(f"{self.name} ended after {position:,} of {self.count:,} rows and begins again.")
-        while True:
-            yield from repeats
-
-    def _is_wrong(self, row: Row, place: int) -> bool:
-        for column in self.label_columns:
-            problem = label_problem(row[column]) if column in row else None
-            if problem is not None and not self.skip_bad_rows:
+            if position == begun_at:
                 raise ValueError(
-                    f'{self.name}, row {place:,}, column "{column}": {problem}. Mend the data, or leave such rows out '
-                    "with skip_bad_rows."
+                    f"{self.name} is a stream that gives no row that can be used. It must begin anew each time it is "
+                    "iterated."
                 )
-            if problem is not None:
-                return True
-        return False
+            if position < end:
+                logger.warning_once(
+                    f"{self.name} ended after {position:,} of {self.count:,} rows and begins again. A stream must "
+                    "give all its rows to each process and worker, which share them here."
+                )
+        for repeat in range(len(self) - end):
+            yield first[repeat % len(first)]
 
-    def _decoded(self, row: Row, place: int, before: Row | None) -> Row:
-        if self.image_column not in row:
+    def _tell_of_more(self) -> None:
+        if not self.drop_last:
+            logger.warning_once(
+                f"{self.name} has more rows than the {self.count:,} labels that are known of it; an epoch ends there."
+            )
+
+    def _label_problem(self, row: Row) -> str | None:
+        cells = dict(zip(self.label_columns, label_cells(row, self.label_columns, self.name), strict=True))
+        for column, cell in cells.items():
+            if (problem := label_problem(cell)) is not None:
+                return f'column "{column}": {problem}'
+        if "sample_weight" in row:
+            weight = row["sample_weight"]
+            problem = label_problem(weight)
+            if problem is not None or weight < 0:
+                return f'column "sample_weight": {problem or f"{weight} is less than 0"}'
+        return None
+
+    def _refuse(self, place: int, epoch: int, problem: str, row: Row) -> None:
+        if not self.skip_bad_rows:
+            raise ValueError(
+                f"{self._named(place, epoch, row)}, {problem}. Mend the data, or leave such rows out with "
+                "skip_bad_rows."
+            )
+
+    def _named(self, place: int, epoch: int, row: Row) -> str:
+        cell = row.get(self.image_column) if self.image_column is not None else None
+        path = f' ("{cell["path"]}")' if isinstance(cell, dict) and cell.get("path") else ""
+        return f"{self.name}, row {place:,} in the order of epoch {epoch + 1}{path}"
+
+    def _decoded(self, row: Row) -> Row:
+        column = self.image_column
+        if column is None or "pixel_values" in row or column not in row:
             return row
-        try:
-            return {**row, self.image_column: to_image(_fetched(row[self.image_column]))}
-        except Exception as error:  # whatever a decoder raises, the row cannot be used
-            problem = f'column "{self.image_column}": the image cannot be read ({describe(error)})'
-            sentence = f"{self.name}, row {place:,}, {problem}"
-            if not self.skip_bad_rows:
-                raise ValueError(f"{sentence}. Mend the data, or leave such rows out with skip_bad_rows.") from error
-            logger.warning(f"{sentence}; another row is taken in its place.")
-            return self._readable() if before is None else before
+        return {**row, column: to_image(_fetched(row[column]))}
 
-    def _readable(self) -> Row:
-        """The first row of the stream whose image can be read."""
-        for row in _rows(self.stream, self.epoch):
+    def _first_readable(self, epoch: int) -> Row:
+        for row in _rows(self.stream, epoch):
             try:
-                return {**row, self.image_column: to_image(_fetched(row[self.image_column]))}
-            except Exception:  # said already
+                if self._label_problem(row) is None:
+                    return self._decoded(row)
+            except Exception:  # said where its turn comes
                 continue
         raise ValueError(f"{self.name} has no row that can be used: no image of the stream can be read.")
+
+
+def _undecoded(stream: IterableDataset[Any], column: str | None) -> IterableDataset[Any]:
+    """The stream without decoding its images, where it would."""
+    if column is None or not isinstance(stream, datasets.IterableDataset):
+        return stream
+    decodes = isinstance((stream.features or {}).get(column), datasets.Image)
+    return stream.cast_column(column, datasets.Image(decode=False)) if decodes else stream
 
 
 def _rows(stream: IterableDataset[Any], epoch: int) -> Iterator[Row]:

@@ -1,5 +1,6 @@
 """Data sets that are read from their first row to their last: from far, or too large to hold."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +8,15 @@ import datasets
 import numpy as np
 
 from conr_hf.data.local import SPLITS, read_table, reading
+from conr_hf.data.rows import label_problem
 from conr_hf.imbalance import Bins
+
+_NO_STREAM = "which are read one by one as they are needed: leave streaming out"
 
 
 def load_stream(path: str, image_column: str = "image", revision: str | None = None) -> dict[str, Any]:
     """
-    Opens a data set whose training split is read as a stream; nothing of that is downloaded or held in advance.
+    Opens a data set whose training split is read as a stream: of that no more than a row is read in advance.
 
     Args:
         path (`str`): A folder of Parquet files, named by their split; a Parquet file; or an id on the Hub.
@@ -28,19 +32,21 @@ def load_stream(path: str, image_column: str = "image", revision: str | None = N
     """
     location = Path(path)
     if location.is_dir() and not any(location.rglob("*.parquet")):
-        raise ValueError(
-            f'data "{path}" holds no Parquet file. Images in files of their own are read one by one as they are '
-            "needed: leave streaming out."
-        )
+        raise ValueError(f'data "{path}" holds no Parquet file but images in files of their own, {_NO_STREAM}.')
     if location.is_file() and location.suffix != ".parquet":
         raise ValueError(
-            f'data "{path}" is a table of paths, whose images are read one by one as they are needed: leave streaming '
-            "out. Streams are made of Parquet files, or a data set on the Hub."
+            f'data "{path}" is a table of paths, {_NO_STREAM}. Streams are made of Parquet files or a data set on '
+            "the Hub."
         )
     if not location.exists() and (path.startswith((".", "/")) or len(location.parts) != 2):
         raise ValueError(f'data "{path}" is neither a folder, a file nor an id on the Hub (owner/name).')
     with reading(path):
         opened = _open(path, revision)
+        if len(opened) == 1 and "split" in (next(iter(opened.values())).column_names or []):
+            raise ValueError(
+                "its rows name their split in a column, by which a stream cannot be divided. Save each split in a "
+                "file of its own (train.parquet, validation.parquet, test.parquet), or leave streaming out"
+            )
         splits = {SPLITS.get(name, name): _with_images(rows, image_column) for name, rows in opened.items()}
         return {name: rows if name == "train" else held(rows) for name, rows in splits.items()}
 
@@ -64,7 +70,7 @@ def _is_parquet(path: str, revision: str | None) -> bool:
     if Path(path).exists():
         return True
     builder = datasets.load_dataset_builder(path, revision=revision)
-    return isinstance(builder, datasets.packaged_modules.parquet.parquet.Parquet)
+    return isinstance(builder, datasets.packaged_modules.parquet.Parquet)
 
 
 def _open(path: str, revision: str | None, columns: list[str] | None = None) -> datasets.IterableDatasetDict:
@@ -81,13 +87,21 @@ def _with_images(rows: datasets.IterableDataset, column: str) -> datasets.Iterab
     """The images as they are stored, so that one that is not needed is not decoded."""
     feature = (rows.features or {}).get(column)
     if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string"):
-        raise ValueError(
-            f'its column "{column}" holds paths, whose images are read one by one as they are needed: leave streaming '
-            "out"
-        )
+        raise ValueError(f'its column "{column}" holds paths, {_NO_STREAM}')
     if feature is None:
         return rows
-    return rows.cast_column(column, datasets.Image(decode=False))
+    stored = rows.cast_column(column, datasets.Image(decode=False))
+    for row in stored.take(1):
+        _check_stored(row, column)
+    return stored.map(_check_stored, fn_kwargs={"column": column}, features=stored.features)
+
+
+def _check_stored(row: dict[str, Any], column: str) -> dict[str, Any]:
+    """The row, whose image must be in it or elsewhere on the Hub."""
+    cell = row[column]
+    if cell is not None and cell["bytes"] is None and "://" not in (cell["path"] or "://"):
+        raise ValueError(f'its column "{column}" holds paths ("{cell["path"]}"), {_NO_STREAM}')
+    return row
 
 
 def held(stream: datasets.IterableDataset) -> datasets.Dataset:
@@ -110,23 +124,31 @@ def read_histogram(file: str) -> Bins:
     Raises:
         `ValueError`: if it cannot be read, or its bins overlap; it names the row.
     """
+    if Path(file).suffix != ".csv":
+        raise ValueError(f'label_histogram is "{file}"; it must be a CSV file with columns low, high and count.')
     with reading(file):
         rows = read_table(Path(file))
+        columns = []
         for column in ("low", "high", "count"):
             if column not in rows.column_names:
                 raise ValueError(f'it has no column "{column}"; its columns are {", ".join(rows.column_names)}')
+            columns.append(rows[column])
         edges: list[float] = []
         counts: list[int] = []
-        for row, (low, high, count) in enumerate(zip(rows["low"], rows["high"], rows["count"], strict=True)):
-            if not isinstance(count, int) or count < 0:
-                raise ValueError(f"row {row}: count is {count}; it must be a whole number from 0 on")
-            if not low < high or (edges and low < edges[-1]):
+        for row, (low, high, count) in enumerate(zip(*columns, strict=True)):
+            numbers = all(label_problem(cell) is None for cell in (low, high, count))
+            if not numbers or float(count) != int(count) or count < 0:
+                raise ValueError(
+                    f"row {row}: low is {low}, high {high} and count {count}; they must be numbers, and count a whole "
+                    "one from 0 on"
+                )
+            follows = bool(edges) and math.isclose(low, edges[-1], rel_tol=1e-9)
+            if not low < high or (edges and low < edges[-1] and not follows):
                 raise ValueError(f"row {row}: the bin {low} .. {high} must ascend, behind the bin before it")
-            if not edges:
-                edges.append(float(low))
-            elif low > edges[-1]:
-                edges.append(float(low))
+            if edges and not follows:
                 counts.append(0)
-            edges.append(float(high))
-            counts.append(count)
+            edges += [float(high)] if follows else [float(low), float(high)]
+            counts.append(int(count))
+        if not any(counts):
+            raise ValueError("it counts no label")
         return Bins((np.array(edges),), (np.array(counts),))
