@@ -21,7 +21,7 @@ logger = logging.get_logger(__name__)
 DOMINATES = 1.0  # times the base loss's gradient at the features
 _SUMS = (
     *("base", "conr", "anchors", "positives", "negatives", "rnc", "ranksim", "samples", "rows"),
-    *("base_gradient", "conr_gradient"),
+    *("base_gradient", "conr_gradient", "product"),
 )
 
 
@@ -58,6 +58,7 @@ class Objective:
         self.rows: Tensor  # labels of the rows that the head is about to read, in label units
         self._epoch = 0
         self._warned = False
+        self._base_gradient: Tensor  # of the last base loss, at the features
         self._device = device
         self._sums: defaultdict[str, Tensor | float] = defaultdict(float)
 
@@ -105,7 +106,8 @@ class Objective:
             # By the chain rule, as a compiled model's features are no step on the way to its predictions.
             (gradient,) = torch.autograd.grad(loss, predictions, retain_graph=True)
             at_features = gradient.reshape(len(rows), -1) @ head_weight.detach().flatten(1)
-            self._add(base_gradient=(at_features * (total / sum(samples))).square().sum())
+            self._base_gradient = at_features * (total / sum(samples))  # (B * V, D)
+            self._add(base_gradient=self._base_gradient.square().sum())
         return loss
 
     def regularisers(
@@ -159,7 +161,8 @@ class Objective:
             self._add(conr=loss.detach() * everything, **statistics._asdict())
             if with_gradient:
                 (gradient,) = torch.autograd.grad(parts[-1], features, retain_graph=True)
-                self._add(conr_gradient=gradient.square().sum())
+                product = (gradient * self._base_gradient).sum()
+                self._add(conr_gradient=gradient.square().sum(), product=product)
         if args.rnc_weight > 0:
             loss = rank_n_contrast(
                 all_features,
@@ -237,7 +240,8 @@ class Objective:
             `dict[str, float]`: `base_loss`, in label scales for L1; where they were computed, `conr_loss`, `rnc_loss`
             and `ranksim_loss` without their weights, `conr_anchors`, their share of the rows, and `conr_positives` and
             `conr_negatives`, means per anchor; `conr_gradient`, the norm of ConR's gradient at the features, times its
-            weight, in that of the base loss; and Balanced MSE's `noise_sigma`, in label units.
+            weight, in that of the base loss, and `conr_cosine`, the cosine between the two; and Balanced MSE's
+            `noise_sigma`, in label units.
         """
         own = [torch.as_tensor(self._sums[name], dtype=torch.float32, device=self._device) for name in _SUMS]
         sums = dict(zip(_SUMS, sum_over_processes(torch.stack(own)).tolist(), strict=True))
@@ -253,6 +257,8 @@ class Objective:
             }
         if sums["base_gradient"]:
             figures["conr_gradient"] = math.sqrt(sums["conr_gradient"] / sums["base_gradient"])
+            norms = math.sqrt(sums["conr_gradient"] * sums["base_gradient"])
+            figures["conr_cosine"] = sums["product"] / norms if norms else 0.0
             self._warn(figures["conr_gradient"])
         if rows and self.args.rnc_weight > 0:
             figures["rnc_loss"] = sums["rnc"] / rows

@@ -461,15 +461,17 @@ def first_gradients(tmp_path, weight, dimensions=1):
     )
     (of_base,) = torch.autograd.grad(base, seen[0], retain_graph=True)
     (of_conr,) = torch.autograd.grad(weight * conr, seen[0])
-    return figures, of_base.norm().item(), of_conr.norm().item()
+    cosine = torch.cosine_similarity(of_base.flatten(), of_conr.flatten(), 0)
+    return figures, of_base.norm().item(), of_conr.norm().item(), cosine.item()
 
 
 @pytest.mark.parametrize("dimensions", [1, 2])
 def test_the_logged_gradient_is_that_at_the_features(tmp_path, dimensions):
     """A user would set the weight by a figure that means something else."""
-    figures, of_base, of_conr = first_gradients(tmp_path, 0.05, dimensions)
+    figures, of_base, of_conr, cosine = first_gradients(tmp_path, 0.05, dimensions)
     assert of_conr > 0
     assert figures["conr_gradient"] == pytest.approx(of_conr / of_base, rel=1e-4)
+    assert figures["conr_cosine"] == pytest.approx(cosine, rel=1e-3, abs=1e-5)
 
 
 @pytest.mark.parametrize(("weight", "warned"), [(0.001, False), (10.0, True)])

@@ -17,7 +17,7 @@ from conr_hf.launch import check_processes
 HERE = Path(__file__).parent
 FIGURES = (
     *("loss", "grad_norm", "base_loss", "conr_loss", "conr_anchors", "conr_positives", "conr_negatives"),
-    *("conr_gradient", "rnc_loss", "ranksim_loss", "noise_sigma"),
+    *("conr_gradient", "conr_cosine", "rnc_loss", "ranksim_loss", "noise_sigma"),
 )
 
 
