@@ -16,10 +16,8 @@ logger = logging.get_logger(__name__)
 def check_has_rows(dataset: Dataset[Row], name: str) -> None:
     """
     Raises:
-        `ValueError`: if a data set is empty, or, but for the training set, a stream.
+        `ValueError`: if a data set is a stream, or empty.
     """
-    if isinstance(dataset, IterableDataset) and name == "train_dataset":
-        return
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         raise ValueError(f"{name} is a stream; it must have a length and give rows by index.")
     if len(dataset) == 0:

@@ -70,7 +70,8 @@ class ImageTrainer(Trainer):
         data_sets = named(train_dataset, eval_dataset)
         is_stream = isinstance(train_dataset, IterableDataset)
         for name, dataset in data_sets.items():
-            check_has_rows(dataset, name)
+            if not (is_stream and dataset is train_dataset):
+                check_has_rows(dataset, name)
         # Set early: super().__init__() calls model_init, which adopts the head by a forward of these pixels.
         self.args, self.processing_class, self._user_collator = args, processing_class, data_collator
         self._usable: dict[int, tuple[DrawnRows, np.ndarray | None, bool]] = {}
@@ -125,7 +126,7 @@ class ImageTrainer(Trainer):
         and labels must be there; otherwise labels are read where there are any.
         """
         if isinstance(dataset, IterableDataset):
-            raise ValueError(f"{name} is a stream; it must have a length and give rows by index.")
+            check_has_rows(dataset, name)  # a stream is refused
         names = column_names(dataset)
         raw = "pixel_values" not in names and self._user_collator is None
         with_images = raw and (before_training or self.args.skip_bad_rows)

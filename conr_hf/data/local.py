@@ -42,14 +42,23 @@ def load_local(path: str, image_column: str = "image", revision: str | None = No
     location = Path(path)
     if location.is_file() and location.suffix not in TABLES:
         raise ValueError(f'"{path}" is no table this reads; it must end in {", ".join(TABLES)}.')
-    if not location.exists() and (path.startswith((".", "/")) or len(location.parts) != 2):
-        raise ValueError(f'data "{path}" is neither a folder, a file nor an id on the Hub (owner/name).')
+    check_place(path)
     with reading(path):
         if location.is_dir():
             return _folder(location, image_column)
         if location.is_file():
             return by_split(with_images(read_table(location), image_column, location.parent))
         return datasets.load_dataset(path, revision=revision)
+
+
+def check_place(path: str) -> None:
+    """
+    Raises:
+        `ValueError`: if `path` is nothing that data could be read from.
+    """
+    location = Path(path)
+    if not location.exists() and (path.startswith((".", "/")) or len(location.parts) != 2):
+        raise ValueError(f'data "{path}" is neither a folder, a file nor an id on the Hub (owner/name).')
 
 
 @contextmanager

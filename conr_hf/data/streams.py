@@ -7,7 +7,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from conr_hf.data.local import SPLITS, read_table, reading
+from conr_hf.data.local import SPLITS, check_place, read_table, reading
 from conr_hf.data.rows import label_problem
 from conr_hf.imbalance import Bins
 
@@ -38,8 +38,7 @@ def load_stream(path: str, image_column: str = "image", revision: str | None = N
             f'data "{path}" is a table of paths, {_NO_STREAM}. Streams are made of Parquet files or a data set on '
             "the Hub."
         )
-    if not location.exists() and (path.startswith((".", "/")) or len(location.parts) != 2):
-        raise ValueError(f'data "{path}" is neither a folder, a file nor an id on the Hub (owner/name).')
+    check_place(path)
     with reading(path):
         opened = _open(path, revision)
         if len(opened) == 1 and "split" in (next(iter(opened.values())).column_names or []):
