@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset, Features, Image, IterableDataset, Value
 from PIL import Image as PILImage
 from small import build, images, models
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import IterableDataset as TorchStream
 from transformers import TrainerCallback
 
@@ -84,6 +84,22 @@ def test_workers_change_nothing(tmp_path, persistent):
     alone = train(tmp_path / "alone", stream_of(images(ROWS)))
     changed = {"dataloader_num_workers": 2, "dataloader_persistent_workers": persistent}
     assert_same(train(tmp_path / "two", stream_of(images(ROWS)), **changed), alone)
+
+
+def test_one_process_tells_the_stream_its_epoch(monkeypatch):
+    """`set_epoch` adds the difference to a number that the workers share: of two at once both would add it."""
+    tell, told = IterableDataset.set_epoch, []
+
+    def set_epoch(self, epoch):
+        assert get_worker_info() is None
+        told.append(epoch)
+        tell(self, epoch)
+
+    monkeypatch.setattr(IterableDataset, "set_epoch", set_epoch)
+    rows = streamed(stream_of(images(ROWS)), ROWS)
+    rows.epoch = 1
+    assert len(list(DataLoader(rows, batch_size=4, num_workers=2, collate_fn=len))) == 6
+    assert told == [1]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

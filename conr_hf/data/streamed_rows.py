@@ -68,6 +68,8 @@ class StreamedRows(IterableDataset[Example]):
     @epoch.setter
     def epoch(self, epoch: int) -> None:
         self._epoch.fill_(epoch)
+        if isinstance(self.stream, datasets.IterableDataset):  # told once: two workers would both add to one number
+            self.stream.set_epoch(epoch)
 
     def __len__(self) -> int:
         if self.drop_last:
@@ -87,7 +89,7 @@ class StreamedRows(IterableDataset[Example]):
                     problem = f'column "{self.image_column}": the image cannot be read ({describe(error)})'
                     self._refuse(place, epoch, problem, row)
                     logger.warning(f"{self._named(place, epoch, row)}, {problem}; another row takes its place.")
-                    row = readable = readable or self._first_readable(epoch)
+                    row = readable = readable or self._first_readable()
             yield Draw(position, epoch, position), row
 
     def _epoch_of_rows(self, epoch: int) -> Iterator[tuple[int, Row]]:
@@ -96,7 +98,7 @@ class StreamedRows(IterableDataset[Example]):
         position, end = 0, min(self.count, len(self))
         while position < end:
             begun_at = position
-            for place, row in enumerate(_rows(self.stream, epoch)):
+            for place, row in enumerate(_rows(self.stream)):
                 if (problem := self._label_problem(row)) is not None:
                     self._refuse(place, epoch, problem, row)
                     continue
@@ -156,8 +158,8 @@ class StreamedRows(IterableDataset[Example]):
             return row
         return {**row, column: to_image(_fetched(row[column]))}
 
-    def _first_readable(self, epoch: int) -> Row:
-        for row in _rows(self.stream, epoch):
+    def _first_readable(self) -> Row:
+        for row in _rows(self.stream):
             try:
                 if self._label_problem(row) is None:
                     return self._decoded(row)
@@ -174,12 +176,11 @@ def _undecoded(stream: IterableDataset[Any], column: str | None) -> IterableData
     return stream.cast_column(column, datasets.Image(decode=False)) if decodes else stream
 
 
-def _rows(stream: IterableDataset[Any], epoch: int) -> Iterator[Row]:
+def _rows(stream: IterableDataset[Any]) -> Iterator[Row]:
     """The rows of an epoch; a `datasets` stream, asked row by row, would share them out among the workers."""
     if not isinstance(stream, datasets.IterableDataset):
         yield from stream
         return
-    stream.set_epoch(epoch)
     for block in stream.iter(_AT_ONCE):
         for values in zip(*block.values(), strict=True):
             yield dict(zip(block, values, strict=True))
