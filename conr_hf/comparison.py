@@ -71,8 +71,8 @@ def read_comparison(path: str, output_dir: str | None = None) -> Comparison:
 
     Args:
         path (`str`): The YAML file, or the name of one that comes with the package. Its keys: `recipes`, files or
-            packaged names; `methods`, options by name; `seeds`; and perhaps `baseline` (else the first method),
-            `options`, `output_dir` and `accelerate`.
+            packaged names, or such a `recipe` with other options under a name of its own; `methods`, options by name;
+            `seeds`; and perhaps `baseline` (else the first method), `options`, `output_dir` and `accelerate`.
         output_dir (`str`, *optional*): In place of the file's.
 
     Raises:
@@ -88,22 +88,23 @@ def read_comparison(path: str, output_dir: str | None = None) -> Comparison:
     for key in content:
         if key not in _KEYS:
             raise ValueError(f'{path}: unknown key "{key}". A comparison has {", ".join(_KEYS)}.')
-    for key, kind, example in (("recipes", list, "[quickstart.yaml]"), ("seeds", list, "[1, 2, 3]")):
-        if not isinstance(content.get(key), kind) or not content[key]:
-            raise ValueError(f"{path}: {key} is {content.get(key)!r}; it must be a list, as in {key}: {example}.")
+    if not isinstance(content.get("seeds"), list) or not content["seeds"]:
+        raise ValueError(f"{path}: seeds is {content.get('seeds')!r}; it must be a list, as in seeds: [1, 2, 3].")
+    recipes = _recipes(content.get("recipes"), path)
     methods = content.get("methods")
     if not isinstance(methods, dict) or not all(isinstance(value, dict) for value in methods.values()) or not methods:
         raise ValueError(f"{path}: methods must name options, as in methods: {{vanilla: {{conr_weight: 0}}}}.")
     if not all(isinstance(seed, int) for seed in content["seeds"]) or len({*content["seeds"]}) < len(content["seeds"]):
         raise ValueError(f"{path}: seeds is {content['seeds']}; they must be different whole numbers.")
-    for name in methods:
-        if "/" in str(name) or str(name).startswith("."):
-            raise ValueError(f'{path}: the method "{name}" names a folder; use letters, digits, spaces, + and -.')
+    for kind, names in (("recipe", recipes), ("method", methods)):
+        for name in names:
+            if "/" in str(name) or str(name).startswith("."):
+                raise ValueError(f'{path}: the {kind} "{name}" names a folder; use letters, digits, spaces, + and -.')
     baseline = content.get("baseline", next(iter(methods)))
     if baseline not in methods:
         raise ValueError(f'{path}: baseline is "{baseline}"; it must be one of the methods {", ".join(methods)}.')
     comparison = Comparison(
-        recipes={Path(name).stem: options_of(name) for name in content["recipes"]},
+        recipes=recipes,
         methods=methods,
         seeds=content["seeds"],
         baseline=baseline,
@@ -114,6 +115,24 @@ def read_comparison(path: str, output_dir: str | None = None) -> Comparison:
     if comparison.accelerate is not None and not os.path.isfile(comparison.accelerate):
         comparison = Comparison(**{**vars(comparison), "accelerate": str(packaged(comparison.accelerate))})
     return comparison
+
+
+def _recipes(listed: Any, path: str) -> dict[str, dict[str, Any]]:
+    """Options of each recipe by its name: a file's own, or one that is given to a file with other options."""
+    if isinstance(listed, list) and listed:
+        return {Path(name).stem: options_of(name) for name in listed}
+    if not isinstance(listed, dict) or not listed:
+        raise ValueError(f"{path}: recipes is {listed!r}; it must be a list, as in recipes: [quickstart.yaml].")
+    recipes = {}
+    for name, changed in listed.items():
+        if not isinstance(changed, dict) or "recipe" not in changed:
+            raise ValueError(
+                f'{path}: the recipe "{name}" is {changed!r}; it must name a recipe and what differs, as in '
+                "{recipe: ellipses.yaml, num_train_epochs: 9}."
+            )
+        others = {option: value for option, value in changed.items() if option != "recipe"}
+        recipes[str(name)] = {**options_of(changed["recipe"]), **others}
+    return recipes
 
 
 def plan(comparison: Comparison) -> list[Run]:

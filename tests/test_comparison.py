@@ -172,6 +172,9 @@ def test_a_run_that_fails_is_named_and_the_others_are_trained(data, tmp_path, ca
     [
         ({"recipes": []}, ["recipes is []", "[quickstart.yaml]"]),
         ({"recipes": ["quikstart.yaml"]}, ['"quikstart.yaml"', "quickstart.yaml?"]),
+        ({"recipes": {"long": {"num_train_epochs": 9}}}, ['recipe "long"', "must name a recipe"]),
+        ({"recipes": {"a/b": {"recipe": "quickstart.yaml"}}}, ['the recipe "a/b" names a folder']),
+        ({"recipes": {"long": {"recipe": "quickstart.yaml", "num_epochs": 9}}}, ["num_epochs"]),
         ({"seeds": [1, 1]}, ["seeds is [1, 1]", "different"]),
         ({"seeds": ["a"]}, ["seeds is ['a']"]),
         ({"methods": {}}, ["methods must name options"]),
@@ -187,6 +190,16 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_trained(changed, 
     message = capsys.readouterr().err
     assert all(part in message for part in parts), message
     assert not list(tmp_path.rglob("log.txt"))
+
+
+def test_a_recipe_may_stand_twice_with_other_options(data, tmp_path):
+    small = str(write(tmp_path, data).with_name("small.yaml"))
+    named = {"short": {"recipe": small, "max_steps": 1}, "wide": {"recipe": small, "bin_width": 9.0}}
+    runs = comparison.plan(comparison.read_comparison(str(write(tmp_path, data, recipes=named))))
+    assert len(runs) == 2 * 2
+    found = {run.recipe: (run.options["max_steps"], run.options["bin_width"]) for run in runs}
+    assert found["short"] == (1, 5.0)
+    assert found["wide"] == (12, 9.0)
 
 
 def test_a_folder_of_other_options_is_not_mixed_in(data, tmp_path, capsys):
