@@ -122,10 +122,14 @@ def history(*names):
 
 
 def test_curves_have_a_panel_for_what_was_logged(samples, tmp_path):
-    names = ("base_loss", "conr_loss", "conr_anchors", "eval_mae", "eval_few_mae")
-    training_curves({"a": history(*names)}, tmp_path / "one", unit="m", title="T", best={"a": 2.0})
+    names = ("base_loss", "conr_loss", "conr_anchors", "conr_gradient", "eval_mae", "eval_few_mae")
+    opposed = [{**entry, "conr_cosine": -0.5} for entry in history(*names)]
+    training_curves({"a": opposed}, tmp_path / "one", unit="m", title="T", best={"a": 2.0})
     words = texts(tmp_path / "one.svg")
     assert all(part in words for part in ("base loss", "ConR loss", "anchors", "MAE (m)", "few", "checkpoint kept"))
+    assert "gradient at the features" in words
+    assert "cosine" in words
+    assert "−0.5" in words  # the panel reaches below 0
     runs = {"a": history(*names), "b": history("base_loss")}
     training_curves(runs, tmp_path / "two", unit="m", title="T")
     plain = history("base_loss", "loss")

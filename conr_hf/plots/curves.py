@@ -10,6 +10,8 @@ _FIGURES = {  # in the log -> what its panel is called, and the factor
     "base_loss": ("base loss (standardised residuals)", 1.0),
     "conr_loss": ("ConR loss (unweighted)", 1.0),
     "conr_anchors": ("rows that are anchors (%)", 100.0),
+    "conr_gradient": ("ConR's gradient at the features, in the base loss's", 1.0),
+    "conr_cosine": ("cosine between the two gradients", 1.0),
 }
 _RING: dict[str, Any] = {"marker": "o", "markersize": 9, "markerfacecolor": "none", "markeredgewidth": 1.0}
 
@@ -23,7 +25,8 @@ def training_curves(
     best: Mapping[str, float] | None = None,
 ) -> None:
     """
-    Base loss, ConR loss, share of anchors and MAE on the evaluation set, by epoch; what was not logged has no panel.
+    Base loss, ConR loss, share of anchors, ConR's gradient beside that of the base loss, and MAE on the evaluation
+    set, by epoch; what was not logged has no panel.
 
     One run's MAE is drawn for all samples and each shot, several runs' for all samples.
 
@@ -63,7 +66,8 @@ def training_curves(
                 if name == "eval_mae" and best is not None and best.get(run) in epochs:
                     kept = epochs.index(best[run])
                     panel.plot(epochs[kept], values[kept], color=style["color"], **_RING)
-        panel.set_ylim(0, 104 if name == "conr_anchors" else None)
+        bottom = min(panel.get_ylim()[0], 0) if name == "conr_cosine" else 0
+        panel.set_ylim(bottom, 104 if name == "conr_anchors" else None)
         tidy(panel)
         panel.tick_params(labelbottom=True)
         panel.set_xlabel("epoch", fontsize=8.5)
