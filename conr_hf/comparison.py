@@ -26,12 +26,11 @@ class Comparison:
     What is compared, as one YAML file says it.
 
     Args:
-        recipes (`dict[str, dict]`): Options of each recipe, by its name.
+        recipes (`dict[str, dict]`): Options of each recipe by its name, with those of all runs over its file's.
         methods (`dict[str, dict]`): Options that a method adds to a recipe's, by its name. `stage_one` may name a
             method before it, whose model of the same seed it then starts from.
         seeds (`list[int]`): Every method is trained with each.
         baseline (`str`): The method that the others are set against.
-        options (`dict`): Options of all runs, over the recipe's and under the method's.
         output_dir (`str`): Where the runs and tables go.
         accelerate (`str`, *optional*): A configuration for `accelerate launch`, which then starts each run.
     """
@@ -40,7 +39,6 @@ class Comparison:
     methods: dict[str, dict[str, Any]]
     seeds: list[int]
     baseline: str
-    options: dict[str, Any]
     output_dir: str
     accelerate: str | None
 
@@ -90,7 +88,7 @@ def read_comparison(path: str, output_dir: str | None = None) -> Comparison:
             raise ValueError(f'{path}: unknown key "{key}". A comparison has {", ".join(_KEYS)}.')
     if not isinstance(content.get("seeds"), list) or not content["seeds"]:
         raise ValueError(f"{path}: seeds is {content.get('seeds')!r}; it must be a list, as in seeds: [1, 2, 3].")
-    recipes = _recipes(content.get("recipes"), path)
+    recipes = _recipes(content.get("recipes"), content.get("options") or {}, path)
     methods = content.get("methods")
     if not isinstance(methods, dict) or not all(isinstance(value, dict) for value in methods.values()) or not methods:
         raise ValueError(f"{path}: methods must name options, as in methods: {{vanilla: {{conr_weight: 0}}}}.")
@@ -108,7 +106,6 @@ def read_comparison(path: str, output_dir: str | None = None) -> Comparison:
         methods=methods,
         seeds=content["seeds"],
         baseline=baseline,
-        options=content.get("options") or {},
         output_dir=output_dir or content.get("output_dir") or f"runs/{file.stem}",
         accelerate=content.get("accelerate"),
     )
@@ -117,21 +114,27 @@ def read_comparison(path: str, output_dir: str | None = None) -> Comparison:
     return comparison
 
 
-def _recipes(listed: Any, path: str) -> dict[str, dict[str, Any]]:
-    """Options of each recipe by its name: a file's own, or one that is given to a file with other options."""
-    if isinstance(listed, list) and listed:
-        return {Path(name).stem: options_of(name) for name in listed}
+def _recipes(listed: Any, of_all: dict[str, Any], path: str) -> dict[str, dict[str, Any]]:
+    """
+    Options of each recipe by its name: a file's own, or one that is given to a file with other options; `of_all` are
+    over the file's and under the others.
+    """
+    if isinstance(listed, list) and listed and all(isinstance(name, str) for name in listed):
+        return {Path(name).stem: {**options_of(name), **of_all} for name in listed}
     if not isinstance(listed, dict) or not listed:
-        raise ValueError(f"{path}: recipes is {listed!r}; it must be a list, as in recipes: [quickstart.yaml].")
+        raise ValueError(
+            f"{path}: recipes is {listed!r}; it must be a list of files, as in recipes: [quickstart.yaml], or name "
+            "each, as in recipes: {long: {recipe: quickstart.yaml, num_train_epochs: 24}}."
+        )
     recipes = {}
     for name, changed in listed.items():
-        if not isinstance(changed, dict) or "recipe" not in changed:
+        if not isinstance(changed, dict) or not isinstance(changed.get("recipe"), str):
             raise ValueError(
                 f'{path}: the recipe "{name}" is {changed!r}; it must name a recipe and what differs, as in '
-                "{recipe: ellipses.yaml, num_train_epochs: 9}."
+                "{recipe: quickstart.yaml, num_train_epochs: 24}."
             )
         others = {option: value for option, value in changed.items() if option != "recipe"}
-        recipes[str(name)] = {**options_of(changed["recipe"]), **others}
+        recipes[str(name)] = {**options_of(changed["recipe"]), **of_all, **others}
     return recipes
 
 
@@ -145,7 +148,7 @@ def plan(comparison: Comparison) -> list[Run]:
     """
     runs = []
     for seed, recipe, method in itertools.product(comparison.seeds, comparison.recipes, comparison.methods):
-        options = {**comparison.recipes[recipe], **comparison.options, **comparison.methods[method], "seed": seed}
+        options = {**comparison.recipes[recipe], **comparison.methods[method], "seed": seed}
         run = Run(recipe, method, seed, _folder(comparison, recipe, method, seed), options)
         first = options.get("stage_one")
         if first in comparison.methods:  # trained before, by this comparison

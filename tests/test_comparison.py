@@ -171,8 +171,10 @@ def test_a_run_that_fails_is_named_and_the_others_are_trained(data, tmp_path, ca
     ("changed", "parts"),
     [
         ({"recipes": []}, ["recipes is []", "[quickstart.yaml]"]),
+        ({"recipes": ["quickstart.yaml", {"long": {}}]}, ["must be a list of files", "or name each"]),
         ({"recipes": ["quikstart.yaml"]}, ['"quikstart.yaml"', "quickstart.yaml?"]),
         ({"recipes": {"long": {"num_train_epochs": 9}}}, ['recipe "long"', "must name a recipe"]),
+        ({"recipes": {"long": {"recipe": None}}}, ['recipe "long"', "must name a recipe"]),
         ({"recipes": {"a/b": {"recipe": "quickstart.yaml"}}}, ['the recipe "a/b" names a folder']),
         ({"recipes": {"long": {"recipe": "quickstart.yaml", "num_epochs": 9}}}, ["num_epochs"]),
         ({"seeds": [1, 1]}, ["seeds is [1, 1]", "different"]),
@@ -195,10 +197,11 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_trained(changed, 
 def test_a_recipe_may_stand_twice_with_other_options(data, tmp_path):
     small = str(write(tmp_path, data).with_name("small.yaml"))
     named = {"short": {"recipe": small, "max_steps": 1}, "wide": {"recipe": small, "bin_width": 9.0}}
-    runs = comparison.plan(comparison.read_comparison(str(write(tmp_path, data, recipes=named))))
+    of_all = {"bin_width": 7.0}  # over the file's, under a recipe's own
+    runs = comparison.plan(comparison.read_comparison(str(write(tmp_path, data, recipes=named, options=of_all))))
     assert len(runs) == 2 * 2
     found = {run.recipe: (run.options["max_steps"], run.options["bin_width"]) for run in runs}
-    assert found["short"] == (1, 5.0)
+    assert found["short"] == (1, 7.0)
     assert found["wide"] == (12, 9.0)
 
 
@@ -224,7 +227,7 @@ def test_intervals_are_students():
 def test_means_deviations_and_differences_by_hand(tmp_path):
     """Two seeds: vanilla 10 and 12, conr 9 and 10: mean 11 and 9.5, differences -1 and -2."""
     maes = {"vanilla": {1: 10.0, 2: 12.0}, "conr": {1: 9.0, 2: 10.0}}
-    made = Comparison({"small": {}}, {"vanilla": {}, "conr": {}}, [1, 2], "vanilla", {}, str(tmp_path), None)
+    made = Comparison({"small": {}}, {"vanilla": {}, "conr": {}}, [1, 2], "vanilla", str(tmp_path), None)
     runs = []
     for method, by_seed in maes.items():
         for seed, mae in by_seed.items():
