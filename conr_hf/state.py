@@ -3,8 +3,8 @@ What is saved beside a model for those who go on with it: resolved settings, bin
 checkpoint whatever else a resumed run needs.
 """
 
+import dataclasses
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,16 @@ def save_state(folder: str | Path, resolved: Resolved, bins: Bins, training: dic
         for name, parts in bins.to_dict().items()
         for dimension, part in enumerate(parts)
     }
-    save_file(tensors, Path(folder, FILE_NAME), metadata={"resolved": json.dumps(asdict(resolved))})
+    save_file(tensors, Path(folder, FILE_NAME), metadata={"resolved": json.dumps(dataclasses.asdict(resolved))})
 
 
 def load_state(name: str) -> tuple[Resolved, Bins] | None:
-    """The resolved settings and the bins saved beside a model, a folder or an id on the Hub; or `None`."""
+    """
+    The resolved settings and the bins saved beside a model, a folder or an id on the Hub; or `None`.
+
+    Raises:
+        `ValueError`: if another version of this package saved them, with other settings.
+    """
     path = name and cached_file(
         name, FILE_NAME, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
     )
@@ -54,6 +59,11 @@ def load_state(name: str) -> tuple[Resolved, Bins] | None:
         for key in sorted(keys, key=lambda key: int(key.rpartition(".")[2])):
             saved.setdefault(key.rpartition(".")[0], []).append(file.get_tensor(_BINS + key))
         fields = json.loads(file.metadata()["resolved"])
+    if other := sorted({*fields} ^ {field.name for field in dataclasses.fields(Resolved)}):
+        raise ValueError(
+            f"{path} was saved by another version of conr_hf, with or without {', '.join(other)}. The model itself is "
+            "a plain one: give it training data (train_dataset, or --benchmark or --data with their labels)."
+        )
     lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
     return Resolved(**{**fields, **lists}), Bins.from_dict(saved)
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small
+from safetensors.numpy import load_file, save_file
 from transformers import TrainerCallback
 
-from conr_hf.state import load_state
+from conr_hf.state import FILE_NAME, load_state
 
 # Runs in a Python that has transformers only; folders on stdin, what they predict on stdout.
 PLAIN_TRANSFORMERS = """
@@ -190,3 +191,11 @@ def test_settings_and_bins_are_saved_beside_each_checkpoint(name, runs):
 
 def test_a_folder_without_state_has_none(tmp_path):
     assert load_state(tmp_path) is None
+
+
+def test_settings_of_another_version_are_refused(runs, tmp_path):
+    """They would end in the depths, and the model itself is fine."""
+    tensors = load_file(Path(next(iter(runs[NAMES[0]].checkpoints)), FILE_NAME))
+    save_file(tensors, tmp_path / FILE_NAME, metadata={"resolved": '{"window": 1.0}'})
+    with pytest.raises(ValueError, match=r"another version of conr_hf, with or without .*rnc_weight.*training"):
+        load_state(str(tmp_path))
