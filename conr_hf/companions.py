@@ -13,7 +13,6 @@ _CHOICES = {
     "base_loss": ("l1", "mse", "huber", "focal_l1", "focal_mse", *BALANCED_LOSSES),
     "loss_space": ("label", "log1p"),
     "reweight": get_args(DensityMethod),
-    "resample": get_args(DensityMethod),
     "lds": ("none", *get_args(KernelName)),
     "fds": ("none", *get_args(KernelName)),
 }
@@ -28,8 +27,8 @@ class CompanionConfig:
     """
     Settings of the methods that ConR is compared and combined with; a part of [`ConRConfig`].
 
-    Each is off unless set, and they combine freely, but for what corrects the same imbalance twice. Everything is in
-    label units; s is the label scale.
+    Each is off unless set, but for `resample` and `rnc_weight`, which go with ConR. They combine freely, but for what
+    corrects the same imbalance twice. Everything is in label units; s is the label scale.
 
     Args:
         base_loss (`str`, *optional*, defaults to `"l1"`):
@@ -52,8 +51,11 @@ class CompanionConfig:
         reweight (`str`, *optional*, defaults to `"none"`):
             Density weights of the base loss: `"none"`, `"inverse"` or `"sqrt_inverse"`; their mean over the training
             set is 1. A column `sample_weight` multiplies them.
-        resample (`str`, *optional*, defaults to `"none"`):
-            Draws training rows, with replacement, in proportion to such weights.
+        resample (`str`, *optional*):
+            Draws training rows, with replacement, in proportion to such weights. Unset: `"sqrt_inverse"` with ConR,
+            whose rare anchors need company in the batch, unless `reweight`, Balanced MSE, a column `sample_weight` or
+            a loss of the user's own weighs already, or rows cannot be drawn at will (a stream, or sequentially); else
+            `"none"`.
         lds (`str`, *optional*, defaults to `"none"`):
             Label distribution smoothing of all densities that weigh (`reweight`, `conr_reweight`, `resample`), by a
             `"gaussian"`, `"triangular"` or `"laplace"` kernel.
@@ -71,8 +73,8 @@ class CompanionConfig:
             Weight of RankSim beside the base loss; the paper's 100, over raw ages, is 100 / s.
         ranksim_interpolation (`float`, *optional*, defaults to 2.0):
             Its interpolation strength (lambda).
-        rnc_weight (`float`, *optional*, defaults to 0.0):
-            Weight of Rank-N-Contrast beside the base loss.
+        rnc_weight (`float`, *optional*):
+            Weight of Rank-N-Contrast beside the base loss. Unset: 1 with ConR, else 0.
         rnc_temperature (`float`, *optional*, defaults to 2.0):
             Its temperature.
         cmixup_alpha (`float`, *optional*, defaults to 0.0):
@@ -110,8 +112,9 @@ class CompanionConfig:
     reweight: DensityMethod = field(
         default="none", metadata=about("Density weights of the base loss: none, inverse or sqrt_inverse.")
     )
-    resample: DensityMethod = field(
-        default="none", metadata=about("Draw training rows in proportion to such weights.")
+    resample: DensityMethod | None = field(
+        default=None,
+        metadata=about("Draw training rows in proportion to such weights. Unset: sqrt_inverse with ConR, else none."),
     )
     lds: str = field(
         default="none", metadata=about("Kernel that smooths label densities: none, gaussian, triangular, laplace.")
@@ -127,7 +130,10 @@ class CompanionConfig:
     fds_clip: float = field(default=10.0, metadata=about("Largest change of a variance, up or down."))
     ranksim_weight: float = field(default=0.0, metadata=about("Weight of RankSim beside the base loss."))
     ranksim_interpolation: float = field(default=2.0, metadata=about("RankSim's interpolation strength."))
-    rnc_weight: float = field(default=0.0, metadata=about("Weight of Rank-N-Contrast beside the base loss."))
+    rnc_weight: float | None = field(
+        default=None,
+        metadata=about("Weight of Rank-N-Contrast beside the base loss. Unset: 1 with ConR, else 0."),
+    )
     rnc_temperature: float = field(default=2.0, metadata=about("Rank-N-Contrast's temperature."))
     cmixup_alpha: float = field(default=0.0, metadata=about("C-Mixup: shares from Beta(alpha, alpha); 0: none."))
     cmixup_bandwidth: float | None = field(
@@ -150,6 +156,8 @@ class CompanionConfig:
             `ValueError`: for a value that cannot be meant, and for methods that make no sense together.
         """
         check_choices(self, _CHOICES)
+        if self.resample is not None:
+            check_choices(self, {"resample": get_args(DensityMethod)})
         check_not_negative(self, "noise_learning_rate", "ranksim_weight", "rnc_weight", "cmixup_alpha")
         check_positive(self, "huber_delta", "focal_beta", "noise_sigma", "lds_sigma", "fds_sigma")
         check_positive(self, "ranksim_interpolation", "rnc_temperature", "cmixup_bandwidth", "gai_components")
@@ -162,9 +170,8 @@ class CompanionConfig:
         for name in ("lds_kernel_size", "fds_kernel_size"):
             if getattr(self, name) % 2 != 1 or getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be odd and 1 or more, as in 5.")
-        corrections = [
-            f"{name}={getattr(self, name)}" for name in ("reweight", "resample") if getattr(self, name) != "none"
-        ]
+        weighing = {"reweight": self.reweight, "resample": self.resample or "none"}
+        corrections = [f"{name}={method}" for name, method in weighing.items() if method != "none"]
         if self.base_loss in BALANCED_LOSSES:
             corrections.append(f"base_loss={self.base_loss}")
         if len(corrections) > 1:
@@ -175,13 +182,15 @@ class CompanionConfig:
         frozen = "retrain_head" if self.retrain_head else "freeze_backbone" if self.freeze_backbone else None
         if frozen:
             conr_weight = 0.0  # it has a weight by default, and is skipped
-        weighs = {self.reweight, self.resample, conr_reweight if conr_weight > 0 else "none"} != {"none"}
+        of_conr = {conr_reweight, self.resampling(conr_weight)} if conr_weight > 0 else set()
+        weighs = {*weighing.values(), *of_conr} != {"none"}
         if self.lds != "none" and not weighs:
             raise ValueError(
                 f"lds is {self.lds}, but there is no density to smooth. Set reweight, resample or, with ConR, "
                 "conr_reweight to sqrt_inverse or inverse."
             )
-        weights = {"conr_weight": conr_weight, "ranksim_weight": self.ranksim_weight, "rnc_weight": self.rnc_weight}
+        weights = {"conr_weight": conr_weight, "ranksim_weight": self.ranksim_weight}
+        weights["rnc_weight"] = self.rank_n_contrast_weight(conr_weight)
         for name, weight in weights.items():
             if frozen and weight > 0:
                 raise ValueError(f"{name} is {weight}, but with {frozen} no feature can follow it. Set it to 0.")
@@ -210,6 +219,19 @@ class CompanionConfig:
                 f"fds is {self.fds}, but its bins lie along one label; label_columns names "
                 f"{len(label_columns)}. Set fds to none."
             )
+
+    def resampling(self, conr_weight: float, may_resample: bool = True) -> DensityMethod:
+        """`resample`, and what it comes to unset, where rows may be drawn so."""
+        if self.resample is not None:
+            return self.resample
+        corrected = self.reweight != "none" or self.base_loss in BALANCED_LOSSES
+        return "sqrt_inverse" if conr_weight > 0 and may_resample and not corrected else "none"
+
+    def rank_n_contrast_weight(self, conr_weight: float) -> float:
+        """`rnc_weight`, and what it comes to unset."""
+        if self.rnc_weight is not None:
+            return self.rnc_weight
+        return 1.0 if conr_weight > 0 else 0.0
 
 
 def check_choices(config: Any, choices: Mapping[str, tuple[str, ...]]) -> None:

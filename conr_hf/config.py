@@ -41,13 +41,15 @@ class ConRConfig(CompanionConfig, TrainingArguments):
     """
     Settings of [`ConRTrainer`]: those of `TrainingArguments`, those of [`CompanionConfig`], and the ones below.
 
-    Everything is in label units, whatever they are. Unset fields are derived from the training labels when training
-    starts: R is their range, s their label scale.
+    Everything is in label units, whatever they are. Unset fields are derived when training starts, from the training
+    labels (R is their range, s their label scale) and from what else is on.
 
     Args:
         conr_weight (`float`, *optional*, defaults to 0.05):
             Weight of ConR beside the base loss on residuals divided by s. The paper's beta, over raw labels, is
-            beta / s for L1 and beta / s^2 for MSE. 0 keeps the views and computes no ConR.
+            beta / s for L1 and beta / s^2 for MSE. 0 keeps the views and computes no ConR. Unless set otherwise,
+            resampling (`resample`) and Rank-N-Contrast (`rnc_weight`) go with ConR; for the paper's method alone set
+            them to `"none"` and 0.
         conr_window (`float`, *optional*):
             Labels within this distance are similar (the paper's omega). Unset: 0.01 R.
         conr_temperature (`float`, *optional*, defaults to 0.07):
@@ -95,7 +97,9 @@ class ConRConfig(CompanionConfig, TrainingArguments):
 
     conr_weight: float = field(
         default=0.05,
-        metadata=about("Weight of ConR beside the base loss; 0 keeps the views and computes no ConR."),
+        metadata=about(
+            "Weight of ConR beside the base loss; 0 keeps the views and computes no ConR, nor what goes with it."
+        ),
     )
     conr_window: float | None = field(
         default=None,
@@ -205,7 +209,7 @@ class ConRConfig(CompanionConfig, TrainingArguments):
             `ValueError`: for a setting that cannot be meant; it names it and says what it may be.
         """
         check_choices(self, _CHOICES)
-        if self.resample != "none" and self.train_sampling_strategy != "random":
+        if self.resample not in (None, "none") and self.train_sampling_strategy != "random":
             raise ValueError(
                 f"resample is {self.resample} and train_sampling_strategy {self.train_sampling_strategy}: rows that "
                 "are drawn by weight have no order. Set one of them to its default."

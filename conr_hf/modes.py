@@ -46,8 +46,9 @@ def check_modes(
             f"cmixup_alpha is {args.cmixup_alpha}, but a data_collator of your own gets plain rows, which are not "
             "mixed. Set it to 0, or leave data_collator out."
         )
-    if is_stream and (args.resample != "none" or args.cmixup_alpha > 0):
-        name = "resample" if args.resample != "none" else "cmixup_alpha"
+    resamples = args.resample not in (None, "none")
+    if is_stream and (resamples or args.cmixup_alpha > 0):
+        name = "resample" if resamples else "cmixup_alpha"
         raise ValueError(
             f"{name} is {getattr(args, name)}, but train_dataset is a stream, of which no row can be had at will. "
             "Leave it out, or load the data without streaming."

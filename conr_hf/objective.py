@@ -21,7 +21,7 @@ logger = logging.get_logger(__name__)
 DOMINATES = 1.0  # times the base loss's gradient at the features
 _SUMS = (
     *("base", "conr", "anchors", "positives", "negatives", "rnc", "ranksim", "samples", "rows"),
-    *("base_gradient", "conr_gradient", "product"),
+    *("base_gradient", "conr_gradient", "conr_product", "rnc_gradient", "rnc_product"),
 )
 
 
@@ -129,13 +129,13 @@ class Objective:
             predictions (`torch.Tensor` like `rows`): In label units.
             samples (`list[int]`): How many of the B samples count, on each process.
             views (`int`): Views of each sample (V).
-            with_gradient (`bool`): Measure ConR's gradient at the features.
+            with_gradient (`bool`): Measure the gradients of ConR and Rank-N-Contrast at the features.
 
         Returns:
             `torch.Tensor`, a scalar, differentiable in the features of all processes; or `None` without regulariser.
         """
         args, settings = self.args, self.resolved
-        if settings.weight == args.rnc_weight == args.ranksim_weight == 0:
+        if settings.weight == settings.rnc_weight == args.ranksim_weight == 0:
             return None
         all_features, all_labels = _of_all(features, samples, views), _of_all(rows, samples, views)
         first, count = sum(samples[: rank()]) * views, samples[rank()] * views
@@ -160,10 +160,8 @@ class Objective:
             parts.append(settings.weight * loss)
             self._add(conr=loss.detach() * everything, **statistics._asdict())
             if with_gradient:
-                (gradient,) = torch.autograd.grad(parts[-1], features, retain_graph=True)
-                product = (gradient * self._base_gradient).sum()
-                self._add(conr_gradient=gradient.square().sum(), product=product)
-        if args.rnc_weight > 0:
+                self._measure("conr", parts[-1], features)
+        if settings.rnc_weight > 0:
             loss = rank_n_contrast(
                 all_features,
                 all_labels,
@@ -171,8 +169,10 @@ class Objective:
                 distance=settings.distance,
                 anchors=anchors,
             )
-            parts.append(args.rnc_weight * loss)
+            parts.append(settings.rnc_weight * loss)
             self._add(rnc=loss.detach() * everything)
+            if with_gradient:
+                self._measure("rnc", parts[-1], features)
         if args.ranksim_weight > 0:
             loss = ranksim(all_features, all_labels, interpolation=args.ranksim_interpolation) / world_size()
             parts.append(args.ranksim_weight * loss)
@@ -240,8 +240,8 @@ class Objective:
             `dict[str, float]`: `base_loss`, in label scales for L1; where they were computed, `conr_loss`, `rnc_loss`
             and `ranksim_loss` without their weights, `conr_anchors`, their share of the rows, and `conr_positives` and
             `conr_negatives`, means per anchor; `conr_gradient`, the norm of ConR's gradient at the features, times its
-            weight, in that of the base loss, and `conr_cosine`, the cosine between the two; and Balanced MSE's
-            `noise_sigma`, in label units.
+            weight, in that of the base loss, and `conr_cosine`, the cosine between the two; the same of
+            Rank-N-Contrast, `rnc_gradient` and `rnc_cosine`; and Balanced MSE's `noise_sigma`, in label units.
         """
         own = [torch.as_tensor(self._sums[name], dtype=torch.float32, device=self._device) for name in _SUMS]
         sums = dict(zip(_SUMS, sum_over_processes(torch.stack(own)).tolist(), strict=True))
@@ -255,12 +255,13 @@ class Objective:
                 "conr_positives": sums["positives"] / max(sums["anchors"], 1),
                 "conr_negatives": sums["negatives"] / max(sums["anchors"], 1),
             }
-        if sums["base_gradient"]:
-            figures["conr_gradient"] = math.sqrt(sums["conr_gradient"] / sums["base_gradient"])
-            norms = math.sqrt(sums["conr_gradient"] * sums["base_gradient"])
-            figures["conr_cosine"] = sums["product"] / norms if norms else 0.0
-            self._warn(figures["conr_gradient"])
-        if rows and self.args.rnc_weight > 0:
+        for name, weight in {"conr": self.resolved.weight, "rnc": self.resolved.rnc_weight}.items():
+            if sums["base_gradient"] and weight > 0:
+                figures[f"{name}_gradient"] = math.sqrt(sums[f"{name}_gradient"] / sums["base_gradient"])
+                norms = math.sqrt(sums[f"{name}_gradient"] * sums["base_gradient"])
+                figures[f"{name}_cosine"] = sums[f"{name}_product"] / norms if norms else 0.0
+        self._warn(figures.get("conr_gradient", 0.0))
+        if rows and self.resolved.rnc_weight > 0:
             figures["rnc_loss"] = sums["rnc"] / rows
         if rows and self.args.ranksim_weight > 0:
             figures["ranksim_loss"] = sums["ranksim"] / rows
@@ -275,6 +276,11 @@ class Objective:
                 f"ConR's gradient at the features is {conr_gradient:.1f} times that of the base loss, which may "
                 f"then hardly be learned: lower conr_weight ({self.resolved.weight:g})."
             )
+
+    def _measure(self, name: str, loss: Tensor, features: Tensor) -> None:
+        (gradient,) = torch.autograd.grad(loss, features, retain_graph=True)
+        product = (gradient * self._base_gradient).sum()
+        self._add(**{f"{name}_gradient": gradient.square().sum(), f"{name}_product": product})
 
     def _add(self, **figures: Tensor | float) -> None:
         for name, value in figures.items():

@@ -40,17 +40,20 @@ class Resolved:
     focal_beta: float
     noise_sigma: float
     reweight: DensityMethod
+    resample: DensityMethod
+    rnc_weight: float
     cmixup_bandwidth: float
     num_views: int
 
 
-def resolve(args: ConRConfig, labels: np.ndarray) -> Resolved:
+def resolve(args: ConRConfig, labels: np.ndarray, may_resample: bool = True) -> Resolved:
     """
     Derives the unset settings.
 
     Args:
         args (`ConRConfig`): The user's settings; not changed.
         labels (`np.ndarray` of shape `(N,)` or `(N, T)`): Training labels, in label units.
+        may_resample (`bool`, *optional*, defaults to `True`): Rows can be drawn at will, and the user weighs none.
 
     Raises:
         `ValueError`: if `loss_space` is `"log1p"` and a label is negative.
@@ -72,13 +75,15 @@ def resolve(args: ConRConfig, labels: np.ndarray) -> Resolved:
     if args.loss_space == "log1p":
         loss_scale = float(np.sqrt(np.log1p(columns).var(0).mean())) or 1.0
     inverse_range = 1 / label_range if label_range > 0 else 0.0
+    weight = 0.0 if args.freeze_backbone or args.retrain_head else args.conr_weight
+    may_resample = may_resample and args.train_sampling_strategy == "random"
     return Resolved(
         label_columns=tuple(args.label_columns),
         label_mean=tuple(float(mean) for mean in columns.mean(0)),
         label_median=tuple(float(median) for median in np.median(columns, 0)),
         label_range=label_range,
         label_scale=scale,
-        weight=0.0 if args.freeze_backbone or args.retrain_head else args.conr_weight,
+        weight=weight,
         window=args.conr_window if args.conr_window is not None else 0.01 * label_range,
         temperature=args.conr_temperature,
         push=args.conr_push,
@@ -94,6 +99,8 @@ def resolve(args: ConRConfig, labels: np.ndarray) -> Resolved:
         focal_beta=args.focal_beta if args.focal_beta is not None else 3 / loss_scale,
         noise_sigma=args.noise_sigma if args.noise_sigma is not None else 0.6 * loss_scale,
         reweight=args.reweight,
+        resample=args.resampling(weight, may_resample),
+        rnc_weight=args.rank_n_contrast_weight(weight),
         cmixup_bandwidth=args.cmixup_bandwidth if args.cmixup_bandwidth is not None else 0.1 * scale,
         num_views=args.num_views,
     )

@@ -27,6 +27,7 @@ from conr_hf.models import load_regressor
 from conr_hf.plots import density_with_error
 from conr_hf.recipe import Recipe, flags_of, read_recipe
 from conr_hf.report import hardware, peak_memory, table, versions, write_json, write_predictions
+from conr_hf.resolved import Resolved
 from conr_hf.trainer import ConRTrainer
 
 
@@ -81,6 +82,8 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
     )
     show_briefly(trainer)
     trainer.check_data()
+    if trainer.is_world_process_zero():
+        print(method(trainer.resolved))
     for split in _evaluated(data):  # the test split's rows too are read before training, not after it
         trainer.usable(data[split], f"{split} data", before_training=True)
     outcome = trainer.train(resume_from_checkpoint=resume)
@@ -105,6 +108,16 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
     }
     splits = {split: data[split] for split in _evaluated(data)}
     return evaluate(trainer, splits, targets, unit, results, Path(str(args.output_dir)))
+
+
+def method(settings: Resolved) -> str:
+    """A line on what is trained with."""
+    parts = [f"base loss {settings.base_loss}"]
+    weights = {"ConR": settings.weight, "Rank-N-Contrast": settings.rnc_weight}
+    parts += [f"{name} x {weight:g}" for name, weight in weights.items() if weight > 0]
+    weighing = {"weighed": settings.reweight, "rows drawn": settings.resample}
+    parts += [f"{how} by {density} density" for how, density in weighing.items() if density != "none"]
+    return f"Trains with {', '.join(parts)}"
 
 
 def evaluate(
@@ -267,6 +280,8 @@ class _Lines(TrainerCallback):
             parts = [f"base loss {logs['base_loss']:.3f}"]
             if "conr_loss" in logs:
                 parts.append(f"ConR {logs['conr_loss']:.3f} on {100 * logs['conr_anchors']:.0f} % of rows")
+            if "rnc_loss" in logs:
+                parts.append(f"Rank-N-Contrast {logs['rnc_loss']:.3f}")
             parts.append(f"learning rate {logs['learning_rate']:.1e}")
         else:
             errors = {name: value for name, value in logs.items() if name.startswith("eval_") and "_mae" in name}

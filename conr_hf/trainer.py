@@ -17,7 +17,7 @@ from transformers.utils import logging
 from conr_hf.base_loss import base_loss
 from conr_hf.config import ConRConfig
 from conr_hf.data.mixing import CMixup
-from conr_hf.data.rows import Row
+from conr_hf.data.rows import Row, column_names
 from conr_hf.data.views import ImageCollator
 from conr_hf.distributed import rank, world_size
 from conr_hf.feeding import DataSets
@@ -40,7 +40,8 @@ _OURS = ("labels", "pixel_values", "position", "sample_weight")  # of a batch; w
 class ConRTrainer(LearningTrainer):
     """
     Trains an image-regression model with ConR (Contrastive Regularizer, [arXiv
-    2309.06651](https://huggingface.co/papers/2309.06651)) beside the base loss.
+    2309.06651](https://huggingface.co/papers/2309.06651)) beside the base loss, and by default with the resampling and
+    Rank-N-Contrast that help it (see [`ConRConfig`]).
 
     What a user of `Trainer` knows works as there. What differs:
 
@@ -134,7 +135,9 @@ class ConRTrainer(LearningTrainer):
     def resolved(self) -> Resolved:
         """The settings with every unset one derived from the training labels; frozen when `train()` starts."""
         if self._resolved is None and self.train_dataset is not None:
-            self._resolved = resolve(self.args, self.training_labels())
+            may_resample = self.compute_loss_func is None and not isinstance(self.train_dataset, IterableDataset)
+            may_resample = may_resample and "sample_weight" not in column_names(self.train_dataset)
+            self._resolved = resolve(self.args, self.training_labels(), may_resample)
         return self._resolved if self._resolved is not None else self._saved()[0]
 
     @property
@@ -194,9 +197,9 @@ class ConRTrainer(LearningTrainer):
         logger.info(f"Training with {self.resolved}")
 
     def row_weights(self) -> np.ndarray | None:
-        if self.args.resample == "none":
+        if self.resolved.resample == "none":
             return None
-        return density_weights(self.training_labels(), self.bins, self.args.resample, lds_kernel(self.args))
+        return density_weights(self.training_labels(), self.bins, self.resolved.resample, lds_kernel(self.args))
 
     def mixing(self) -> CMixup | None:
         if self.args.cmixup_alpha == 0:
@@ -283,8 +286,8 @@ class ConRTrainer(LearningTrainer):
         features = self.head.take_features()
         # Neither of a sharded head, nor where the head reads other features than ConR.
         plain = not (self.is_fsdp_enabled or self.is_deepspeed_enabled or self.step_objective.smoothing is not None)
-        with_gradient = plain and self.resolved.weight > 0 and features.requires_grad
-        with_gradient = with_gradient and self.compute_loss_func is None
+        compares = self.resolved.weight > 0 or self.resolved.rnc_weight > 0
+        with_gradient = plain and compares and features.requires_grad and self.compute_loss_func is None
         if self.compute_loss_func is not None:
             # Without repeats, or times 0 where all are repeats: a mean over no rows would not be a number.
             count = samples[rank()] * views

@@ -92,7 +92,7 @@ def make_trainer(
         save_strategy="no",
         logging_strategy="no",
         disable_tqdm=True,
-        **{"conr_weight": 0.0, **settings},
+        **{"conr_weight": 0.0, "resample": "none", "rnc_weight": 0.0, **settings},
     )
     data = Ready(batch * steps // epochs, size)
     trainer = ConRTrainer(model, args, train_dataset=data, processing_class=processor)

@@ -102,7 +102,7 @@ models = {
 
 
 def settings(folder, **changed):
-    """Settings of a quiet, short run on one CPU that logs every step; `changed` wins."""
+    """Settings of a quiet, short run on one CPU that logs every step, ConR alone; `changed` wins."""
     return ConRConfig(
         **{
             "output_dir": str(folder),
@@ -114,6 +114,8 @@ def settings(folder, **changed):
             "num_train_epochs": 1,
             "per_device_train_batch_size": 8,
             "learning_rate": 1e-3,
+            "resample": "none",
+            "rnc_weight": 0.0,
             **changed,
         }
     )

@@ -93,7 +93,7 @@ def test_defaults():
         "noise_learning_rate": 0.01,
         "gai_components": 8,
         "reweight": "none",
-        "resample": "none",
+        "resample": None,
         "lds": "none",
         "lds_kernel_size": 5,
         "lds_sigma": 2.0,
@@ -104,7 +104,7 @@ def test_defaults():
         "fds_clip": 10.0,
         "ranksim_weight": 0.0,
         "ranksim_interpolation": 2.0,
-        "rnc_weight": 0.0,
+        "rnc_weight": None,
         "rnc_temperature": 2.0,
         "cmixup_alpha": 0.0,
         "cmixup_bandwidth": None,
@@ -291,6 +291,27 @@ def test_resolved_from_labels_of_two_dimensions_by_hand():
     assert found.label_scale == pytest.approx(math.sqrt((8 + 150) / 2))  # root of the mean variance
     assert found.window == pytest.approx(0.19)
     assert found.push_scale == pytest.approx(1 / 19)
+
+
+@pytest.mark.parametrize(
+    ("given", "may_resample", "resample", "rnc_weight"),
+    [
+        ({}, True, "sqrt_inverse", 1.0),
+        ({"conr_weight": 0.0}, True, "none", 0.0),
+        ({"conr_weight": 0.0, "rnc_weight": 3.0}, True, "none", 3.0),
+        ({"resample": "none", "rnc_weight": 0.0}, True, "none", 0.0),
+        ({"resample": "inverse"}, True, "inverse", 1.0),
+        ({"reweight": "inverse"}, True, "none", 1.0),
+        ({"base_loss": "gai"}, True, "none", 1.0),
+        ({"train_sampling_strategy": "sequential"}, True, "none", 1.0),
+        ({}, False, "none", 1.0),
+        ({"freeze_backbone": True}, True, "none", 0.0),
+    ],
+)
+def test_what_goes_with_conr_unless_it_is_set(given, may_resample, resample, rnc_weight):
+    """A plain run would be resampled, an imbalance corrected twice, a stream refused for what its user never set."""
+    found = resolve(ConRConfig("out", use_cpu=True, **given), np.array([20.0, 40.0, 60.0]), may_resample)
+    assert (found.resample, found.rnc_weight) == (resample, rnc_weight)
 
 
 @pytest.mark.parametrize("labels", [np.full(5, 31.0), np.full((5, 2), 31.0), np.array([31])])

@@ -241,6 +241,20 @@ def test_resampling_draws_rare_rows_more_often(tmp_path):
     assert share == pytest.approx(0.8 / 1.8, abs=0.02)
 
 
+def test_conr_brings_resampling_and_rank_n_contrast(tmp_path):
+    data = small.images(ROWS)
+    trainer = train(tmp_path, data, resample=None, rnc_weight=None)
+    assert trainer.row_weights() is not None
+    assert all(entry["rnc_loss"] > 0 for entry in trainer.state.log_history if "conr_loss" in entry)
+    plain = train(tmp_path / "plain", data, resample=None, rnc_weight=None, conr_weight=0.0)
+    assert plain.row_weights() is None
+    assert not any("rnc_loss" in entry for entry in plain.state.log_history)
+    weighed = data.add_column("sample_weight", [1.0] * ROWS)
+    assert train(tmp_path / "weighed", weighed, resample=None).row_weights() is None
+    stream = data.to_iterable_dataset()
+    assert train(tmp_path / "stream", stream, resample=None, rnc_weight=None).resolved.resample == "none"
+
+
 def test_log1p_compares_logarithms_and_predicts_labels(tmp_path):
     data = small.images(8)
     trainer = train(tmp_path, data, loss_space="log1p", conr_weight=0.0, max_steps=1, learning_rate=0.0)
@@ -369,7 +383,7 @@ def test_blocks_of_a_transformer_are_its_layers(tmp_path):
         ({"base_loss": "bmc", "reweight": "inverse"}, ["base_loss=bmc", "twice"]),
         ({"base_loss": "gai", "resample": "sqrt_inverse"}, ["base_loss=gai", "twice"]),
         ({"lds": "gaussian", "conr_weight": 0.0}, ["lds is gaussian", "no density", "reweight"]),
-        ({"lds": "gaussian", "conr_reweight": "none"}, ["lds is gaussian", "no density"]),
+        ({"lds": "gaussian", "conr_reweight": "none", "resample": "none"}, ["lds is gaussian", "no density"]),
         ({"cmixup_alpha": 1.0}, ["cmixup_alpha is 1.0 and conr_weight 0.05", "Set one of them to 0"]),
         ({"cmixup_alpha": 1.0, "conr_weight": 0.0, "rnc_weight": 1.0}, ["rnc_weight 1.0"]),
         ({"cmixup_alpha": 1.0, "conr_weight": 0.0, "reweight": "inverse"}, ["reweight inverse", "lies between"]),
@@ -404,6 +418,7 @@ def test_what_makes_no_sense_is_refused(settings, parts):
     [
         {"base_loss": "bmc", "conr_reweight": "inverse"},
         {"resample": "inverse", "conr_reweight": "inverse", "lds": "gaussian"},
+        {"lds": "gaussian", "conr_reweight": "none"},  # of the resampling that goes with ConR
         {"base_loss": "gai", "lds": "gaussian", "fds": "gaussian", "ranksim_weight": 1.0},
         {"freeze_backbone": True, "fds": "gaussian", "reweight": "inverse"},
         {"cmixup_alpha": 1.0, "conr_weight": 0.0, "resample": "inverse"},
@@ -448,7 +463,7 @@ def test_a_method_differs_from_the_plain_recipe_in_its_own_lines_only(name):
     changed = {key for key in {*plain, *options} if plain.get(key) != options.get(key)}
     assert not changed & {"model", "benchmark", "image_size", "pretrained", "learning_rate", "num_train_epochs"}
     assert bool(changed) == (name != "vanilla")
-    assert len(changed) <= 5
+    assert len(changed) <= 6
     lines = Path(FOLDER, f"{name}.yaml").read_text().splitlines()
     assert lines[0] == f"# conr-hf train recipes/methods/{name}.yaml"
 

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 import conr_hf.objective
 from conr_hf import load_regressor
-from conr_hf.losses import conr_loss
+from conr_hf.losses import conr_loss, rank_n_contrast
 
 ROWS, EPOCHS = 21, 3  # a last batch of five
 STEPS = 3 * EPOCHS
@@ -432,7 +432,7 @@ def test_weight_0_computes_no_conr(tmp_path, monkeypatch):
 def first_gradients(tmp_path, weight, dimensions=1):
     """The first step's logged figures, and both gradients at the features as autograd has them."""
     names = ["label"] if dimensions == 1 else ["label0", "label1"]
-    changed = {"conr_weight": weight, "conr_window": 3.0, "label_columns": names, "max_steps": 1}
+    changed = {"conr_weight": weight, "conr_window": 3.0, "rnc_weight": 0.5, "label_columns": names, "max_steps": 1}
     torch.manual_seed(0)
     trainer = build(*models["vit"](names), tmp_path, images(8, dimensions=dimensions), **changed)
     trainer.train()
@@ -459,19 +459,24 @@ def first_gradients(tmp_path, weight, dimensions=1):
         push_scale=settings.push_scale,
         temperature=settings.temperature,
     )
+    rnc = rank_n_contrast(seen[0].float(), rows)
     (of_base,) = torch.autograd.grad(base, seen[0], retain_graph=True)
-    (of_conr,) = torch.autograd.grad(weight * conr, seen[0])
-    cosine = torch.cosine_similarity(of_base.flatten(), of_conr.flatten(), 0)
-    return figures, of_base.norm().item(), of_conr.norm().item(), cosine.item()
+    others = {}
+    for name, loss in {"conr": weight * conr, "rnc": 0.5 * rnc}.items():
+        (gradient,) = torch.autograd.grad(loss, seen[0], retain_graph=True)
+        cosine = torch.cosine_similarity(of_base.flatten(), gradient.flatten(), 0)
+        others |= {f"{name}_gradient": (gradient.norm() / of_base.norm()).item(), f"{name}_cosine": cosine.item()}
+    return figures, others
 
 
 @pytest.mark.parametrize("dimensions", [1, 2])
 def test_the_logged_gradient_is_that_at_the_features(tmp_path, dimensions):
     """A user would set the weight by a figure that means something else."""
-    figures, of_base, of_conr, cosine = first_gradients(tmp_path, 0.05, dimensions)
-    assert of_conr > 0
-    assert figures["conr_gradient"] == pytest.approx(of_conr / of_base, rel=1e-4)
-    assert figures["conr_cosine"] == pytest.approx(cosine, rel=1e-3, abs=1e-5)
+    figures, expected = first_gradients(tmp_path, 0.05, dimensions)
+    for name in ("conr", "rnc"):
+        assert expected[f"{name}_gradient"] > 0
+        assert figures[f"{name}_gradient"] == pytest.approx(expected[f"{name}_gradient"], rel=1e-4)
+        assert figures[f"{name}_cosine"] == pytest.approx(expected[f"{name}_cosine"], rel=1e-3, abs=1e-5)
 
 
 @pytest.mark.parametrize(("weight", "warned"), [(0.001, False), (10.0, True)])

@@ -129,7 +129,7 @@ def test_curves_have_a_panel_for_what_was_logged(samples, tmp_path):
     assert all(part in words for part in ("base loss", "ConR loss", "anchors", "MAE (m)", "few", "checkpoint kept"))
     assert "gradient at the features" in words
     assert "cosine" in words
-    assert "−0.5" in words  # the panel reaches below 0
+    assert "\u22120.5" in words  # the panel reaches below 0
     runs = {"a": history(*names), "b": history("base_loss")}
     training_curves(runs, tmp_path / "two", unit="m", title="T")
     plain = history("base_loss", "loss")

@@ -78,6 +78,7 @@ CASES = {
     "accumulated, two workers": {"gradient_accumulation_steps": 2, "dataloader_num_workers": 2},
     "sgd with momentum": {"optim": "sgd", "optim_args": "momentum=0.9"},
     "balanced, FDS, average": {"base_loss": "bni", "fds": "gaussian", "bin_width": 10.0, "ema_decay": 0.9},
+    "with what goes with ConR": {"resample": None, "rnc_weight": None, "bin_width": 10.0},
     "resampled, accumulated": {"resample": "inverse", "bin_width": 10.0, "gradient_accumulation_steps": 2},
     "best model at the end": {"load_best_model_at_end": True, "save_total_limit": 2},
 }

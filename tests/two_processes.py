@@ -33,7 +33,7 @@ CASES = {
     "accumulated": (13, 4, {"gradient_accumulation_steps": 2, "base_loss": "huber"}),
     "one view": (11, 8, {"num_views": 1}),
     "two labels": (13, 8, {"label_columns": ["label0", "label1"], "base_loss": "mse"}),
-    "anchors": (13, 8, {"conr_reduction": "anchors"}),
+    "anchors": (13, 8, {"conr_reduction": "anchors", "rnc_weight": 0.5}),
     "last alone": (9, 8, {}),
     "methods": (
         13,
@@ -48,6 +48,7 @@ CASES = {
         },
     ),
     "resampled": (13, 8, {"resample": "sqrt_inverse", "base_loss": "focal_l1"}),
+    "with what goes with ConR": (13, 8, {"resample": None, "rnc_weight": None}),
     "mixed": (13, 8, {"cmixup_alpha": 1.0, "conr_weight": 0.0, "rnc_weight": 0.0}),
     "head alone": (13, 8, {"freeze_backbone": True, "reweight": "inverse"}),
     "own loss": (9, 8, {"compute_loss_func": own_loss}),

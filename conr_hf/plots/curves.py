@@ -11,7 +11,9 @@ _FIGURES = {  # in the log -> what its panel is called, and the factor
     "conr_loss": ("ConR loss (unweighted)", 1.0),
     "conr_anchors": ("rows that are anchors (%)", 100.0),
     "conr_gradient": ("ConR's gradient at the features, in the base loss's", 1.0),
-    "conr_cosine": ("cosine between the two gradients", 1.0),
+    "conr_cosine": ("cosine between ConR's gradient and the base loss's", 1.0),
+    "rnc_gradient": ("Rank-N-Contrast's gradient, likewise", 1.0),
+    "rnc_cosine": ("cosine between Rank-N-Contrast's and the base loss's", 1.0),
 }
 _RING: dict[str, Any] = {"marker": "o", "markersize": 9, "markerfacecolor": "none", "markeredgewidth": 1.0}
 
@@ -25,8 +27,8 @@ def training_curves(
     best: Mapping[str, float] | None = None,
 ) -> None:
     """
-    Base loss, ConR loss, share of anchors, ConR's gradient beside that of the base loss, and MAE on the evaluation
-    set, by epoch; what was not logged has no panel.
+    Base loss, ConR loss, share of anchors, the gradients of ConR and Rank-N-Contrast beside that of the base loss, and
+    MAE on the evaluation set, by epoch; what was not logged has no panel.
 
     One run's MAE is drawn for all samples and each shot, several runs' for all samples.
 
@@ -66,8 +68,9 @@ def training_curves(
                 if name == "eval_mae" and best is not None and best.get(run) in epochs:
                     kept = epochs.index(best[run])
                     panel.plot(epochs[kept], values[kept], color=style["color"], **_RING)
-        bottom = min(panel.get_ylim()[0], 0) if name == "conr_cosine" else 0
-        panel.set_ylim(bottom, 104 if name == "conr_anchors" else None)
+        low, high = panel.get_ylim()
+        bottom = min(low, 0) if name.endswith("_cosine") else 0
+        panel.set_ylim(bottom, 104 if name == "conr_anchors" else max(high, 0))
         tidy(panel)
         panel.tick_params(labelbottom=True)
         panel.set_xlabel("epoch", fontsize=8.5)
