@@ -111,12 +111,12 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
 
 
 def method(settings: Resolved) -> str:
-    """A line on what is trained with."""
+    """A line on what is trained with, for the terminal."""
     parts = [f"base loss {settings.base_loss}"]
     weights = {"ConR": settings.weight, "Rank-N-Contrast": settings.rnc_weight}
-    parts += [f"{name} x {weight:g}" for name, weight in weights.items() if weight > 0]
+    parts += [f"{name} (weight {weight:g})" for name, weight in weights.items() if weight > 0]
     weighing = {"weighed": settings.reweight, "rows drawn": settings.resample}
-    parts += [f"{how} by {density} density" for how, density in weighing.items() if density != "none"]
+    parts += [f"{how} by density ({density})" for how, density in weighing.items() if density != "none"]
     return f"Trains with {', '.join(parts)}"
 
 

@@ -12,7 +12,7 @@ _FIGURES = {  # in the log -> what its panel is called, and the factor
     "conr_anchors": ("rows that are anchors (%)", 100.0),
     "conr_gradient": ("ConR's gradient at the features, in the base loss's", 1.0),
     "conr_cosine": ("cosine between ConR's gradient and the base loss's", 1.0),
-    "rnc_gradient": ("Rank-N-Contrast's gradient, likewise", 1.0),
+    "rnc_gradient": ("Rank-N-Contrast's gradient, in the base loss's", 1.0),
     "rnc_cosine": ("cosine between Rank-N-Contrast's and the base loss's", 1.0),
 }
 _RING: dict[str, Any] = {"marker": "o", "markersize": 9, "markerfacecolor": "none", "markeredgewidth": 1.0}
