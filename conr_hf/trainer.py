@@ -41,7 +41,7 @@ class ConRTrainer(LearningTrainer):
     """
     Trains an image-regression model with ConR (Contrastive Regularizer, [arXiv
     2309.06651](https://huggingface.co/papers/2309.06651)) beside the base loss, and by default with the resampling and
-    Rank-N-Contrast that help it (see [`ConRConfig`]).
+    Rank-N-Contrast that go with it (see [`ConRConfig`]).
 
     What a user of `Trainer` knows works as there. What differs:
 
