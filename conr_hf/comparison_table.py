@@ -49,6 +49,14 @@ def errors(runs: Sequence[Run], recipe: str, method: str, split: str, shot: str,
     return found
 
 
+def differences(
+    comparison: Comparison, runs: Sequence[Run], recipe: str, method: str, split: str, shot: str, metric: str
+) -> list[float]:
+    """A metric of a method less that of the baseline, one for each seed that both have finished."""
+    ours, theirs = (errors(runs, recipe, m, split, shot, metric) for m in (method, comparison.baseline))
+    return [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+
+
 def rows_of(comparison: Comparison, runs: Sequence[Run], recipe: str, split: str) -> list[list[str]]:
     """
     The table of a recipe's split: a header, and a row for each method that has finished runs.
@@ -137,14 +145,11 @@ def _mean(values: Collection[float]) -> str:
 def _paired(
     comparison: Comparison, runs: Sequence[Run], recipe: str, method: str, split: str, shot: str, metric: str
 ) -> str:
-    if method == comparison.baseline:
+    found = differences(comparison, runs, recipe, method, split, shot, metric)
+    if method == comparison.baseline or not found:
         return ""
-    ours, theirs = (errors(runs, recipe, m, split, shot, metric) for m in (method, comparison.baseline))
-    differences = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
-    if not differences:
-        return ""
-    half = interval(differences)
-    return f"{statistics.fmean(differences):+.3g}" + ("" if math.isnan(half) else f" ± {half:.3g}")
+    half = interval(found)
+    return f"{statistics.fmean(found):+.3g}" + ("" if math.isnan(half) else f" ± {half:.3g}")
 
 
 def _costs(runs: Sequence[Run], recipe: str, method: str) -> list[str]:

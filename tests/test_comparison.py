@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 from scipy import stats
 
-from conr_hf import comparison, recipe
+from conr_hf import comparison, comparison_plot, recipe
 from conr_hf.cli import main
 from conr_hf.comparison import Comparison, Run
 from conr_hf.comparison_table import interval, rows_of, show, write_tables
@@ -248,6 +248,31 @@ def test_means_deviations_and_differences_by_hand(tmp_path):
     write_tables(made, runs, "conr-hf compare x")
     assert "\\pm" in (tmp_path / "table.tex").read_text()
     assert len((tmp_path / "runs.csv").read_text().splitlines()) == 1 + 4 * 6
+
+
+def test_what_a_method_changes_is_drawn_from_recipe_to_recipe(tmp_path, monkeypatch):
+    """In per cent of the mean of the baseline, with the interval; no point where there are no few-shot samples."""
+    made = Comparison({"a": {}, "b": {}}, {"vanilla": {}, "conr": {}}, [1, 2], "vanilla", str(tmp_path), None)
+    runs = []
+    for name, method, seed, mae in (
+        *(("a", "vanilla", 1, 10.0), ("a", "vanilla", 2, 12.0), ("a", "conr", 1, 9.0), ("a", "conr", 2, 10.0)),
+        *(("b", "vanilla", 1, 4.0), ("b", "conr", 1, 5.0)),
+    ):
+        folder = tmp_path / f"{name}-{method}-{seed}"
+        folder.mkdir()
+        shots = {"all": {"n": 4, "mae": mae, "bmae": mae}, **({"few": {"n": 1, "mae": mae}} if name == "a" else {})}
+        (folder / "results.json").write_text(json.dumps({"test": shots, "unit": "m"}))
+        runs.append(Run(name, method, seed, folder, {}))
+    drawn = {}
+    monkeypatch.setattr(comparison_plot, "save", lambda figure, path: drawn.update({path.name: figure}))
+    assert [file.name for file in comparison_plot.draw_comparison(made, runs)] == ["a.png", "b.png", "recipes.png"]
+    few, balanced = drawn["recipes.png"].axes
+    half = 100 * 12.706 * np.std([1, 2], ddof=1) / np.sqrt(2) / 11
+    for panel, means in ((few, [-100 * 1.5 / 11]), (balanced, [-100 * 1.5 / 11, 25.0])):
+        line, _, (bars,) = panel.containers[0]
+        assert line.get_ydata() == pytest.approx(means)
+        low, high = bars.get_segments()[0][:, 1]
+        assert (high - low) / 2 == pytest.approx(half, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", [name for name in recipe.names() if name.startswith("study/")])
