@@ -15,6 +15,7 @@ from transformers.trainer_callback import TrainerCallback
 
 from conr_hf.checks import streamed_labels
 from conr_hf.config import ConRConfig
+from conr_hf.conformal import SMALLEST, coverage_table, make_intervals, write_intervals
 from conr_hf.data.benchmarks import load_benchmark
 from conr_hf.data.catalogue import BENCHMARKS
 from conr_hf.data.local import load_local
@@ -147,6 +148,10 @@ def evaluate(
         print("\n" + table(split, results[split], results["baseline_median"][split], unit))
     if folder is not None:
         write_predictions(folder / "predictions.csv", targets, bins, predictions)
+        if "validation" in splits and len(predictions["validation"][0]) >= SMALLEST:
+            intervals = make_intervals(bins, predictions, targets, unit)
+            write_intervals(folder, intervals)
+            print("\n" + coverage_table(intervals))
         if splits:
             split = list(splits)[-1]
             title = f"{', '.join(targets)}: error on the {split} split"

@@ -1,0 +1,105 @@
+"""`pipeline("image-regression", model=...)`: predictions for images, under the names of the targets."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForImageClassification, ImageClassificationPipeline
+from transformers.image_utils import load_image
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from conr_hf.conformal import PredictionIntervals, load_intervals
+from conr_hf.data.rows import to_image
+from conr_hf.evaluation import targets_of
+
+TASK = "image-regression"
+
+
+class ImageRegressionPipeline(ImageClassificationPipeline):
+    """
+    Predicts numbers for images, in label units. `import conr_hf.pipeline` registers it for `transformers.pipeline`.
+
+    It takes what other image pipelines take, a path, a URL, a PIL image or an array of shape `(H, W, 3)`, or many of
+    them, with `batch_size`, `device` and so on as there; and images as they are elsewhere in this package: upright
+    by their EXIF orientation, and grey values of 16 bits scaled to 8.
+
+    Args:
+        flip (`bool`, *optional*, defaults to `False`):
+            Predict the mirrored image too, and return the mean; not for labels that a mirror changes, such as yaw.
+        interval (`bool`, *optional*, defaults to `False`):
+            Return the ends of the prediction's interval, too; the model must have an `intervals.json` beside it.
+        timeout (`float`, *optional*): Seconds to wait for a URL.
+
+    Returns:
+        `dict[str, float]` for an image: a prediction for each target, `{"age": 31.4}`; with `interval` also `age_low`
+        and `age_high`. A list of them for many images.
+
+    Raises:
+        `ValueError`: for an image that cannot be read, a model with another number of outputs than names, and
+            `interval` where there are none.
+
+    Example:
+    ```python
+    import conr_hf.pipeline
+    from transformers import pipeline
+
+    predict = pipeline("image-regression", model="runs/quickstart")
+    predict("tile.png", interval=True)  # {'elevation': 1432.7, 'elevation_low': 903.1, 'elevation_high': 1962.3}
+    ```
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._intervals: PredictionIntervals | None = None
+        super().__init__(*args, **kwargs)
+
+    def _sanitize_parameters(
+        self, flip: bool | None = None, interval: bool | None = None, timeout: float | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        if interval and self._intervals is None:
+            self._intervals = load_intervals(self.model.config._name_or_path)
+            if self._intervals is None:
+                raise ValueError(
+                    f'"{self.model.config._name_or_path}" has no intervals.json, which conr-hf train writes beside a '
+                    f"model where there is a validation split. Leave out interval=True."
+                )
+        given = {"flip": flip, "interval": interval, "timeout": timeout}
+        return (
+            {name: given[name] for name in ("flip", "timeout") if given[name] is not None},
+            {},
+            {} if interval is None else {"interval": interval},
+        )
+
+    def preprocess(self, image: Any, flip: bool = False, timeout: float | None = None) -> dict[str, Any]:
+        if isinstance(image, torch.Tensor):
+            image = image.numpy()
+        try:
+            is_url = isinstance(image, str) and image.startswith(("http://", "https://"))
+            upright = to_image(load_image(image, timeout=timeout) if is_url else image)
+        except (OSError, ValueError, SyntaxError, TypeError) as error:
+            name = f'"{image}"' if isinstance(image, str) else f"A {type(image).__name__}"
+            raise ValueError(f"{name} cannot be read as an image: {error}") from error
+        assert self.image_processor is not None
+        pixels: torch.Tensor = self.image_processor(images=[upright], return_tensors="pt")["pixel_values"]
+        pixels = pixels.to(self.dtype)
+        return {"pixel_values": pixels, **({"mirrored": pixels.flip(-1)} if flip else {})}
+
+    def _forward(self, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
+        logits = self.model(pixel_values=inputs["pixel_values"]).logits.float()
+        if "mirrored" in inputs:
+            logits = (logits + self.model(pixel_values=inputs["mirrored"]).logits.float()) / 2
+        return {"logits": logits}
+
+    def postprocess(self, outputs: dict[str, torch.Tensor], interval: bool = False) -> dict[str, float]:
+        predictions = outputs["logits"].cpu().numpy().astype(np.float64)  # (1, T)
+        names = targets_of(self.model)
+        result = dict(zip(names, predictions[0].tolist(), strict=True))
+        if interval and self._intervals is not None:
+            widths = self._intervals.half_widths(predictions)[0].tolist()
+            for name, width in zip(names, widths, strict=True):
+                result |= {f"{name}_low": result[name] - width, f"{name}_high": result[name] + width}
+        return result
+
+
+PIPELINE_REGISTRY.register_pipeline(
+    TASK, pipeline_class=ImageRegressionPipeline, pt_model=AutoModelForImageClassification, type="image"
+)
