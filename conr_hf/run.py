@@ -13,6 +13,7 @@ from datasets import IterableDataset
 from transformers import PrinterCallback, ProgressCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.trainer_callback import TrainerCallback
 
+from conr_hf.card import hub_ids
 from conr_hf.checks import streamed_labels
 from conr_hf.config import ConRConfig
 from conr_hf.data.benchmarks import load_benchmark
@@ -34,7 +35,7 @@ from conr_hf.trainer import ConRTrainer
 def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: str) -> dict[str, Any]:
     """
     Trains as the recipe says and writes into `args.output_dir`: the model and its processor, `recipe.yaml` with every
-    option, `results.json`, `predictions.csv` and `density.png`.
+    option, `results.json`, `predictions.csv`, `density.png` and the model card `README.md`.
 
     Args:
         recipe ([`~conr_hf.recipe.Recipe`]): What is trained on what.
@@ -49,6 +50,8 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
         `ValueError`: for anything that cannot be trained with, before training starts.
     """
     check_writable(args.output_dir)
+    source = recipe.data or recipe.benchmark_source
+    ids = hub_ids(model=recipe.model, pretrained=recipe.pretrained, weights=recipe.weights, data=source)
     resume = args.resume_from_checkpoint if args.resume_from_checkpoint not in ("false", "False") else None
     if recipe.stage_one is not None:
         recipe = after_stage_one(recipe, args, options, command)
@@ -96,6 +99,7 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
         "schema": 1,
         "command": command,
         "recipe": options,
+        "hub_ids": ids,
         "conr": asdict(trainer.resolved),
         "seed": args.seed,
         "versions": versions(),
@@ -107,7 +111,9 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
         "unit": unit,
     }
     splits = {split: data[split] for split in _evaluated(data)}
-    return evaluate(trainer, splits, targets, unit, results, Path(str(args.output_dir)))
+    results = evaluate(trainer, splits, targets, unit, results, Path(str(args.output_dir)))
+    trainer.create_model_card()
+    return results
 
 
 def method(settings: Resolved) -> str:
