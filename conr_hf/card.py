@@ -4,24 +4,24 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import timm
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard
 
-from conr_hf.card_template import OURS, CardValues, finite, one_line, read_template, render
+from conr_hf.card_metadata import Told, evaluated_splits, metadata, shots_of
+from conr_hf.card_template import OURS, CardValues, one_line, read_template, render
 from conr_hf.data.catalogue import BENCHMARKS, Benchmark
-from conr_hf.methods_used import PAPERS, Method, methods_used
+from conr_hf.methods_used import PAPERS, methods_used
 from conr_hf.metrics import THRESHOLDS
+from conr_hf.origins import is_hub_id, without_paths
 
 FILE_NAME = "README.md"
 PICTURE = "density.png"
-SHOTS = {"all": "all", "many": "many-shot", "median": "median-shot", "few": "few-shot"}
 MOST_RANGES = 8  # of rare labels, for each target
-_PATH = re.compile(r"(?<![\w:/\\.~-])(?:[A-Za-z]:[\\/]|/)[^\s\"'`=,;\[\]{}()]+")
 
 
 @dataclass(frozen=True)
@@ -44,31 +44,6 @@ class Trained:
     intervals: Mapping[str, Any] | None
     has_picture: bool
     is_adapter: bool
-
-
-@dataclass(frozen=True)
-class Told:
-    """
-    What a user tells of a model, which goes into the metadata; see `Trainer.create_model_card`.
-
-    Args:
-        model_id (`str`, *optional*): Its id on the Hub.
-        language, license, tags (*optional*): As in `ModelCardData`.
-        base_model (`str`, *optional*): Id on the Hub of the model that was fine-tuned.
-        task (`str`, *optional*): Kind of task that the results are of.
-        datasets (`list[str]`, *optional*): Ids on the Hub of what it was trained on.
-        dataset_name, dataset_args (*optional*): Of the data set that the results are of.
-    """
-
-    model_id: str | None = None
-    language: str | list[str] | None = None
-    license: str | None = None
-    tags: list[str] = field(default_factory=list)
-    base_model: str | None = None
-    task: str | None = None
-    datasets: list[str] | None = None
-    dataset_name: str | None = None
-    dataset_args: Any = None
 
 
 def write_card(
@@ -151,14 +126,14 @@ def card(trained: Trained, name: str, told: Told, template: str) -> str:
     base = _base(trained, told)
     data = _data(results, benchmark, told)
     values = CardValues(
-        card_data=_metadata(trained, name, told, base, data, benchmark, used, unit).to_yaml(),
+        card_data=metadata(results, trained.is_adapter, name, told, base, data, used, unit).to_yaml(),
         model_name=name,
         model_id=told.model_id or f"you/{re.sub(r'[^A-Za-z0-9_.-]+', '-', name).strip('-.') or 'model'}",
         targets=_targets(trained.config),
         unit=unit,
         base=base,
         data=data,
-        splits=[_split(results, split) for split in _evaluated(results)],
+        splits=[_split(results, split) for split in evaluated_splits(results)],
         picture=PICTURE if trained.has_picture else None,
         methods=used,
         training=_training(trained),
@@ -172,91 +147,6 @@ def card(trained: Trained, name: str, told: Told, template: str) -> str:
     except (ValueError, yaml.YAMLError) as error:  # of a user's template
         raise ValueError(f"its metadata is not what the Hub reads ({one_line(str(error))})") from error
     return text
-
-
-def hub_ids(*, model: str, pretrained: bool, weights: str | None, data: str | None) -> dict[str, str | None]:
-    """
-    Which of what a run is made from is on the Hub: the ids of `model` and `data`, or `None`. Known where it is
-    trained, since elsewhere a folder's path looks like an id.
-    """
-    if not pretrained or weights is not None or Path(model).exists():
-        base = None
-    elif model.startswith("timm/"):
-        known = timm.get_pretrained_cfg(model.removeprefix("timm/"))
-        base = known.hf_hub_id if known is not None else None
-    else:
-        base = model if is_hub_id(model) else None
-    return {"model": base, "data": data if data is not None and not Path(data).exists() and is_hub_id(data) else None}
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether a model or data set on the Hub could be called so: `owner/name`."""
-    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII) is not None
-
-
-def without_paths(value: Any) -> Any:
-    """
-    The same with every absolute path in its strings cut to the last part.
-
-    Example:
-        >>> without_paths({"data": "/home/me/faces", "command": "conr-hf train a/b.yaml --output_dir=/tmp/run"})
-        {'data': 'faces', 'command': 'conr-hf train a/b.yaml --output_dir=run'}
-    """
-    if isinstance(value, Mapping):
-        return {name: without_paths(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_paths(part) for part in value]
-    if not isinstance(value, str):
-        return value
-    if PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute():
-        return PureWindowsPath(value).name  # which takes both kinds of slashes
-    return _PATH.sub(lambda found: PureWindowsPath(found.group()).name, value)
-
-
-def _metadata(
-    trained: Trained,
-    name: str,
-    told: Told,
-    base: Mapping[str, Any],
-    data: Mapping[str, Any],
-    benchmark: Benchmark | None,
-    used: Sequence[Method],
-    unit: str,
-) -> ModelCardData:
-    results = trained.results
-    restricted = benchmark is not None and benchmark.obtain != ""  # its terms may bind the model too
-    names = {method.name for method in used}
-    tags = [tag for method, tag in (("ConR", "conr"), ("Rank-N-Contrast", "rank-n-contrast")) if method in names]
-    figures = []
-    for split in _evaluated(results)[-1:]:
-        for shot in _shots(results[split]):
-            figures.append(
-                EvalResult(
-                    task_type=told.task or "image-regression",
-                    task_name="Image Regression" if told.task is None else None,
-                    dataset_type=data["id"] or data["name"] or "unknown",
-                    dataset_name=told.dataset_name or data["name"] or "unknown",
-                    dataset_split=split,
-                    dataset_args=told.dataset_args,
-                    metric_type="mae",
-                    metric_name=f"MAE on {SHOTS[shot]} images" + (f" ({unit})" if unit else ""),
-                    metric_value=finite(results[split][shot]["mae"]),
-                )
-            )
-    return ModelCardData(
-        language=told.language,
-        license=told.license or (None if restricted else base["license"]),
-        library_name="peft" if trained.is_adapter else "transformers",
-        # The Hub knows no task of regression from images; this is the pipeline that loads the model.
-        pipeline_tag="image-classification",
-        tags=["conr-hf", "image-regression", "imbalanced-regression", *tags, *told.tags],
-        base_model=base["id"],
-        base_model_relation=None if base["id"] is None else "adapter" if trained.is_adapter else "finetune",
-        datasets=told.datasets or ([data["id"]] if data["id"] else None),
-        metrics=["mae"],
-        model_name=name if figures else None,
-        eval_results=figures or None,
-    )
 
 
 def _base(trained: Trained, told: Told) -> dict[str, Any]:
@@ -286,6 +176,7 @@ def _data(results: Mapping[str, Any], benchmark: Benchmark | None, told: Told) -
         "description": benchmark.description if benchmark is not None else "",
         "credit": benchmark.credit if benchmark is not None else "",
         "license": benchmark.license if benchmark is not None else "",
+        "restricted": benchmark is not None and benchmark.obtain != "",
         "people": benchmark.people if benchmark is not None else "",
     }
 
@@ -296,14 +187,6 @@ def _targets(config: Mapping[str, Any]) -> list[str]:
     return [one_line(str(name)) for _, name in sorted(config["id2label"].items(), key=lambda item: int(item[0]))]
 
 
-def _evaluated(results: Mapping[str, Any]) -> list[str]:
-    return [split for split in results.get("baseline_median", {}) if split in results]
-
-
-def _shots(metrics: Mapping[str, Any]) -> list[str]:
-    return [shot for shot in SHOTS if shot in metrics]
-
-
 def _split(results: Mapping[str, Any], split: str) -> dict[str, Any]:
     baseline = results["baseline_median"][split]
     rows = [
@@ -312,7 +195,7 @@ def _split(results: Mapping[str, Any], split: str) -> dict[str, Any]:
             **{figure: results[split][shot][figure] for figure in ("n", "mae", "gm", "bmae")},
             "baseline": baseline[shot]["mae"] if shot in baseline else None,
         }
-        for shot in _shots(results[split])
+        for shot in shots_of(results[split])
     ]
     return {"name": split, "rows": rows}
 
@@ -343,7 +226,7 @@ def _intervals(saved: Mapping[str, Any]) -> dict[str, Any]:
         {"split": split, "target": target, "shot": shot, **shots[shot]}
         for split, targets in saved.get("coverage_by_shot", {}).items()
         for target, shots in targets.items()
-        for shot in _shots(shots)
+        for shot in shots_of(shots)
     ]
     return {
         "coverage": saved["coverage"],

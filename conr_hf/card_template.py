@@ -34,7 +34,8 @@ class CardValues:
         base (`Mapping`): What was trained: `name` or `""`, `id` on the Hub or `None`, `license` or `None`,
             `scratch`, `timm`.
         data (`Mapping`): What it was trained on: `name` or `""`, `id` on the Hub or `None`, `n` or `None`, and of a
-            benchmark `description`, `credit`, `license` and `people` (which part of people it shows, or `""`).
+            benchmark `description`, `credit`, `license`, `restricted` (its terms must be accepted), `people` (what of
+            people its images show, or `""`).
         splits (`Sequence[Mapping]`): What was evaluated: `name`, and `rows` of `shot`, `n`, `mae`, `gm`, `bmae` and
             `baseline`, the MAE of the constant median or `None`; errors in label units.
         picture (`str`, *optional*): File of the picture of label density and errors.

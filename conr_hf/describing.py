@@ -9,11 +9,13 @@ import numpy as np
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from conr_hf.card import FILE_NAME, PICTURE, SHOTS, Told, Trained, card, hub_ids, read_trained
+from conr_hf.card import FILE_NAME, PICTURE, Trained, card, read_trained
+from conr_hf.card_metadata import SHOTS, Told
 from conr_hf.card_template import OURS, read_template
 from conr_hf.data.benchmarks import benchmark_of
 from conr_hf.learning import LearningTrainer
 from conr_hf.metrics import shot_metrics_from_bins
+from conr_hf.origins import hub_ids
 from conr_hf.report import hardware, versions
 from conr_hf.state import load_state
 

@@ -13,7 +13,6 @@ from datasets import IterableDataset
 from transformers import PrinterCallback, ProgressCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.trainer_callback import TrainerCallback
 
-from conr_hf.card import hub_ids
 from conr_hf.checks import streamed_labels
 from conr_hf.config import ConRConfig
 from conr_hf.data.benchmarks import load_benchmark
@@ -25,6 +24,7 @@ from conr_hf.imbalance import Bins
 from conr_hf.launch import complete_checkpoints
 from conr_hf.metrics import shot_metrics_from_bins
 from conr_hf.models import load_regressor
+from conr_hf.origins import hub_ids
 from conr_hf.plots import density_with_error
 from conr_hf.recipe import Recipe, flags_of, read_recipe
 from conr_hf.report import hardware, peak_memory, table, versions, write_json, write_predictions
@@ -113,6 +113,8 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
     splits = {split: data[split] for split in _evaluated(data)}
     results = evaluate(trainer, splits, targets, unit, results, Path(str(args.output_dir)))
     trainer.create_model_card()
+    if trainer.is_world_process_zero():
+        print(f"The model card: {Path(str(args.output_dir), 'README.md')}")
     return results
 
 

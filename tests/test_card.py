@@ -22,8 +22,9 @@ from small import build, images, models
 from test_cli import TEST_LABELS, TRAIN_LABELS, conr, photos, written
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from conr_hf.card import hub_ids, without_paths, write_card
+from conr_hf.card import write_card
 from conr_hf.card_template import escape
+from conr_hf.origins import hub_ids, without_paths
 
 MODEL_CARDS = Path(__file__).parents[1] / "model_cards"
 # Of the tasks that the Hub knows, those of images to something else.
