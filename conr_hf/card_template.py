@@ -190,7 +190,7 @@ def _environment() -> SandboxedEnvironment:
         "code": _code,
         "fenced": _fenced,
         "number": lambda value: Markup(number(value)),
-        "percent": lambda share: Markup(f"{number(100 * share)} %"),
+        "percent": lambda share: Markup(f"{number(round(100 * share, 1))} %"),
         "python": lambda text: Markup(json.dumps(one_line(text), ensure_ascii=False)),
         "url": lambda text: Markup(quote(text, safe="/")),
     }

@@ -406,7 +406,7 @@ def test_the_snippets_are_right_for_two_targets(run_of_two, image):
     text = body(run_of_two)
     check_sections(text)
     assert "sorts the predictions by size" in text
-    assert "Predicts pitch, yaw (years)" in text
+    assert "Predicts pitch and yaw (years)" in text
     expected = dict(zip(("pitch", "yaw"), predictions(run_of_two, image), strict=True))
     plain, stock, ours = snippets(run_of_two)
     assert ran(plain) == pytest.approx(expected, rel=1e-5)
