@@ -1,4 +1,4 @@
-"""`conr-hf`: train, evaluate, predict, compare, report, inspect, split, recipes, env."""
+"""`conr-hf`: train, evaluate, predict, compare, report, card, inspect, split, recipes, env."""
 
 import argparse
 import json
@@ -83,6 +83,10 @@ def _run(given: list[str]) -> int:
     report.add_argument("--split", default="test", help="which split (default: test)")
     report.add_argument("--output", help="folder to write to (default: report, in the first run)")
 
+    card = commands.add_parser("card", help="write the model card of a finished run again")
+    card.add_argument("run", help="folder that conr-hf train wrote", metavar="RUN")
+    card.add_argument("--template", help="file with a Jinja template (default: the package's own)", metavar="FILE")
+
     recipes = commands.add_parser("recipes", help="list, show or copy the recipes that come with the package")
     recipes.add_argument("action", nargs="?", choices=("list", "show", "copy"), default="list")
     recipes.add_argument("name", nargs="?", help="which recipe")
@@ -97,6 +101,7 @@ def _run(given: list[str]) -> int:
         "predict": _predict,
         "compare": _compare,
         "report": _report,
+        "card": _card,
         "recipes": _recipes,
         "env": _env,
         "inspect": _inspect,
@@ -192,6 +197,14 @@ def _report(options: argparse.Namespace) -> int:
     from conr_hf.reporting import report
 
     report(options.runs, options.split, options.output)
+    return 0
+
+
+def _card(options: argparse.Namespace) -> int:
+    _quiet_libraries()
+    from conr_hf.card import write_card
+
+    print(f"Written to {write_card(options.run, options.template)}")
     return 0
 
 

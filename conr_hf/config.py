@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils import logging
 
+from conr_hf.card_template import read_template
 from conr_hf.companions import CompanionConfig, about, check_choices, check_not_negative, check_positive
 from conr_hf.imbalance.density import DensityMethod
 from conr_hf.losses.checks import FORMULATIONS, PUSHES, REDUCTIONS
@@ -90,6 +91,9 @@ class ConRConfig(CompanionConfig, TrainingArguments):
         lr_drop_epochs (`list[int]`, *optional*):
             After so many epochs each, such as `[60, 80]`, the learning rate drops to a tenth, constant in between;
             takes the place of `lr_scheduler_type`. Unset: that.
+        model_card_template (`str`, *optional*):
+            A Jinja template for the model card, in UTF-8; [`~conr_hf.card_template.CardValues`] tells what it may
+            use. Unset: the package's own.
 
     Raises:
         `ValueError`: if a setting cannot be meant; the sentence names it and says what it may be.
@@ -155,6 +159,10 @@ class ConRConfig(CompanionConfig, TrainingArguments):
     head: str | None = field(default=None, metadata=about("Layer that predicts, for a model with several heads."))
     lr_drop_epochs: list[int] | None = field(
         default=None, metadata=about("After each of these epochs, such as 60 80, the learning rate drops to a tenth.")
+    )
+
+    model_card_template: str | None = field(
+        default=None, metadata=about("File with a Jinja template for the model card. Unset: the package's own.")
     )
 
     # TrainingArguments' fields whose defaults depend on whether there is an evaluation set: None is "unset".
@@ -227,6 +235,8 @@ class ConRConfig(CompanionConfig, TrainingArguments):
             raise ValueError(f"label_columns is {self.label_columns}; name one column, or several different ones.")
         if self.lr_drop_epochs is not None:
             self._check_drops(self.lr_drop_epochs)
+        if self.model_card_template is not None:
+            read_template(self.model_card_template)
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns is true; it must be false, since images and labels are columns.")
         self.check_companions(self.label_columns, self.conr_weight, self.conr_reweight)

@@ -197,6 +197,7 @@ def _from_config(
     if isinstance(config, TimmWrapperConfig):
         return _from_timm(config.architecture, labels, None, image_size, config)[:2]
     config = type(config).from_dict({**config.to_dict(), **labels})
+    config._name_or_path = ""  # no weights are from there
     if name is not None:
         processor = AutoImageProcessor.from_pretrained(name)
     else:

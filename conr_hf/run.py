@@ -15,6 +15,7 @@ from transformers.trainer_callback import TrainerCallback
 
 from conr_hf.checks import streamed_labels
 from conr_hf.config import ConRConfig
+from conr_hf.conformal import FILE_NAME as INTERVALS
 from conr_hf.conformal import SMALLEST, coverage_table, make_intervals, write_intervals
 from conr_hf.data.benchmarks import load_benchmark
 from conr_hf.data.catalogue import BENCHMARKS
@@ -25,6 +26,7 @@ from conr_hf.imbalance import Bins
 from conr_hf.launch import complete_checkpoints
 from conr_hf.metrics import shot_metrics_from_bins
 from conr_hf.models import load_regressor
+from conr_hf.origins import hub_ids
 from conr_hf.plots import density_with_error
 from conr_hf.recipe import Recipe, flags_of, read_recipe
 from conr_hf.report import hardware, peak_memory, table, versions, write_json, write_predictions
@@ -35,7 +37,7 @@ from conr_hf.trainer import ConRTrainer
 def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: str) -> dict[str, Any]:
     """
     Trains as the recipe says and writes into `args.output_dir`: the model and its processor, `recipe.yaml` with every
-    option, `results.json`, `predictions.csv` and `density.png`.
+    option, `results.json`, `predictions.csv`, `density.png` and the model card `README.md`.
 
     Args:
         recipe ([`~conr_hf.recipe.Recipe`]): What is trained on what.
@@ -50,6 +52,8 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
         `ValueError`: for anything that cannot be trained with, before training starts.
     """
     check_writable(args.output_dir)
+    source = recipe.data or recipe.benchmark_source
+    ids = hub_ids(model=recipe.model, pretrained=recipe.pretrained, weights=recipe.weights, data=source)
     resume = args.resume_from_checkpoint if args.resume_from_checkpoint not in ("false", "False") else None
     if recipe.stage_one is not None:
         recipe = after_stage_one(recipe, args, options, command)
@@ -97,6 +101,7 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
         "schema": 1,
         "command": command,
         "recipe": options,
+        "hub_ids": ids,
         "conr": asdict(trainer.resolved),
         "seed": args.seed,
         "versions": versions(),
@@ -108,7 +113,11 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
         "unit": unit,
     }
     splits = {split: data[split] for split in _evaluated(data)}
-    return evaluate(trainer, splits, targets, unit, results, Path(str(args.output_dir)))
+    results = evaluate(trainer, splits, targets, unit, results, Path(str(args.output_dir)))
+    trainer.create_model_card()
+    if trainer.is_world_process_zero():
+        print(f"The model card: {Path(str(args.output_dir), 'README.md')}")
+    return results
 
 
 def method(settings: Resolved) -> str:
@@ -148,6 +157,7 @@ def evaluate(
         print("\n" + table(split, results[split], results["baseline_median"][split], unit))
     if folder is not None:
         write_predictions(folder / "predictions.csv", targets, bins, predictions)
+        Path(folder, INTERVALS).unlink(missing_ok=True)  # of another run
         if "validation" in splits and len(predictions["validation"][0]) >= SMALLEST:
             intervals = make_intervals(bins, predictions, targets, unit)
             write_intervals(folder, intervals)

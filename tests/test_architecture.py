@@ -23,10 +23,11 @@ MODEL = {"distributed", "head", "models"}
 BELOW = {"losses", "imbalance", "data", "metrics", *MODEL}
 TRAINING = {
     *("companions", "config", "resolved", "checks", "launch", "feeding", "base_loss", "objective", "averaging"),
-    *("layer_decay", "schedule", "modes", "state", "keeping", "learning", "card", "trainer"),
+    *("layer_decay", "schedule", "modes", "state", "keeping", "learning", "card", "card_template", "methods_used"),
+    *("card_metadata", "origins", "describing", "report", "trainer"),
 }
 TOP = {
-    *("recipe", "report", "run", "evaluation", "comparison", "comparison_table", "comparison_plot", "lifeline"),
+    *("recipe", "run", "evaluation", "comparison", "comparison_table", "comparison_plot", "lifeline"),
     *("plots", "pipeline", "conformal", "splitting", "inspection", "inspecting"),
     *("reading", "embedding", "run_folder", "run_pictures", "report_page", "reporting"),
 }
@@ -37,8 +38,9 @@ ARROWS = {  # a part of the package -> the other parts it may import
     "metrics": {"imbalance"},
     **dict.fromkeys(MODEL, MODEL),
     "companions": {"imbalance"},
-    "config": {"imbalance", "losses", "companions"},
-    **dict.fromkeys(TRAINING - {"companions", "config"}, BELOW | TRAINING),
+    "card_template": set(),
+    "config": {"imbalance", "losses", "companions", "card_template"},
+    **dict.fromkeys(TRAINING - {"companions", "config", "card_template"}, BELOW | TRAINING),
     **dict.fromkeys(TOP, BELOW | TRAINING | TOP),
     "cli": BELOW | TRAINING | TOP,
     "__main__": {"cli"},
@@ -184,7 +186,7 @@ def test_a_wheel_holds_recipes_benchmark_and_types(tmp_path):
     code = f"import os; os.chdir({str(project)!r}); from hatchling.build import build_wheel; "
     wheel = tmp_path / python(code + f"print(build_wheel({str(tmp_path)!r}))").splitlines()[-1]
     names = set(zipfile.ZipFile(wheel).namelist())
-    shown = {"conr_hf/py.typed", "conr_hf/recipes/quickstart.yaml"}
+    shown = {"conr_hf/py.typed", "conr_hf/recipes/quickstart.yaml", "conr_hf/templates/model_card.md"}
     benchmark = {f"conr_hf/data/earth_elevation/{split}.parquet" for split in ("train", "validation", "test")}
     assert shown | benchmark <= names
     for path in FILES.values():

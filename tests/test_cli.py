@@ -170,7 +170,7 @@ def test_the_run_folder_holds_all_that_was_promised(run):
 def test_results_hold_what_a_reader_needs_to_compare(run):
     results = run.results
     assert list(results) == [
-        *("schema", "command", "recipe", "conr", "seed", "versions", "hardware", "train_seconds", "steps"),
+        *("schema", "command", "recipe", "hub_ids", "conr", "seed", "versions", "hardware", "train_seconds", "steps"),
         *("resumed", "peak_memory", "unit", "bins", "baseline_median", "validation", "test"),
     ]
     assert (results["schema"], results["seed"], results["steps"], results["unit"]) == (1, 42, 2, "years")

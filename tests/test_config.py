@@ -117,6 +117,7 @@ def test_defaults():
         "skip_bad_rows": False,
         "head": None,
         "lr_drop_epochs": None,
+        "model_card_template": None,
         "remove_unused_columns": False,
     }
     assert {name: getattr(args, name) for name in expected} == expected

@@ -25,6 +25,7 @@ class Benchmark:
         split_file (`str`, *optional*): The file of labels and splits that may lie in a folder of its images.
         label_columns (`tuple[str, ...]`, *optional*): Columns of the label, as loaded.
         columns (`Mapping[str, str]`, *optional*): What the source may call a column, and what it is called as loaded.
+        people (`str`, *optional*): What of people its images show, if they show people.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Benchmark:
     split_file: str | None = None
     label_columns: tuple[str, ...] = ("label",)
     columns: Mapping[str, str] = field(default_factory=dict)
+    people: str = ""
 
 
 _KNOWN = (
@@ -80,6 +82,7 @@ _KNOWN = (
         ),
         split_file="agedb.csv",
         columns=AGES,
+        people="faces",
     ),
     Benchmark(
         name="imdb-wiki-dir",
@@ -96,6 +99,7 @@ _KNOWN = (
         ),
         split_file="imdb_wiki.csv",
         columns=AGES,
+        people="faces",
     ),
     Benchmark(
         name="utkface",
@@ -111,6 +115,7 @@ _KNOWN = (
         ),
         split_file="utkface.csv",
         columns=AGES,
+        people="faces",
     ),
     Benchmark(
         name="mpiigaze-dir",
@@ -128,6 +133,7 @@ _KNOWN = (
         split_file="mpiigaze.csv",
         label_columns=("pitch", "yaw"),
         columns={"path": "image"},
+        people="eyes",
     ),
     Benchmark(
         name="nyud2-dir",

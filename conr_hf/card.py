@@ -1,0 +1,263 @@
+"""The model card: what a run was, how good it is and where it ends, from the files of its folder."""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import yaml
+from huggingface_hub import ModelCard
+
+from conr_hf.card_metadata import Told, evaluated_splits, metadata, shots_of
+from conr_hf.card_template import OURS, CardValues, one_line, read_template, render
+from conr_hf.data.catalogue import BENCHMARKS, Benchmark
+from conr_hf.methods_used import PAPERS, methods_used
+from conr_hf.metrics import THRESHOLDS
+from conr_hf.origins import is_hub_id, without_paths
+
+FILE_NAME = "README.md"
+PICTURE = "density.png"
+MOST_RANGES = 8  # of rare labels, for each target
+
+
+@dataclass(frozen=True)
+class Trained:
+    """
+    What a card is written from.
+
+    Args:
+        results (`Mapping`): What `results.json` holds; what is not known is left out.
+        config (`Mapping`): The model's `config.json`.
+        state (`Mapping`): What `trainer_state.json` holds, or nothing.
+        intervals (`Mapping`, *optional*): What `intervals.json` holds.
+        has_picture (`bool`): Whether there is a `density.png`.
+        is_adapter (`bool`): Whether what was saved is an adapter.
+    """
+
+    results: Mapping[str, Any]
+    config: Mapping[str, Any]
+    state: Mapping[str, Any]
+    intervals: Mapping[str, Any] | None
+    has_picture: bool
+    is_adapter: bool
+
+
+def write_card(
+    folder: str | Path, template: str | None = None, name: str | None = None, told: Told | None = None
+) -> Path:
+    """
+    Writes the card of the run in `folder` into its `README.md`.
+
+    Args:
+        folder (`str` or `Path`): A folder that `conr-hf train` wrote.
+        template (`str`, *optional*): A file to use instead of the package's template; see [`CardValues`].
+        name (`str`, *optional*): The model's name. Unset: the folder's.
+        told ([`Told`], *optional*): What the folder does not tell.
+
+    Returns:
+        `Path`: the card.
+
+    Raises:
+        `ValueError`: if it is no such folder, a file of it cannot be read, or the template cannot be used.
+    """
+    path = Path(folder, FILE_NAME)
+    trained = read_trained(Path(folder))
+    text = OURS.read_text(encoding="utf-8") if template is None else read_template(template)
+    try:
+        content = card(trained, name or Path(folder).resolve().name, told or Told(), text)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        reason = str(error).rstrip(".") if isinstance(error, ValueError) else f"its files lack or mistake {error}"
+        raise ValueError(f'The model card of "{folder}" cannot be written: {reason}.') from error
+    path.write_text(content, encoding="utf-8", newline="\n")
+    return path
+
+
+def read_trained(folder: Path) -> Trained:
+    """
+    Raises:
+        `ValueError`: if the folder is not that of a run, or a file of it is no JSON.
+    """
+    found: dict[str, Any] = {}
+    for name in ("results", "config", "trainer_state", "intervals"):
+        path = folder / f"{name}.json"
+        if not path.is_file():
+            continue
+        try:
+            found[name] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f'"{path}" is no JSON: {error}. Train the run again.') from error
+        if not isinstance(found[name], dict):
+            raise ValueError(f'"{path}" is not what a run writes. Train the run again.')
+    for name in ("results", "config"):
+        if name not in found:
+            missing = f"it has no {name}.json" if folder.is_dir() else "there is no such folder"
+            raise ValueError(f'"{folder}" is not a run: {missing}. Give a folder that conr-hf train wrote.')
+    return Trained(
+        found["results"],
+        found["config"],
+        found.get("trainer_state", {}),
+        found.get("intervals"),
+        (folder / PICTURE).is_file(),
+        (folder / "adapter_config.json").is_file(),
+    )
+
+
+def card(trained: Trained, name: str, told: Told, template: str) -> str:
+    """
+    The card as Markdown with its metadata.
+
+    Args:
+        trained ([`Trained`]): What it is written from.
+        name (`str`): The model's name.
+        told ([`Told`]): What its user tells.
+        template (`str`): Text of the template.
+
+    Raises:
+        `ValueError`: if the template cannot be filled in. Other errors: for files that no run writes.
+    """
+    results, name = trained.results, one_line(name)
+    options, unit = results.get("recipe", {}), one_line(str(results.get("unit", "")))
+    used = methods_used(results.get("conr", {}), options, unit)
+    benchmark = BENCHMARKS.get(options.get("benchmark") or "")
+    base = _base(trained, told)
+    data = _data(results, benchmark, told)
+    values = CardValues(
+        card_data=metadata(results, trained.is_adapter, name, told, base, data, used, unit).to_yaml(),
+        model_name=name,
+        model_id=told.model_id or f"you/{re.sub(r'[^A-Za-z0-9_.-]+', '-', name).strip('-.') or 'model'}",
+        targets=_targets(trained.config),
+        unit=unit,
+        base=base,
+        data=data,
+        splits=[_split(results, split) for split in evaluated_splits(results)],
+        picture=PICTURE if trained.has_picture else None,
+        methods=used,
+        training=_training(trained),
+        intervals=None if trained.intervals is None else _intervals(trained.intervals),
+        limits=_limits(results.get("bins"), _targets(trained.config)),
+        citations=[PAPERS[paper] for paper in dict.fromkeys(m.paper for m in used) if paper is not None],
+    )
+    text = render(template, values)
+    try:
+        ModelCard(text)
+    except (ValueError, yaml.YAMLError) as error:  # of a user's template
+        raise ValueError(f"its metadata is not what the Hub reads ({one_line(str(error))})") from error
+    return text
+
+
+def _base(trained: Trained, told: Told) -> dict[str, Any]:
+    options = trained.results.get("recipe", {})
+    hub = told.base_model or trained.results.get("hub_ids", {}).get("model")
+    known = timm.get_pretrained_cfg(hub.removeprefix("timm/")) if hub and hub.startswith("timm/") else None
+    architecture = trained.config.get("architecture") or trained.config.get("model_type") or ""
+    scratch = told.base_model is None and not options.get("pretrained", True)
+    name = one_line(str(without_paths(options.get("model") or architecture)))
+    return {
+        "name": name,
+        "id": hub if hub and is_hub_id(hub) else None,
+        "license": known.license if known is not None else None,
+        "scratch": scratch,
+        "timm": trained.config.get("model_type") == "timm_wrapper",
+    }
+
+
+def _data(results: Mapping[str, Any], benchmark: Benchmark | None, told: Told) -> dict[str, Any]:
+    options, counts = results.get("recipe", {}), results.get("bins", {}).get("train_counts")
+    hub = (told.datasets or [results.get("hub_ids", {}).get("data")])[0]
+    named = benchmark.name if benchmark is not None else told.dataset_name or without_paths(options.get("data")) or ""
+    return {
+        "name": one_line(str(named)),
+        "id": hub if hub and is_hub_id(hub) else None,
+        "n": sum(counts[0]) if counts else None,
+        "description": benchmark.description if benchmark is not None else "",
+        "credit": benchmark.credit if benchmark is not None else "",
+        "license": benchmark.license if benchmark is not None else "",
+        "restricted": benchmark is not None and benchmark.obtain != "",
+        "people": benchmark.people if benchmark is not None else "",
+    }
+
+
+def _targets(config: Mapping[str, Any]) -> list[str]:
+    if "label_names" in config:  # of timm
+        return [one_line(str(name)) for name in config["label_names"]]
+    return [one_line(str(name)) for _, name in sorted(config["id2label"].items(), key=lambda item: int(item[0]))]
+
+
+def _split(results: Mapping[str, Any], split: str) -> dict[str, Any]:
+    baseline = results["baseline_median"][split]
+    rows = [
+        {
+            "shot": shot,
+            **{figure: results[split][shot][figure] for figure in ("n", "mae", "gm", "bmae")},
+            "baseline": baseline[shot]["mae"] if shot in baseline else None,
+        }
+        for shot in shots_of(results[split])
+    ]
+    return {"name": split, "rows": rows}
+
+
+def _training(trained: Trained) -> dict[str, Any]:
+    results, state = trained.results, trained.state
+    options = without_paths(results.get("recipe", {}))
+    best, keeps = state.get("best_global_step"), options.get("load_best_model_at_end", True)
+    epochs = [entry["epoch"] for entry in state.get("log_history", []) if best and entry.get("step") == best]
+    seconds = results.get("train_seconds")
+    return {
+        "command": without_paths(results.get("command")),
+        "recipe": yaml.safe_dump(options, sort_keys=False, allow_unicode=True) if options else None,
+        "hardware": results.get("hardware"),
+        "minutes": None if seconds is None else round(seconds / 60, 1),
+        "seed": results.get("seed"),
+        "steps": results.get("steps"),
+        "epochs": state.get("epoch"),
+        "best_epoch": epochs[0] if epochs and keeps else None,
+        "metric": options.get("metric_for_best_model", "eval_mae"),
+        "versions": ", ".join(f"{package} {version}" for package, version in results.get("versions", {}).items()),
+    }
+
+
+def _intervals(saved: Mapping[str, Any]) -> dict[str, Any]:
+    widths = [{"target": target, **group} for target, groups in saved["groups"].items() for group in groups]
+    shots = [
+        {"split": split, "target": target, "shot": shot, **shots[shot]}
+        for split, targets in saved.get("coverage_by_shot", {}).items()
+        for target, shots in targets.items()
+        for shot in shots_of(shots)
+    ]
+    return {
+        "coverage": saved["coverage"],
+        "split": saved["calibrated_on"],
+        "n": sum(group["n"] for group in saved["groups"][saved["targets"][0]]),
+        "widths": widths,
+        "shots": shots,
+    }
+
+
+def _limits(bins: Mapping[str, Any] | None, targets: Sequence[str]) -> list[dict[str, Any]]:
+    """Where training labels are, and where there are few of them, for each target."""
+    if bins is None:
+        return []
+    limits = []
+    for target, edges, counts in zip(targets, bins["edges"], bins["train_counts"], strict=True):
+        ranges: list[list[float]] = []
+        for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True):
+            if count >= THRESHOLDS[0]:
+                continue
+            if ranges and math.isclose(ranges[-1][1], low, rel_tol=0, abs_tol=1e-9 * (edges[-1] - edges[0])):
+                ranges[-1][1] = high
+            else:
+                ranges.append([low, high])
+        limits.append(
+            {
+                "target": target,
+                "low": edges[0],
+                "high": edges[-1],
+                "rare": ranges[:MOST_RANGES],
+                "more": max(len(ranges) - MOST_RANGES, 0),
+            }
+        )
+    return limits

@@ -1,0 +1,49 @@
+"""Where a run comes from: what of it is on the Hub, and nothing of the machine it was made on."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import timm
+
+_PATH = re.compile(r"(?<![\w:/\\.~-])(?:[A-Za-z]:[\\/]|/)[^\s\"'`=,;\[\]{}()]+")
+
+
+def hub_ids(*, model: str, pretrained: bool, weights: str | None, data: str | None) -> dict[str, str | None]:
+    """
+    Which of what a run is made from is on the Hub: the ids of `model` and `data`, or `None`. Known where it is
+    trained, since elsewhere a folder's path looks like an id.
+    """
+    if not pretrained or weights is not None or Path(model).exists():
+        base = None
+    elif model.startswith("timm/"):
+        known = timm.get_pretrained_cfg(model.removeprefix("timm/"))
+        base = known.hf_hub_id if known is not None else None
+    else:
+        base = model if is_hub_id(model) else None
+    return {"model": base, "data": data if data is not None and not Path(data).exists() and is_hub_id(data) else None}
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a model or data set on the Hub could be called so: `owner/name`."""
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII) is not None
+
+
+def without_paths(value: Any) -> Any:
+    """
+    The same with every absolute path in its strings cut to the last part.
+
+    Example:
+        >>> without_paths({"data": "/home/me/faces", "command": "conr-hf train a/b.yaml --output_dir=/tmp/run"})
+        {'data': 'faces', 'command': 'conr-hf train a/b.yaml --output_dir=run'}
+    """
+    if isinstance(value, Mapping):
+        return {name: without_paths(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_paths(part) for part in value]
+    if not isinstance(value, str):
+        return value
+    if PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute():
+        return PureWindowsPath(value).name  # which takes both kinds of slashes
+    return _PATH.sub(lambda found: PureWindowsPath(found.group()).name, value)
