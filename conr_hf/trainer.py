@@ -24,11 +24,11 @@ from conr_hf.feeding import DataSets
 from conr_hf.head import adopt_head
 from conr_hf.imbalance import Bins, density_weights, make_bins
 from conr_hf.launch import check_processes, checkpoint_to_resume
-from conr_hf.learning import LearningTrainer
 from conr_hf.metrics import flat, shot_metrics_from_bins
 from conr_hf.models import check_vanilla
 from conr_hf.modes import check_batches, check_modes
 from conr_hf.objective import Objective, lds_kernel
+from conr_hf.pushing import PushingTrainer
 from conr_hf.resolved import Resolved, resolve
 from conr_hf.state import load_state
 
@@ -37,7 +37,7 @@ logger = logging.get_logger(__name__)
 _OURS = ("labels", "pixel_values", "position", "sample_weight")  # of a batch; whatever else it holds is the model's
 
 
-class ConRTrainer(LearningTrainer):
+class ConRTrainer(PushingTrainer):
     """
     Trains an image-regression model with ConR (Contrastive Regularizer, [arXiv
     2309.06651](https://huggingface.co/papers/2309.06651)) beside the base loss, and by default with the resampling and

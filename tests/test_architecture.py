@@ -23,7 +23,8 @@ MODEL = {"distributed", "head", "models"}
 BELOW = {"losses", "imbalance", "data", "metrics", *MODEL}
 TRAINING = {
     *("companions", "config", "resolved", "checks", "launch", "feeding", "base_loss", "objective", "averaging"),
-    *("layer_decay", "schedule", "modes", "state", "keeping", "learning", "card", "trainer"),
+    *("layer_decay", "schedule", "modes", "state", "keeping", "learning", "card", "publishing", "hub"),
+    *("pushing", "trainer"),
 }
 TOP = {
     *("recipe", "report", "run", "evaluation", "comparison", "comparison_table", "comparison_plot", "lifeline"),
