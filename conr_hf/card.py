@@ -52,28 +52,37 @@ def write_card(
     """
     Writes the card of the run in `folder` into its `README.md`.
 
+    Args, raises:
+        As [`card_of`].
+
+    Returns:
+        `Path`: the card.
+    """
+    path = Path(folder, FILE_NAME)
+    path.write_text(card_of(folder, template, name, told), encoding="utf-8", newline="\n")
+    return path
+
+
+def card_of(folder: str | Path, template: str | None = None, name: str | None = None, told: Told | None = None) -> str:
+    """
+    The card of the run in `folder`.
+
     Args:
         folder (`str` or `Path`): A folder that `conr-hf train` wrote.
         template (`str`, *optional*): A file to use instead of the package's template; see [`CardValues`].
         name (`str`, *optional*): The model's name. Unset: the folder's.
         told ([`Told`], *optional*): What the folder does not tell.
 
-    Returns:
-        `Path`: the card.
-
     Raises:
         `ValueError`: if it is no such folder, a file of it cannot be read, or the template cannot be used.
     """
-    path = Path(folder, FILE_NAME)
     trained = read_trained(Path(folder))
     text = OURS.read_text(encoding="utf-8") if template is None else read_template(template)
     try:
-        content = card(trained, name or Path(folder).resolve().name, told or Told(), text)
+        return card(trained, name or Path(folder).resolve().name, told or Told(), text)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         reason = str(error).rstrip(".") if isinstance(error, ValueError) else f"its files lack or mistake {error}"
         raise ValueError(f'The model card of "{folder}" cannot be written: {reason}.') from error
-    path.write_text(content, encoding="utf-8", newline="\n")
-    return path
 
 
 def read_trained(folder: Path) -> Trained:

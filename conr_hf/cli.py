@@ -1,4 +1,4 @@
-"""`conr-hf`: train, evaluate, predict, compare, report, card, inspect, split, recipes, env."""
+"""`conr-hf`: train, evaluate, predict, compare, report, card, push, inspect, split, recipes, env."""
 
 import argparse
 import json
@@ -23,23 +23,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         sys.exit(_run(given))
     except ValueError as error:
-        sys.exit(_refused(error))
+        sys.exit(_told(error, 2))
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(141)
+    except ConnectionError as error:
+        sys.exit(_told(error, 1))
 
 
-def _refused(error: ValueError) -> int:
+def _told(error: Exception, code: int) -> int:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     # A data-loader worker's error carries the worker's traceback; its last line is the sentence.
     sentence = (
         lines[-1].removeprefix("ValueError: ") if any("Traceback" in line for line in lines) else " ".join(lines)
     )
     print(f"conr-hf: {sentence}", file=sys.stderr)
-    return 2
+    return code
 
 
 def _run(given: list[str]) -> int:
@@ -87,6 +89,12 @@ def _run(given: list[str]) -> int:
     card.add_argument("run", help="folder that conr-hf train wrote", metavar="RUN")
     card.add_argument("--template", help="file with a Jinja template (default: the package's own)", metavar="FILE")
 
+    push = commands.add_parser("push", help="send a finished run to the Hub")
+    push.add_argument("run", help="folder that conr-hf train wrote", metavar="RUN")
+    push.add_argument("model_id", nargs="?", help="owner/name on the Hub (default: the folder's name)")
+    push.add_argument("--private", action="store_true", help="make the repository a private one, if it is not there")
+    push.add_argument("--revision", help="branch to push to (default: the main one)")
+
     recipes = commands.add_parser("recipes", help="list, show or copy the recipes that come with the package")
     recipes.add_argument("action", nargs="?", choices=("list", "show", "copy"), default="list")
     recipes.add_argument("name", nargs="?", help="which recipe")
@@ -102,6 +110,7 @@ def _run(given: list[str]) -> int:
         "compare": _compare,
         "report": _report,
         "card": _card,
+        "push": _push,
         "recipes": _recipes,
         "env": _env,
         "inspect": _inspect,
@@ -205,6 +214,14 @@ def _card(options: argparse.Namespace) -> int:
     from conr_hf.card import write_card
 
     print(f"Written to {write_card(options.run, options.template)}")
+    return 0
+
+
+def _push(options: argparse.Namespace) -> int:
+    _quiet_libraries()
+    from conr_hf.pushing import push_run
+
+    print(f"Pushed to {push_run(options.run, options.model_id, options.private, options.revision).repo_url}")
     return 0
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import timm
 
-_PATH = re.compile(r"(?<![\w:/\\.~-])(?:[A-Za-z]:[\\/]|/)[^\s\"'`=,;\[\]{}()]+")
+# Two names or more: "/km2" is a unit. Not the path of a URL, nor the rest of a relative path.
+_PATH = re.compile(r"(?<![\w.~/\\-])(?!//)(?:file://|~|[A-Za-z]:)?(?:[/\\]+[^\s/\\\"'`,;:=|<>\[\]{}()]+){2,}[/\\]?")
 
 
 def hub_ids(*, model: str, pretrained: bool, weights: str | None, data: str | None) -> dict[str, str | None]:
@@ -35,8 +36,8 @@ def without_paths(value: Any) -> Any:
     The same with every absolute path in its strings cut to the last part.
 
     Example:
-        >>> without_paths({"data": "/home/me/faces", "command": "conr-hf train a/b.yaml --output_dir=/tmp/run"})
-        {'data': 'faces', 'command': 'conr-hf train a/b.yaml --output_dir=run'}
+        >>> without_paths({"data": "/home/me/my faces", "source": "root=/srv/me/faces, from https://hf.co/a/b"})
+        {'data': 'my faces', 'source': 'root=faces, from https://hf.co/a/b'}
     """
     if isinstance(value, Mapping):
         return {name: without_paths(part) for name, part in value.items()}
@@ -44,6 +45,7 @@ def without_paths(value: Any) -> Any:
         return [without_paths(part) for part in value]
     if not isinstance(value, str):
         return value
-    if PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute():
-        return PureWindowsPath(value).name  # which takes both kinds of slashes
+    posix, windows = PurePosixPath(value), PureWindowsPath(value)
+    if (posix.is_absolute() or windows.is_absolute()) and len(windows.parts) > 2:
+        return windows.name  # which takes both kinds of slashes
     return _PATH.sub(lambda found: PureWindowsPath(found.group()).name, value)

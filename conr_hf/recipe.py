@@ -78,8 +78,8 @@ def read_recipe(arguments: Sequence[str]) -> tuple[Recipe, ConRConfig, dict[str,
             those that come with the package.
 
     Returns:
-        The recipe, the settings, and by name every option that was given or is ours: a recipe that repeats the run,
-        whatever defaults become.
+        The recipe, the settings, and by name every option that was given or is ours, but for tokens: a recipe that
+        repeats the run, whatever defaults become.
 
     Raises:
         `ValueError`: for an unknown option, with the nearest known one, and for a value that cannot be meant.
@@ -125,7 +125,8 @@ def read_recipe(arguments: Sequence[str]) -> tuple[Recipe, ConRConfig, dict[str,
     ours = [option.name for option in fields(Recipe)] + ConRConfig.own_fields()
     kept = dict.fromkeys([*ours, *_names([*options, *rest]), "seed", "output_dir"])
     kept.pop("resume_from_checkpoint", None)  # a resumed run is the run that nothing interrupted
-    return recipe, args, {name: values[name] for name in kept if values[name] is not None}
+    told = [name for name in kept if values[name] is not None and not name.endswith("_token")]
+    return recipe, args, {name: values[name] for name in told}
 
 
 def help_text() -> str:

@@ -36,8 +36,8 @@ def versions() -> dict[str, str]:
 def as_typed(arguments: Sequence[str]) -> str:
     """The command line as one would type it again; tokens are not told."""
     pairs = zip(["", *arguments], arguments, strict=False)
-    told = ["..." if before.endswith("_token") else word for before, word in pairs]
-    return shlex.join(["conr-hf", *(re.sub(r"(--\w+_token=).*", r"\1...", word) for word in told)])
+    told = ["..." if re.fullmatch(r"--[\w-]+[_-]token", before) else word for before, word in pairs]
+    return shlex.join(["conr-hf", *(re.sub(r"(--[\w-]+[_-]token=).*", r"\1...", word) for word in told)])
 
 
 def hardware() -> str:

@@ -10,8 +10,10 @@ import numpy as np
 import yaml
 from accelerate import PartialState
 from datasets import IterableDataset
+from huggingface_hub import CommitInfo
 from transformers import PrinterCallback, ProgressCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.trainer_callback import TrainerCallback
+from transformers.utils import logging
 
 from conr_hf.checks import streamed_labels
 from conr_hf.config import ConRConfig
@@ -37,7 +39,8 @@ from conr_hf.trainer import ConRTrainer
 def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: str) -> dict[str, Any]:
     """
     Trains as the recipe says and writes into `args.output_dir`: the model and its processor, `recipe.yaml` with every
-    option, `results.json`, `predictions.csv`, `density.png` and the model card `README.md`.
+    option, `results.json`, `predictions.csv`, `density.png` and the model card `README.md`. With `args.push_to_hub` it
+    goes to the Hub at the end.
 
     Args:
         recipe ([`~conr_hf.recipe.Recipe`]): What is trained on what.
@@ -49,7 +52,9 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
         `dict`: what `results.json` holds.
 
     Raises:
-        `ValueError`: for anything that cannot be trained with, before training starts.
+        `ValueError`: for anything that cannot be trained with or pushed, before training starts; or for what the Hub
+            refuses at the end, when all is written.
+        `ConnectionError`: if the Hub cannot be reached, likewise.
     """
     check_writable(args.output_dir)
     source = recipe.data or recipe.benchmark_source
@@ -92,7 +97,7 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
     for split in _evaluated(data):  # the test split's rows too are read before training, not after it
         trainer.usable(data[split], f"{split} data", before_training=True)
     outcome = trainer.train(resume_from_checkpoint=resume)
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # not pushed, as it is not all yet
     trainer.save_state()  # how training went, when its checkpoints are gone
     if trainer.is_world_process_zero():
         text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
@@ -117,6 +122,11 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
     trainer.create_model_card()
     if trainer.is_world_process_zero():
         print(f"The model card: {Path(str(args.output_dir), 'README.md')}")
+    if args.push_to_hub:
+        logging.disable_progress_bar()  # which training turns on where it pushes
+        commit = trainer.push_to_hub()
+        if isinstance(commit, CommitInfo):
+            print(f"Pushed to {commit.repo_url}")
     return results
 
 
@@ -213,7 +223,7 @@ def stage_one_options(recipe: Recipe, options: dict[str, Any]) -> dict[str, Any]
         changed = None
     if not isinstance(changed, dict):
         raise ValueError(f'stage_one is "{recipe.stage_one}"; it must name options, as in {{reweight: none}}.')
-    left_out = ("stage_one", "retrain_head", "freeze_backbone", "output_dir", "resume_from_checkpoint")
+    left_out = ("stage_one", "retrain_head", "freeze_backbone", "output_dir", "resume_from_checkpoint", "push_to_hub")
     return {name: value for name, value in options.items() if name not in left_out} | changed
 
 

@@ -19,7 +19,6 @@ from conr_hf.config import ConRConfig
 from conr_hf.data.mixing import CMixup
 from conr_hf.data.rows import Row, column_names
 from conr_hf.data.views import ImageCollator
-from conr_hf.describing import DescribingTrainer
 from conr_hf.distributed import rank, world_size
 from conr_hf.feeding import DataSets
 from conr_hf.head import adopt_head
@@ -29,6 +28,7 @@ from conr_hf.metrics import flat, shot_metrics_from_bins
 from conr_hf.models import check_vanilla
 from conr_hf.modes import check_batches, check_modes
 from conr_hf.objective import Objective, lds_kernel
+from conr_hf.pushing import PushingTrainer
 from conr_hf.resolved import Resolved, resolve
 from conr_hf.state import load_state
 
@@ -37,7 +37,7 @@ logger = logging.get_logger(__name__)
 _OURS = ("labels", "pixel_values", "position", "sample_weight")  # of a batch; whatever else it holds is the model's
 
 
-class ConRTrainer(DescribingTrainer):
+class ConRTrainer(PushingTrainer):
     """
     Trains an image-regression model with ConR (Contrastive Regularizer, [arXiv
     2309.06651](https://huggingface.co/papers/2309.06651)) beside the base loss, and by default with the resampling and

@@ -24,7 +24,7 @@ BELOW = {"losses", "imbalance", "data", "metrics", *MODEL}
 TRAINING = {
     *("companions", "config", "resolved", "checks", "launch", "feeding", "base_loss", "objective", "averaging"),
     *("layer_decay", "schedule", "modes", "state", "keeping", "learning", "card", "card_template", "methods_used"),
-    *("card_metadata", "origins", "describing", "report", "trainer"),
+    *("card_metadata", "origins", "describing", "report", "publishing", "hub", "pushing", "trainer"),
 }
 TOP = {
     *("recipe", "run", "evaluation", "comparison", "comparison_table", "comparison_plot", "lifeline"),

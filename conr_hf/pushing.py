@@ -1,0 +1,196 @@
+"""`PushingTrainer`: a run goes to the Hub, and a push that fails costs nothing but the push."""
+
+import os
+import shlex
+import shutil
+from concurrent.futures import Future
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from huggingface_hub import CommitInfo
+from transformers import PreTrainedModel
+from transformers.trainer_utils import HubStrategy, SaveStrategy
+from transformers.utils import logging
+
+from conr_hf.card import FILE_NAME as CARD
+from conr_hf.card import card_of, write_card
+from conr_hf.card_metadata import Told
+from conr_hf.describing import DescribingTrainer
+from conr_hf.hub import later, open_repo, send
+from conr_hf.publishing import Content, checkpoint_files, published_files
+from conr_hf.state import FILE_NAME, save_state
+
+logger = logging.get_logger(__name__)
+
+
+class PushingTrainer(DescribingTrainer):
+    """
+    What [`ConRTrainer`] sends to the Hub: of the run's folder what [`published_files`] names, with the hub strategies
+    `"checkpoint"` and `"all_checkpoints"` also checkpoints to go on from.
+
+    Args:
+        args, kwargs: As in [`ConRTrainer`].
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._pushes: list[tuple[str, Future[None]]] = []  # during training, with their messages
+        super().__init__(*args, **kwargs)
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """
+        Makes the repository `hub_model_id` (unset: named as `output_dir`) unless there is one.
+
+        Raises:
+            `ValueError`: if it has no valid id, or the token is missing or gives no right to write to it.
+            `ConnectionError`: if the Hub cannot be reached.
+        """
+        if not self.is_world_process_zero():
+            return
+        args = self.args
+        if self._sends_checkpoints() and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError(
+                f"hub_strategy is {HubStrategy(args.hub_strategy).value}, but under FSDP and DeepSpeed a checkpoint "
+                "lies in parts, which are not sent. Set it to every_save or end."
+            )
+        self.hub_model_id = open_repo(  # type: ignore[assignment]
+            args.hub_model_id or Path(str(args.output_dir)).absolute().name,
+            token if token is not None else args.hub_token,
+            private if private is not None else args.hub_private_repo,
+            args.hub_revision,
+        )
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        commit_message: str = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> CommitInfo | Future[CommitInfo] | None:
+        """
+        Saves the model and its card, and sends the run to the Hub.
+
+        Args:
+            commit_message (`str`, *optional*, defaults to `"End of training"`): Message of the commit.
+            blocking (`bool`, *optional*, defaults to `True`): Return when it is there.
+            token (`str`, *optional*): Unset: `hub_token`, or the one that is logged in.
+            revision (`str`, *optional*): A branch. Unset: `hub_revision`, or the main one.
+            private (`bool`, *optional*): Whether the repository is private, if it is made. Unset: `hub_private_repo`.
+            kwargs (*optional*): For `create_model_card`.
+
+        Returns:
+            `CommitInfo`, or its `Future` without `blocking`; `None` on all processes but the first.
+
+        Raises:
+            `ValueError`: if the Hub refuses it; the sentence says how to send it again.
+            `ConnectionError`: if the Hub cannot be reached, likewise.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self.save_model(_internal_call=True)
+        token = token if token is not None else self.args.hub_token
+        if self.hub_model_id is None:
+            self.init_hf_repo(token, private)
+        if not self.is_world_process_zero():
+            return None
+        repo, folder = str(self.hub_model_id), Path(str(self.args.output_dir))
+        if isinstance(self.model, PreTrainedModel) and self.model.model_tags is not None:
+            given = kwargs.get("tags", [])
+            tags = [given] if isinstance(given, str) else given
+            kwargs["tags"] = list(dict.fromkeys([*tags, *self.model.model_tags]))
+        self.create_model_card(**{"model_name": Path(repo).name, **kwargs})
+        self._finish_current_push()
+        revision = revision if revision is not None else self.args.hub_revision
+        if blocking:
+            return _send_run(folder, repo, commit_message, token, revision)
+        return later(_send_run, folder, repo, commit_message, token, revision)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        if not self.args.hub_always_push and any(not push.done() for _, push in self._pushes):
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        by_step = self.args.save_strategy == SaveStrategy.STEPS
+        where = f"step {self.state.global_step}" if by_step else f"epoch {int(self.state.epoch or 0)}"
+        message = f"Training in progress, {where}"
+        # Linked, as training may delete the checkpoint before it is sent.
+        kept = TemporaryDirectory(prefix=".push-", dir=self.args.output_dir)
+        checkpoint = shutil.copytree(checkpoint_folder, Path(kept.name, "checkpoint"), copy_function=_link)
+        save_state(kept.name, self.resolved, self.bins)  # without what only a resume needs
+        place: str | None = None
+        if self._sends_checkpoints():
+            every = self.args.hub_strategy == HubStrategy.ALL_CHECKPOINTS
+            place = Path(checkpoint_folder).name if every else "last-checkpoint"
+        self._pushes.append((message, later(self._send_checkpoint, kept, checkpoint, place, message)))
+
+    def _send_checkpoint(
+        self, kept: TemporaryDirectory[str], checkpoint: Path, place: str | None, message: str
+    ) -> None:
+        repo, token, revision = str(self.hub_model_id), self.args.hub_token, self.args.hub_revision
+        with kept:
+            model: dict[str, Content] = {**published_files(checkpoint), FILE_NAME: Path(kept.name, FILE_NAME)}
+            send(model, repo, message, token, revision)
+            if place is not None:
+                files = {f"{place}/{name}": content for name, content in checkpoint_files(checkpoint).items()}
+                send(files, repo, f"{message}, checkpoint", token, revision)
+
+    def _finish_current_push(self) -> None:
+        """Waits for the pushes that training began, and warns of those that failed."""
+        pushes, self._pushes = self._pushes, []
+        errors = [(message, push.exception()) for message, push in pushes]
+        failed = [(message, error) for message, error in errors if error is not None]
+        if failed:
+            message, error = failed[-1]
+            logger.warning(
+                f'{len(failed)} of {len(pushes)} pushes during training failed, the last one "{message}": {error}'
+            )
+
+    def _sends_checkpoints(self) -> bool:
+        return self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS)
+
+
+def push_run(folder: str, model_id: str | None, private: bool, revision: str | None) -> CommitInfo:
+    """
+    `conr-hf push`: sends a finished run to the Hub.
+
+    Args:
+        folder (`str`): The run's folder.
+        model_id (`str`, *optional*): Where to. Unset: the folder's name, of the token's owner.
+        private (`bool`): Make the repository a private one, if it is not there.
+        revision (`str`, *optional*): A branch. Unset: the main one.
+
+    Raises:
+        `ValueError`: if the folder holds no model, or the Hub refuses it; the sentence says how to send it again.
+        `ConnectionError`: if the Hub cannot be reached, likewise.
+    """
+    path = Path(folder)
+    files = published_files(path)
+    repo = open_repo(model_id or path.absolute().name, private=private or None, revision=revision)
+    _name_in_card(path, repo)
+    print(f"Pushing to {repo}: {', '.join(sorted(files))}", flush=True)
+    return _send_run(path, repo, "End of training", None, revision)
+
+
+def _name_in_card(folder: Path, repo: str) -> None:
+    """Writes the id into the snippets of a card that is as `conr-hf train` or `conr-hf card` wrote it."""
+    path = folder / CARD
+    if (folder / "results.json").is_file() and path.is_file() and path.read_text(encoding="utf-8") == card_of(folder):
+        write_card(folder, name=Path(repo).name, told=Told(model_id=repo))
+
+
+def _send_run(folder: Path, repo: str, message: str, token: str | None, revision: str | None) -> CommitInfo:
+    files = published_files(folder)
+    try:
+        return send(files, repo, message, token, revision)
+    except (ValueError, ConnectionError) as error:
+        again = ["conr-hf", "push", str(folder), repo, *(["--revision", revision] if revision is not None else [])]
+        raise type(error)(f"{error} The run is whole on disk; send it again with {shlex.join(again)}") from error
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a disk without links
+        shutil.copyfile(source, target)
