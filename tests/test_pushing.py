@@ -364,6 +364,22 @@ def test_train_pushes_the_finished_run_and_not_its_first_stage(hub, tmp_path, vi
     assert_nothing_private(hub, tmp_path)
 
 
+def test_the_card_of_a_run_that_is_pushed_later_names_its_place(hub, tmp_path, vit, data, monkeypatch):
+    """Unless its owner wrote into it."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    file = written(tmp_path / "age.yaml", model=str(vit), pretrained=True, data=str(data))
+    assert conr("train", file, "--output_dir", tmp_path / "age").code == 0
+    assert 'from_pretrained("you/age")' in (tmp_path / "age" / "README.md").read_text()
+    assert conr("push", tmp_path / "age", "ada/faces").code == 0
+    sent = files_of(hub, "ada/faces")["README.md"].decode()
+    assert 'from_pretrained("ada/faces")' in sent
+    assert "you/age" not in sent
+    mine = "# My own words on you/age\n"
+    (tmp_path / "age" / "README.md").write_text(mine)
+    assert conr("push", tmp_path / "age", "ada/faces").code == 0
+    assert files_of(hub, "ada/faces")["README.md"].decode() == mine
+
+
 def test_push_takes_a_name_from_the_folder_and_refuses_what_is_no_run(hub, tmp_path, vit, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     ended = conr("push", vit, "--private")
