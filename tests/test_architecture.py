@@ -27,7 +27,7 @@ TRAINING = {
 }
 TOP = {
     *("recipe", "report", "run", "evaluation", "comparison", "comparison_table", "comparison_plot", "lifeline"),
-    *("plots", "pipeline", "splitting", "inspection", "inspecting"),
+    *("plots", "pipeline", "splitting", "inspection", "inspecting", "plain_yaml"),
     *("reading", "embedding", "run_folder", "run_pictures", "report_page", "reporting"),
 }
 ARROWS = {  # a part of the package -> the other parts it may import
