@@ -19,7 +19,7 @@ FILES = {
 }
 ROOT_MODULE = "__init__"
 
-MODEL = {"distributed", "head", "models"}
+MODEL = {"distributed", "head", "models", "opening"}
 BELOW = {"losses", "imbalance", "data", "metrics", *MODEL}
 TRAINING = {
     *("companions", "config", "resolved", "checks", "launch", "feeding", "base_loss", "objective", "averaging"),
