@@ -26,7 +26,17 @@ TRAINING = {
     *("layer_decay", "schedule", "modes", "state", "keeping", "learning", "card", "trainer"),
 }
 TOP = {
-    *("recipe", "report", "run", "evaluation", "comparison", "comparison_table", "comparison_plot", "lifeline"),
+    *(
+        "recipe",
+        "report",
+        "run",
+        "evaluation",
+        "export",
+        "comparison",
+        "comparison_table",
+        "comparison_plot",
+        "lifeline",
+    ),
     *("plots", "pipeline", "splitting", "inspection", "inspecting", "plain_yaml"),
     *("reading", "embedding", "run_folder", "run_pictures", "report_page", "reporting"),
 }
