@@ -1,4 +1,4 @@
-"""`conr-hf`: train, evaluate, predict, compare, report, card, push, inspect, split, recipes, env."""
+"""`conr-hf`: train, evaluate, predict, export, compare, report, card, push, inspect, split, recipes, env."""
 
 import argparse
 import json
@@ -76,6 +76,11 @@ def _run(given: list[str]) -> int:
     predict.add_argument("--output", help="write to this .csv or .json file instead of the terminal")
     predict.add_argument("--batch_size", type=_positive, default=32)
 
+    export = commands.add_parser("export", help="a saved model as ONNX, for torch.export or for timm")
+    export.add_argument("model", help="run folder, checkpoint or Hub id")
+    export.add_argument("--format", required=True, choices=("onnx", "torch-export", "timm"))
+    export.add_argument("--output", metavar="FILE", help="the file (default: in the model's folder)")
+
     compare = commands.add_parser("compare", help="train methods x seeds, and set them side by side")
     compare.add_argument("comparison", help="YAML file: recipes, methods, seeds")
     compare.add_argument("--output_dir", help="where runs and tables go (default: the file's)")
@@ -107,6 +112,7 @@ def _run(given: list[str]) -> int:
     run = {
         "evaluate": _evaluate,
         "predict": _predict,
+        "export": _export,
         "compare": _compare,
         "report": _report,
         "card": _card,
@@ -180,6 +186,14 @@ def _predict(options: argparse.Namespace) -> int:
     for path, reason in unreadable.items():
         print(f"conr-hf: {path} cannot be read: {reason}.", file=sys.stderr)
     return 2 if unreadable else 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    _quiet_libraries()
+    from conr_hf.export import export
+
+    export(options.model, options.format, options.output)
+    return 0
 
 
 def _compare(options: argparse.Namespace) -> int:

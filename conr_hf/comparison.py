@@ -14,6 +14,7 @@ import yaml
 
 from conr_hf.launch import complete_checkpoints
 from conr_hf.lifeline import held
+from conr_hf.plain_yaml import read_yaml
 from conr_hf.recipe import options_of, packaged, read_recipe
 from conr_hf.run import check_writable
 
@@ -77,10 +78,7 @@ def read_comparison(path: str, output_dir: str | None = None) -> Comparison:
         `ValueError`: for what is missing or unknown, in the file and in every recipe and method; it says where.
     """
     file = Path(path) if os.path.isfile(path) else packaged(path)
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML. conr-hf recipes show study/methods.yaml is a comparison.") from error
+    content = read_yaml(file)
     if not isinstance(content, dict):
         raise ValueError(f"{path} is no comparison. Write recipes, methods and seeds.")
     for key in content:
@@ -160,7 +158,7 @@ def plan(comparison: Comparison) -> list[Run]:
         wanted = run.folder / "wanted.yaml"
         if not wanted.is_file():
             wanted.write_text(yaml.safe_dump(run.options, sort_keys=False), encoding="utf-8")
-        elif yaml.safe_load(wanted.read_text(encoding="utf-8")) != run.options:
+        elif read_yaml(wanted) != run.options:
             raise ValueError(
                 f'"{run.folder}" holds a run of other options. Remove it, or name another folder with --output_dir.'
             )

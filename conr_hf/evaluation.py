@@ -13,6 +13,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Ba
 
 from conr_hf.config import ConRConfig
 from conr_hf.data.rows import describe, label_cells, to_image
+from conr_hf.opening import UNREADABLE, check_config, reason_of
 from conr_hf.recipe import Recipe
 from conr_hf.report import hardware, versions
 from conr_hf.run import check_writable, evaluate, load_data
@@ -88,7 +89,7 @@ def unit_beside(model_name: str) -> str:
     """The unit in the results of the run that a saved model or checkpoint lies in; `""` without."""
     files = [folder / "results.json" for folder in (Path(model_name), Path(model_name).parent)]
     found = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
-    return str(found[0].get("unit", "")) if found else ""
+    return str(found[0].get("unit", "")) if found and isinstance(found[0], dict) else ""
 
 
 def predict_images(
@@ -143,17 +144,22 @@ def write_predicted(path: Path, targets: Sequence[str], predictions: dict[Path, 
 
 def load_saved(name: str) -> tuple[PreTrainedModel, BaseImageProcessor]:
     """
-    A saved model in float32 and its processor.
+    A saved model in float32 and its processor. Nothing but JSON and safetensors is opened, and no code is run.
 
     Raises:
-        `ValueError`: if there is none of that name, or it is no model for images.
+        `ValueError`: if there is none of that name, it is no model for images, its weights are pickled, or it needs
+            code that comes with it.
     """
     try:
-        model = AutoModelForImageClassification.from_pretrained(name, dtype=torch.float32)
-        return model, AutoImageProcessor.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise ValueError(f'"{name}" is not a saved model: {reason}. Give a run folder or a model id.') from error
+        check_config(name)
+        model = AutoModelForImageClassification.from_pretrained(
+            name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
+        return model, AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+    except UNREADABLE as error:
+        raise ValueError(
+            f'"{name}" is not a saved model: {reason_of(error)}. Give a run folder or a model id.'
+        ) from error
 
 
 def targets_of(model: PreTrainedModel) -> list[str]:

@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from conr_hf.head import NoSingleHeadError, find_head
+from conr_hf.opening import UNREADABLE, check_config, reason_of
 
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
 
@@ -81,6 +82,8 @@ def load_regressor(
     model, processor = load_regressor("facebook/dinov2-small", target=["pitch", "yaw"])
     ```
     """
+    if kwargs.pop("trust_remote_code", False):
+        raise ValueError("trust_remote_code is True; a model that needs code of its own is not opened. Leave it out.")
     names = [target] if isinstance(target, str) else list(target)
     if not names or len(set(names)) != len(names):
         raise ValueError(f"target is {target!r}; give one name, or several different ones.")
@@ -101,19 +104,20 @@ def load_regressor(
         raise ValueError(f'weights="{weights}" needs a timm model; "{name_or_path}" does not start with "timm/".')
     else:
         name = _hub_name(name_or_path)
+        hub = {option: value for option, value in kwargs.items() if option in HUB_OPTIONS}
         try:
+            check_config(name, **hub)
             if not pretrained:
-                config = AutoConfig.from_pretrained(name, **kwargs)
+                config = AutoConfig.from_pretrained(name, trust_remote_code=False, **kwargs)
                 model, processor = _from_config(config, labels, image_size, name)
             else:
                 model, fresh = _from_pretrained(name, labels, **kwargs)
-                hub = {option: value for option, value in kwargs.items() if option in HUB_OPTIONS}
-                processor = _resized(AutoImageProcessor.from_pretrained(name, **hub), model.config, image_size)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0].rstrip(".")
+                processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False, **hub)
+                processor = _resized(processor, model.config, image_size)
+        except UNREADABLE as error:
             raise ValueError(
-                f'"{name_or_path}" could not be loaded: {reason}. Give a local folder, a model id of the Hub, '
-                "or timm/NAME with a file of weights (weights=...) or without weights (pretrained=False)."
+                f'"{name_or_path}" could not be loaded: {reason_of(error)}. Give a local folder, a model id of the '
+                "Hub, or timm/NAME with a file of weights (weights=...) or without weights (pretrained=False)."
             ) from error
     _renew_head(model, processor, fresh, head)
     return model, processor
@@ -163,7 +167,13 @@ def check_vanilla(model: PreTrainedModel) -> None:
 
 def _from_pretrained(name: str, labels: dict[str, Any], **kwargs: Any) -> tuple[PreTrainedModel, set[str]]:
     model, info = AutoModelForImageClassification.from_pretrained(
-        name, **labels, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
+        name,
+        **labels,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+        trust_remote_code=False,
+        **kwargs,
     )
     mismatched = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
     _check_all_fit(mismatched, model, name)
@@ -199,7 +209,7 @@ def _from_config(
     config = type(config).from_dict({**config.to_dict(), **labels})
     config._name_or_path = ""  # no weights are from there
     if name is not None:
-        processor = AutoImageProcessor.from_pretrained(name)
+        processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
     else:
         processor, image_size = _default_processor(config), image_size or _side(config)
     model = AutoModelForImageClassification.from_config(config, dtype=torch.float32)
@@ -247,7 +257,13 @@ def _from_timm(
         model.timm_model.load_state_dict(make().state_dict())
         return model, processor, None
     overlay: dict[str, Any] = {"file": weights}
-    if _outputs_in_file(weights, cfg.get("classifier")) == labels["num_labels"]:
+    try:
+        outputs = _outputs_in_file(weights, cfg.get("classifier"))
+    except Exception as error:  # a file of anything
+        raise ValueError(
+            f'weights="{weights}" cannot be read: {reason_of(error)}. Give safetensors, or a PyTorch state dict.'
+        ) from error
+    if outputs == labels["num_labels"]:
         overlay["num_classes"] = labels["num_labels"]  # or timm leaves the file's head out
     original = make(pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
     model.timm_model.load_state_dict(original)

@@ -10,11 +10,11 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import HfArgumentParser
 
 from conr_hf.companions import about
 from conr_hf.config import ConRConfig
+from conr_hf.plain_yaml import read_yaml
 
 FOLDER = Path(__file__).parent / "recipes"
 
@@ -190,12 +190,7 @@ def options_of(path: str) -> dict[str, Any]:
         `ValueError`: if there is no such file, it is no YAML, or an option is unknown.
     """
     file = Path(path) if os.path.isfile(path) else packaged(path)
-    try:
-        options = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
-        line = f", line {where.line + 1}" if where is not None else ""
-        raise ValueError(f"{path}{line}: this is not YAML. Write one option a line, as in name: value.") from error
+    options = read_yaml(file) or {}
     if not isinstance(options, dict):
         raise ValueError(f"{path} is not a recipe. Write one option a line, as in name: value.")
     known = {option.name for option in (*fields(Recipe), *fields(ConRConfig)) if option.init}

@@ -1,7 +1,10 @@
 """The words of a report: its tables of numbers and its page of pictures."""
 
+import html
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from conr_hf.plots.style import with_unit
 from conr_hf.reading import K
@@ -90,7 +93,7 @@ def page(
         split, unit (`str`): Name of the split; unit of the labels, or `""`.
     """
     names = ", ".join(section.name for section, _ in sections)
-    parts = [f"# {names}: {', '.join(targets)} of the {split} split", _table(rows)]
+    parts = [f"# {_plain(names)}: {_plain(', '.join(targets))} of the {_plain(split)} split", _table(rows)]
     samples = next((s.numbers["samples"] for s, _ in sections if "samples" in s.numbers), None)
     if samples is not None:
         parts.append(
@@ -102,7 +105,7 @@ def page(
     if together is not None:
         parts += ["## All runs", *_shown(together, "")]
     for section, folder in sections:
-        parts += [f"## {section.name}"] if together is not None else []
+        parts += [f"## {_plain(section.name)}"] if together is not None else []
         parts += _shown(section, folder)
         if section.numbers.get("neighbour_bins"):
             parts += [
@@ -113,14 +116,21 @@ def page(
 
 
 def _shown(section: Section, folder: str) -> list[str]:
-    pictures = [f"![{line}]({folder}{path}.png)\n\n{line}" for path, line in section.pictures]
-    return [*pictures, *section.left_out]
+    pictures = [
+        f"![{_plain(line)}]({quote(f'{folder}{path}.png')})\n\n{_plain(line)}" for path, line in section.pictures
+    ]
+    return [*pictures, *map(_plain, section.left_out)]
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
-    header, *others = [[cell.strip().replace("|", "\\|") for cell in row] for row in rows]
+    header, *others = [[_plain(cell) for cell in row] for row in rows]
     lines = [header, ["---", *("---:" for _ in header[1:])], *others]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _plain(text: str) -> str:
+    """Text as Markdown that shows it and does nothing else: no HTML, link, picture or cell of its own."""
+    return re.sub(r"([\\`\[\]|])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
 
 
 def _cell(values: Mapping[str, Any], keys: Sequence[str], factor: float) -> str:

@@ -29,6 +29,7 @@ from conr_hf.launch import complete_checkpoints
 from conr_hf.metrics import shot_metrics_from_bins
 from conr_hf.models import load_regressor
 from conr_hf.origins import hub_ids
+from conr_hf.plain_yaml import parse_yaml
 from conr_hf.plots import density_with_error
 from conr_hf.recipe import Recipe, flags_of, read_recipe
 from conr_hf.report import hardware, peak_memory, table, versions, write_json, write_predictions
@@ -218,8 +219,8 @@ def stage_one_options(recipe: Recipe, options: dict[str, Any]) -> dict[str, Any]
         `ValueError`: if `stage_one` does not hold options by name.
     """
     try:
-        changed = yaml.safe_load(recipe.stage_one or "")
-    except yaml.YAMLError:
+        changed = parse_yaml(recipe.stage_one or "")
+    except (yaml.YAMLError, ValueError, RecursionError):
         changed = None
     if not isinstance(changed, dict):
         raise ValueError(f'stage_one is "{recipe.stage_one}"; it must name options, as in {{reweight: none}}.')

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 from transformers import TrainingArguments
 
 from conr_hf.config import ConRConfig
 from conr_hf.imbalance import Bins
+from conr_hf.plain_yaml import read_yaml
 from conr_hf.recipe import Recipe
 
 FILES = ("results.json", "predictions.csv", "recipe.yaml")
@@ -70,14 +70,14 @@ def read_run(folder: Path, split: str, name: str) -> FinishedRun:
         lacking = {"unit", "conr", "bins"} - set(results)
         if lacking:
             raise ValueError(f"results.json lacks {', '.join(sorted(lacking))}")
-        options = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+        options = read_yaml(folder / "recipe.yaml")
         recipe = Recipe(**_chosen(options, {field.name for field in fields(Recipe)}))
         bins = Bins.from_dict(results["bins"])
         ours = set(ConRConfig.own_fields()) - {field.name for field in fields(TrainingArguments)}
         args = ConRConfig(str(folder), report_to="none", **_chosen(options, ours))
         with (folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
             lines = list(csv.DictReader(file))
-    except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ValueError(f'"{folder}" is not a run that can be read: {reason}. Train it again.') from error
     there = list(dict.fromkeys(line["split"] for line in lines))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.utils.hub import cached_file
@@ -46,7 +46,7 @@ def load_state(name: str) -> tuple[Resolved, Bins] | None:
     The resolved settings and the bins saved beside a model, a folder or an id on the Hub; or `None`.
 
     Raises:
-        `ValueError`: if another version of this package saved them, with other settings.
+        `ValueError`: if the file is damaged, or another version of this package saved it, with other settings.
     """
     path = name and cached_file(
         name, FILE_NAME, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
@@ -54,11 +54,14 @@ def load_state(name: str) -> tuple[Resolved, Bins] | None:
     if not path:
         return None
     saved: dict[str, list[Any]] = {}
-    with safe_open(path, "np") as file:
-        keys = [key.removeprefix(_BINS) for key in file.keys() if key.startswith(_BINS)]  # noqa: SIM118
-        for key in sorted(keys, key=lambda key: int(key.rpartition(".")[2])):
-            saved.setdefault(key.rpartition(".")[0], []).append(file.get_tensor(_BINS + key))
-        fields = json.loads(file.metadata()["resolved"])
+    try:
+        with safe_open(path, "np") as file:
+            keys = [key.removeprefix(_BINS) for key in file.keys() if key.startswith(_BINS)]  # noqa: SIM118
+            for key in sorted(keys, key=lambda key: int(key.rpartition(".")[2])):
+                saved.setdefault(key.rpartition(".")[0], []).append(file.get_tensor(_BINS + key))
+            fields = json.loads(file.metadata()["resolved"])
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged or no file of conr_hf's. Remove it; the model loads without.") from error
     if other := sorted({*fields} ^ {field.name for field in dataclasses.fields(Resolved)}):
         raise ValueError(
             f"{path} was saved by another version of conr_hf, with or without {', '.join(other)}. The model itself is "

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from conr_hf.metrics import flat, shot_metrics_from_bins
 from conr_hf.models import check_vanilla
 from conr_hf.modes import check_batches, check_modes
 from conr_hf.objective import Objective, lds_kernel
+from conr_hf.opening import reason_of
 from conr_hf.pushing import PushingTrainer
 from conr_hf.resolved import Resolved, resolve
 from conr_hf.state import load_state
@@ -167,10 +169,17 @@ class ConRTrainer(PushingTrainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        """As in `Trainer`; `True` and `"true"` resume from the last checkpoint that was written to its end."""
+        """
+        As in `Trainer`; `True` and `"true"` resume from the last checkpoint that was written to its end.
+
+        Raises:
+            `ValueError`: for what cannot be trained with, and for a checkpoint that would run code as it is read.
+        """
         self._resumed_from = checkpoint_to_resume(resume_from_checkpoint, str(self.args.output_dir))
         try:
             return super().train(self._resumed_from, trial, ignore_keys_for_eval)
+        except UnpicklingError as error:
+            raise ValueError(f'The checkpoint "{self._resumed_from}" cannot be read: {reason_of(error)}.') from error
         finally:  # what the user does with the model from here on is theirs
             self.finish_keeping()
             self.finish_learning()

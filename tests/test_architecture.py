@@ -19,7 +19,7 @@ FILES = {
 }
 ROOT_MODULE = "__init__"
 
-MODEL = {"distributed", "head", "models"}
+MODEL = {"distributed", "head", "models", "opening"}
 BELOW = {"losses", "imbalance", "data", "metrics", *MODEL}
 TRAINING = {
     *("companions", "config", "resolved", "checks", "launch", "feeding", "base_loss", "objective", "averaging"),
@@ -27,8 +27,8 @@ TRAINING = {
     *("card_metadata", "origins", "describing", "report", "publishing", "hub", "pushing", "trainer"),
 }
 TOP = {
-    *("recipe", "run", "evaluation", "comparison", "comparison_table", "comparison_plot", "lifeline"),
-    *("plots", "pipeline", "conformal", "splitting", "inspection", "inspecting"),
+    *("recipe", "run", "evaluation", "export", "comparison", "comparison_table", "comparison_plot", "lifeline"),
+    *("plots", "pipeline", "conformal", "splitting", "inspection", "inspecting", "plain_yaml"),
     *("reading", "embedding", "run_folder", "run_pictures", "report_page", "reporting"),
 }
 ARROWS = {  # a part of the package -> the other parts it may import

@@ -43,7 +43,12 @@ def save(figure: "Figure", path: str | PathLike[str]) -> None:
     The same figure gives the same bytes.
     """
     from matplotlib import rc_context
+    from matplotlib.axis import Tick
+    from matplotlib.text import Text
 
+    ticks = {label for tick in figure.findobj(Tick) for label in (tick.label1, tick.label2)}
+    for text in set(figure.findobj(Text)) - ticks:  # titles, units and names are the user's: a dollar is a dollar
+        text.set_parse_math(False)
     name = fspath(path)
     paths = [name] if name.endswith((".png", ".svg")) else [f"{name}.png", f"{name}.svg"]
     with rc_context({"svg.hashsalt": "conr_hf", "svg.fonttype": "none"}):

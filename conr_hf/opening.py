@@ -1,0 +1,42 @@
+"""Models of others, opened without running anything that comes with them."""
+
+from pickle import UnpicklingError
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import PreTrainedConfig
+
+UNREADABLE = (OSError, ValueError, RuntimeError, UnpicklingError, SafetensorError)
+
+
+def check_config(name: str, **hub: Any) -> None:
+    """
+    Stops a configuration that has timm read a file of its own choosing, which older versions unpickle.
+
+    Args:
+        name (`str`): A folder, or an id on the Hub.
+        hub (*optional*): `revision`, `token` and the like.
+
+    Raises:
+        `ValueError`: if it does so, or is no mapping.
+    """
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(name, **hub)
+    except OSError:
+        return  # said by who opens the model, unless that is an adapter, which has none
+    if not isinstance(config, dict):
+        raise ValueError("its config.json holds no settings by name")
+    if "checkpoint_path" in (config.get("model_args") or {}):
+        raise ValueError("its config.json names a checkpoint_path among model_args, which is never read")
+
+
+def reason_of(error: Exception) -> str:
+    """Why something could not be opened, in one line."""
+    text = str(error).strip() or type(error).__name__
+    if isinstance(error, UnpicklingError) or "weights_only" in text:
+        return "its weights are pickled with more than tensors among them, which could run code as they are read"
+    if isinstance(error, SafetensorError):
+        return f"its safetensors file is damaged ({text})"
+    if "custom code" in text:
+        return "it needs code that comes with it, which is never run"
+    return text.splitlines()[0].rstrip(".")
