@@ -170,9 +170,9 @@ def example_files(name: str, folder: str | None, into: Path) -> tuple[list[str],
     order = np.argsort(labels, kind="stable")
     places = order[np.linspace(0, len(order) - 1, EXAMPLES + 2).round().astype(int)[1:-1]]
     files = []
-    for place in places.tolist():
+    for at, place in enumerate(places.tolist(), 1):
         label = number(labels[place], float(np.ptp(labels))).replace(",", "")
-        files.append(str(into / f"{column}-{label}.png"))
+        files.append(str(into / f"{at}-{column}-{label}.png"))
         to_image(rows[place]["image"]).save(files[-1])
     return files, benchmark.credit
 
