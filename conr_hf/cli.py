@@ -1,4 +1,4 @@
-"""`conr-hf`: train, evaluate, predict, export, compare, report, card, push, inspect, split, recipes, env."""
+"""`conr-hf`: train, evaluate, predict, demo, export, compare, report, card, push, inspect, split, recipes, env."""
 
 import argparse
 import json
@@ -13,6 +13,7 @@ EXAMPLES = """examples:
   conr-hf evaluate runs/quickstart --benchmark earth-elevation
   conr-hf predict runs/quickstart photos/ --output heights.csv
   conr-hf report runs/quickstart
+  conr-hf demo runs/quickstart
 
 `conr-hf train --help` lists every option of a recipe."""
 
@@ -105,6 +106,7 @@ def _run(given: list[str]) -> int:
     recipes.add_argument("name", nargs="?", help="which recipe")
     recipes.add_argument("destination", nargs="?", default=".", help="where to copy it (default: here)")
 
+    _add_demo(commands)
     _add_inspect(commands)
     _add_split(commands)
     commands.add_parser("env", help="what a bug report needs")
@@ -119,6 +121,7 @@ def _run(given: list[str]) -> int:
         "push": _push,
         "recipes": _recipes,
         "env": _env,
+        "demo": _demo,
         "inspect": _inspect,
         "split": _split,
     }[options.command]
@@ -263,6 +266,33 @@ def _env(options: argparse.Namespace) -> int:
 
     facts: dict[str, Any] = {**versions(), "platform": platform.platform(), "hardware": hardware()}
     print(json.dumps(facts, indent=2))
+    return 0
+
+
+def _add_demo(commands: Any) -> None:
+    parser = commands.add_parser("demo", help="a saved model in the browser, or as a folder for a Space")
+    parser.add_argument("model", help="run folder, checkpoint or Hub id")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    parser.add_argument("--port", type=_positive, help="port to listen on (default: the first free one from 7860 on)")
+    parser.add_argument("--max_size", type=_positive, default=10, metavar="MB", help="largest upload (default: 10)")
+    parser.add_argument("--examples", metavar="FOLDER", help="images to choose from (default: the benchmark's)")
+    parser.add_argument("--export", metavar="FOLDER", help="write a Space there instead of listening")
+    parser.add_argument("--with_model", action="store_true", help="copy the model into the Space")
+
+
+def _demo(options: argparse.Namespace) -> int:
+    if options.with_model and options.export is None:
+        raise ValueError("--with_model copies the model into a Space; add --export FOLDER.")
+    _quiet_libraries()
+    given = {name: getattr(options, name) for name in ("max_size", "examples")}
+    if options.export is not None:
+        from conr_hf.space import export
+
+        export(options.model, options.export, with_model=options.with_model, **given)
+    else:
+        from conr_hf.demo import demo
+
+        demo(options.model, host=options.host, port=options.port, **given)
     return 0
 
 

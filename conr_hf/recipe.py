@@ -37,6 +37,8 @@ class Recipe:
         pretrained, weights, image_size (*optional*): As in `load_regressor`.
         target (`list[str]`, *optional*): What the predictions are called. Unset: the benchmark's, or `label_columns`.
         unit (`str`, *optional*): Unit of the labels. Unset: the benchmark's, or none.
+        feature_index (`bool`, *optional*, defaults to `False`):
+            Write features of up to 5,000 training images and their labels beside the model, for `conr-hf demo`.
         stage_one (`str`, *optional*):
             Options of a run before this one, as in `{reweight: none}`; all others are this run's, but for
             `retrain_head` and `freeze_backbone`. It is trained into `output_dir/stage-one`, and this run starts from
@@ -64,6 +66,9 @@ class Recipe:
     image_size: int | None = field(default=None, metadata=about("Side of the model's input in pixels."))
     target: list[str] | None = field(default=None, metadata=about("What the predictions are called."))
     unit: str | None = field(default=None, metadata=about("Unit of the labels."))
+    feature_index: bool = field(
+        default=False, metadata=about("Keep features of training images beside the model, for conr-hf demo.")
+    )
     stage_one: str | None = field(
         default=None, metadata=about("What differs in a run before this one, whose model this one starts from.")
     )
@@ -119,6 +124,8 @@ def read_recipe(arguments: Sequence[str]) -> tuple[Recipe, ConRConfig, dict[str,
             f'label_histogram is "{recipe.label_histogram}", but streaming is false, so that the labels are read. '
             "Leave it out."
         )
+    if recipe.feature_index and recipe.streaming:
+        raise ValueError("feature_index is true, but streaming reads no training row twice. Leave one of them out.")
     if recipe.shuffle_buffer < 1:
         raise ValueError(f"shuffle_buffer is {recipe.shuffle_buffer}; it must be 1 or more.")
     values = {**args.to_dict(), **asdict(recipe)}

@@ -24,6 +24,7 @@ from conr_hf.data.catalogue import BENCHMARKS
 from conr_hf.data.local import load_local
 from conr_hf.data.rows import column_names, label_cells
 from conr_hf.data.streams import label_stream, load_stream, read_histogram
+from conr_hf.feature_index import write_index
 from conr_hf.imbalance import Bins
 from conr_hf.launch import complete_checkpoints
 from conr_hf.metrics import shot_metrics_from_bins
@@ -103,6 +104,12 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
     if trainer.is_world_process_zero():
         text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
         Path(str(args.output_dir), "recipe.yaml").write_text(f"# {command}\n{text}", encoding="utf-8")
+        if recipe.feature_index:
+            rows = np.asarray(trainer.usable(data["train"], "train_dataset")[0].indices)
+            try:
+                write_index(args, processor, data["train"], rows, trainer.training_labels())
+            except ValueError as error:
+                print(f"No feature index: {error}")
     results: dict[str, Any] = {
         "schema": 1,
         "command": command,
@@ -224,7 +231,8 @@ def stage_one_options(recipe: Recipe, options: dict[str, Any]) -> dict[str, Any]
         changed = None
     if not isinstance(changed, dict):
         raise ValueError(f'stage_one is "{recipe.stage_one}"; it must name options, as in {{reweight: none}}.')
-    left_out = ("stage_one", "retrain_head", "freeze_backbone", "output_dir", "resume_from_checkpoint", "push_to_hub")
+    of_the_second = {"stage_one", "retrain_head", "freeze_backbone", "feature_index"}
+    left_out = of_the_second | {"output_dir", "resume_from_checkpoint", "push_to_hub"}
     return {name: value for name, value in options.items() if name not in left_out} | changed
 
 

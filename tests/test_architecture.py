@@ -29,6 +29,7 @@ TRAINING = {
 TOP = {
     *("recipe", "run", "evaluation", "export", "comparison", "comparison_table", "comparison_plot", "lifeline"),
     *("plots", "pipeline", "conformal", "splitting", "inspection", "inspecting", "plain_yaml"),
+    *("demo", "demo_page", "space", "feature_index"),
     *("reading", "embedding", "run_folder", "run_pictures", "report_page", "reporting"),
 }
 ARROWS = {  # a part of the package -> the other parts it may import
@@ -106,6 +107,12 @@ def test_the_losses_need_torch_alone_and_rarity_numpy_beside_it():
             assert outer(module) <= {"torch", "numpy"} | extra, module
 
 
+def test_the_page_of_a_demo_stands_alone():
+    """A Space has a copy of it, and need not have this package."""
+    assert inner("demo_page") == set()
+    assert outer("demo_page") == {"gradio"}  # imported where it is used
+
+
 def test_losses_never_hold_a_model():
     """They take tensors, so that any training loop can use them."""
     for module in FILES:
@@ -161,7 +168,7 @@ def test_every_module_loads_in_an_installation_without_extras():
     names = sorted(f"conr_hf.{module}" for module in MODULES if module != "__main__")
     code = f"""
 import importlib, sys
-for name in ("matplotlib", "optuna", "peft", "scipy", "pytest", "mypy"):
+for name in ("matplotlib", "gradio", "optuna", "peft", "scipy", "pytest", "mypy"):
     sys.modules[name] = None
 for name in {names}:
     importlib.import_module(name)
