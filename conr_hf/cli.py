@@ -1,12 +1,11 @@
 """`conr-hf`: train, evaluate, predict, demo, export, compare, report, card, push, inspect, split, recipes, env."""
 
 import argparse
-import json
-import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
+
+from conr_hf import commands
 
 EXAMPLES = """examples:
   conr-hf train recipes/quickstart.yaml --conr_weight 0.1
@@ -47,17 +46,17 @@ def _told(error: Exception, code: int) -> int:
 
 def _run(given: list[str]) -> int:
     if given[:1] == ["train"]:
-        return _train(given[1:])
+        return commands.train(given[1:])
     parser = argparse.ArgumentParser(
         prog="conr-hf",
         description="Fine-tune vision models for imbalanced regression with ConR.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("train", help="train a recipe: conr-hf train RECIPE.yaml [--option value ...]")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    subparsers.add_parser("train", help="train a recipe: conr-hf train RECIPE.yaml [--option value ...]")
 
-    evaluate = commands.add_parser("evaluate", help="errors of a saved model, per shot")
+    evaluate = subparsers.add_parser("evaluate", help="errors of a saved model, per shot")
     evaluate.add_argument("model", help="run folder, checkpoint or Hub id")
     source = evaluate.add_mutually_exclusive_group(required=True)
     source.add_argument("--benchmark", help="a benchmark, such as earth-elevation")
@@ -71,206 +70,65 @@ def _run(given: list[str]) -> int:
     evaluate.add_argument("--skip_bad_rows", action="store_true", help="leave out rows that cannot be read")
     evaluate.add_argument("--output", help="folder for results.json, predictions.csv and density.png")
 
-    predict = commands.add_parser("predict", help="predictions for images")
+    predict = subparsers.add_parser("predict", help="predictions for images")
     predict.add_argument("model", help="run folder, checkpoint or Hub id")
     predict.add_argument("images", nargs="+", help="image files, or folders of them", metavar="IMAGE|FOLDER")
     predict.add_argument("--output", help="write to this .csv or .json file instead of the terminal")
     predict.add_argument("--batch_size", type=_positive, default=32)
 
-    export = commands.add_parser("export", help="a saved model as ONNX, for torch.export or for timm")
+    export = subparsers.add_parser("export", help="a saved model as ONNX, for torch.export or for timm")
     export.add_argument("model", help="run folder, checkpoint or Hub id")
     export.add_argument("--format", required=True, choices=("onnx", "torch-export", "timm"))
     export.add_argument("--output", metavar="FILE", help="the file (default: in the model's folder)")
 
-    compare = commands.add_parser("compare", help="train methods x seeds, and set them side by side")
+    compare = subparsers.add_parser("compare", help="train methods x seeds, and set them side by side")
     compare.add_argument("comparison", help="YAML file: recipes, methods, seeds")
     compare.add_argument("--output_dir", help="where runs and tables go (default: the file's)")
 
-    report = commands.add_parser("report", help="pictures of finished runs, and what their features say")
+    report = subparsers.add_parser("report", help="pictures of finished runs, and what their features say")
     report.add_argument("runs", nargs="+", help="folders that conr-hf train wrote", metavar="RUN")
     report.add_argument("--split", default="test", help="which split (default: test)")
     report.add_argument("--output", help="folder to write to (default: report, in the first run)")
 
-    card = commands.add_parser("card", help="write the model card of a finished run again")
+    card = subparsers.add_parser("card", help="write the model card of a finished run again")
     card.add_argument("run", help="folder that conr-hf train wrote", metavar="RUN")
     card.add_argument("--template", help="file with a Jinja template (default: the package's own)", metavar="FILE")
 
-    push = commands.add_parser("push", help="send a finished run to the Hub")
+    push = subparsers.add_parser("push", help="send a finished run to the Hub")
     push.add_argument("run", help="folder that conr-hf train wrote", metavar="RUN")
     push.add_argument("model_id", nargs="?", help="owner/name on the Hub (default: the folder's name)")
     push.add_argument("--private", action="store_true", help="make the repository a private one, if it is not there")
     push.add_argument("--revision", help="branch to push to (default: the main one)")
 
-    recipes = commands.add_parser("recipes", help="list, show or copy the recipes that come with the package")
+    recipes = subparsers.add_parser("recipes", help="list, show or copy the recipes that come with the package")
     recipes.add_argument("action", nargs="?", choices=("list", "show", "copy"), default="list")
     recipes.add_argument("name", nargs="?", help="which recipe")
     recipes.add_argument("destination", nargs="?", default=".", help="where to copy it (default: here)")
 
-    _add_demo(commands)
-    _add_inspect(commands)
-    _add_split(commands)
-    commands.add_parser("env", help="what a bug report needs")
+    _add_demo(subparsers)
+    _add_inspect(subparsers)
+    _add_split(subparsers)
+    subparsers.add_parser("env", help="what a bug report needs")
     options = parser.parse_args(given, argparse.Namespace(given=given))
     run = {
-        "evaluate": _evaluate,
-        "predict": _predict,
-        "export": _export,
-        "compare": _compare,
-        "report": _report,
-        "card": _card,
-        "push": _push,
-        "recipes": _recipes,
-        "env": _env,
-        "demo": _demo,
-        "inspect": _inspect,
-        "split": _split,
+        "evaluate": commands.evaluate,
+        "predict": commands.predict,
+        "export": commands.export,
+        "compare": commands.compare,
+        "report": commands.report,
+        "card": commands.card,
+        "push": commands.push,
+        "recipes": commands.recipes,
+        "env": commands.env,
+        "demo": commands.demo,
+        "inspect": commands.inspect,
+        "split": commands.split,
     }[options.command]
     return run(options)
 
 
-def _train(given: list[str]) -> int:
-    from conr_hf.recipe import help_text, read_recipe
-
-    if "--help" in given or "-h" in given:
-        print(help_text())
-        return 0
-    if "CONR_HF_LIFELINE" in os.environ:  # started by a comparison
-        from conr_hf.lifeline import watch
-
-        watch()
-    recipe, args, options = read_recipe(given)
-    _quiet_libraries()
-    from conr_hf.report import as_typed
-    from conr_hf.run import train
-
-    train(recipe, args, options, as_typed(["train", *given]))
-    return 0
-
-
-def _evaluate(options: argparse.Namespace) -> int:
-    _quiet_libraries()
-    from conr_hf.evaluation import evaluate_saved
-    from conr_hf.report import as_typed
-
-    evaluate_saved(
-        options.model,
-        benchmark=options.benchmark,
-        benchmark_source=options.benchmark_source,
-        data=options.data,
-        streaming=options.streaming,
-        split=options.split,
-        image_column=options.image_column,
-        label_columns=options.label_columns,
-        batch_size=options.batch_size,
-        skip_bad_rows=options.skip_bad_rows,
-        output=options.output,
-        command=as_typed(options.given),
-    )
-    return 0
-
-
-def _predict(options: argparse.Namespace) -> int:
-    if options.output is not None and Path(options.output).suffix not in (".csv", ".json"):
-        raise ValueError(f'--output "{options.output}" must end in .csv or .json.')
-    _quiet_libraries()
-    from conr_hf.evaluation import predict_images, write_predicted
-    from conr_hf.report import aligned
-    from conr_hf.run import check_writable
-
-    if options.output is not None:
-        check_writable(str(Path(options.output).parent))
-    targets, predictions, unreadable = predict_images(options.model, options.images, options.batch_size)
-    if options.output is not None:
-        write_predicted(Path(options.output), targets, predictions)
-        print(f"{len(predictions)} prediction{'s' * (len(predictions) != 1)} written to {options.output}")
-    elif predictions:
-        rows = [[str(path), *(f"{value:.5g}" for value in values)] for path, values in predictions.items()]
-        print(aligned([["image", *targets], *rows]))
-    for path, reason in unreadable.items():
-        print(f"conr-hf: {path} cannot be read: {reason}.", file=sys.stderr)
-    return 2 if unreadable else 0
-
-
-def _export(options: argparse.Namespace) -> int:
-    _quiet_libraries()
-    from conr_hf.export import export
-
-    export(options.model, options.format, options.output)
-    return 0
-
-
-def _compare(options: argparse.Namespace) -> int:
-    from conr_hf.comparison import read_comparison, train_all
-    from conr_hf.comparison_plot import draw_comparison
-    from conr_hf.comparison_table import show, write_tables
-    from conr_hf.report import as_typed
-
-    comparison = read_comparison(options.comparison, options.output_dir)
-    runs, failed = train_all(comparison, lambda runs: print(f"\n{show(comparison, runs)}\n", flush=True))
-    files = write_tables(comparison, runs, as_typed(options.given))
-    try:
-        files += draw_comparison(comparison, runs)
-    except ImportError as error:
-        print(f"No plot: {error}")
-    print(f"\n{show(comparison, runs)}\n\nWritten: {', '.join(str(file) for file in files)}")
-    for name, reason in failed.items():
-        print(f"conr-hf: {name} failed: {reason}", file=sys.stderr)
-    return 1 if failed else 0
-
-
-def _report(options: argparse.Namespace) -> int:
-    _quiet_libraries()
-    from conr_hf.reporting import report
-
-    report(options.runs, options.split, options.output)
-    return 0
-
-
-def _card(options: argparse.Namespace) -> int:
-    _quiet_libraries()
-    from conr_hf.card import write_card
-
-    print(f"Written to {write_card(options.run, options.template)}")
-    return 0
-
-
-def _push(options: argparse.Namespace) -> int:
-    _quiet_libraries()
-    from conr_hf.pushing import push_run
-
-    print(f"Pushed to {push_run(options.run, options.model_id, options.private, options.revision).repo_url}")
-    return 0
-
-
-def _recipes(options: argparse.Namespace) -> int:
-    from conr_hf import recipe
-
-    if options.action == "list":
-        for name in recipe.names():
-            about = [line[1:].strip() for line in recipe.packaged(name).read_text().splitlines() if line[:1] == "#"]
-            print(f"{name:34}{about[1] if len(about) > 1 else ''}")
-        return 0
-    if options.name is None:
-        raise ValueError(f"conr-hf recipes {options.action} needs the name of a recipe; conr-hf recipes lists them.")
-    if options.action == "show":
-        print(recipe.packaged(options.name).read_text(), end="")
-    else:
-        print(f"Copied to {recipe.copy(options.name, options.destination)}")
-    return 0
-
-
-def _env(options: argparse.Namespace) -> int:
-    import platform
-
-    from conr_hf.report import hardware, versions
-
-    facts: dict[str, Any] = {**versions(), "platform": platform.platform(), "hardware": hardware()}
-    print(json.dumps(facts, indent=2))
-    return 0
-
-
-def _add_demo(commands: Any) -> None:
-    parser = commands.add_parser("demo", help="a saved model in the browser, or as a folder for a Space")
+def _add_demo(subparsers: Any) -> None:
+    parser = subparsers.add_parser("demo", help="a saved model in the browser, or as a folder for a Space")
     parser.add_argument("model", help="run folder, checkpoint or Hub id")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
     parser.add_argument("--port", type=_positive, help="port to listen on (default: the first free one from 7860 on)")
@@ -280,24 +138,8 @@ def _add_demo(commands: Any) -> None:
     parser.add_argument("--with_model", action="store_true", help="copy the model into the Space")
 
 
-def _demo(options: argparse.Namespace) -> int:
-    if options.with_model and options.export is None:
-        raise ValueError("--with_model copies the model into a Space; add --export FOLDER.")
-    _quiet_libraries()
-    given = {name: getattr(options, name) for name in ("max_size", "examples")}
-    if options.export is not None:
-        from conr_hf.space import export
-
-        export(options.model, options.export, with_model=options.with_model, **given)
-    else:
-        from conr_hf.demo import demo
-
-        demo(options.model, host=options.host, port=options.port, **given)
-    return 0
-
-
-def _add_inspect(commands: Any) -> None:
-    parser = commands.add_parser("inspect", help="what is in a data set, and what is wrong with it")
+def _add_inspect(subparsers: Any) -> None:
+    parser = subparsers.add_parser("inspect", help="what is in a data set, and what is wrong with it")
     parser.add_argument("data", help="your own data: folder of images, table, or Hub id", metavar="DATA")
     parser.add_argument("--label_columns", nargs="+", default=["label"], metavar="COLUMN")
     parser.add_argument("--image_column", default="image")
@@ -307,24 +149,8 @@ def _add_inspect(commands: Any) -> None:
     parser.add_argument("--output", help="folder for labels.png and inspection.json (default: write nothing)")
 
 
-def _inspect(options: argparse.Namespace) -> int:
-    _quiet_libraries()
-    from conr_hf.inspecting import inspect_data
-
-    inspect_data(
-        options.data,
-        label_columns=options.label_columns,
-        image_column=options.image_column,
-        group_column=options.group_column,
-        bin_width=options.bin_width,
-        unit=options.unit,
-        output=options.output,
-    )
-    return 0
-
-
-def _add_split(commands: Any) -> None:
-    parser = commands.add_parser("split", help="balanced validation and test sets, written as Parquet")
+def _add_split(subparsers: Any) -> None:
+    parser = subparsers.add_parser("split", help="balanced validation and test sets, written as Parquet")
     parser.add_argument("data", help="your own data: folder of images, table, or Hub id", metavar="DATA")
     parser.add_argument("--label", nargs="+", required=True, metavar="COLUMN", help="columns of the label")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the Parquet files and README.md go")
@@ -336,16 +162,6 @@ def _add_split(commands: Any) -> None:
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--image_column", default="image")
     parser.add_argument("--overwrite", action="store_true", help="replace files that an earlier split left there")
-
-
-def _split(options: argparse.Namespace) -> int:
-    _quiet_libraries()
-    from dataclasses import fields
-
-    from conr_hf.splitting import SplitOptions, write_split
-
-    write_split(SplitOptions(**{option.name: getattr(options, option.name) for option in fields(SplitOptions)}))
-    return 0
 
 
 def _width(text: str) -> float:
@@ -371,13 +187,3 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, 1 or more")
     return int(text)
-
-
-def _quiet_libraries() -> None:
-    """Leaves the terminal to our own lines: no bars for loading files, no notes on what libraries do by design."""
-    import datasets
-    from transformers.utils import logging
-
-    datasets.disable_progress_bars()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]

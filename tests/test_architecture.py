@@ -43,7 +43,8 @@ ARROWS = {  # a part of the package -> the other parts it may import
     "config": {"imbalance", "losses", "companions", "card_template"},
     **dict.fromkeys(TRAINING - {"companions", "config", "card_template"}, BELOW | TRAINING),
     **dict.fromkeys(TOP, BELOW | TRAINING | TOP),
-    "cli": BELOW | TRAINING | TOP,
+    "commands": BELOW | TRAINING | TOP,
+    "cli": {"commands"},
     "__main__": {"cli"},
 }
 

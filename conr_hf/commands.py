@@ -1,0 +1,201 @@
+"""What each command of `conr-hf` does, with the libraries that it needs and no others; the exit code."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def train(given: list[str]) -> int:
+    from conr_hf.recipe import help_text, read_recipe
+
+    if "--help" in given or "-h" in given:
+        print(help_text())
+        return 0
+    if "CONR_HF_LIFELINE" in os.environ:  # started by a comparison
+        from conr_hf.lifeline import watch
+
+        watch()
+    recipe, args, options = read_recipe(given)
+    _quiet_libraries()
+    from conr_hf.report import as_typed
+    from conr_hf.run import train
+
+    train(recipe, args, options, as_typed(["train", *given]))
+    return 0
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    _quiet_libraries()
+    from conr_hf.evaluation import evaluate_saved
+    from conr_hf.report import as_typed
+
+    evaluate_saved(
+        options.model,
+        benchmark=options.benchmark,
+        benchmark_source=options.benchmark_source,
+        data=options.data,
+        streaming=options.streaming,
+        split=options.split,
+        image_column=options.image_column,
+        label_columns=options.label_columns,
+        batch_size=options.batch_size,
+        skip_bad_rows=options.skip_bad_rows,
+        output=options.output,
+        command=as_typed(options.given),
+    )
+    return 0
+
+
+def predict(options: argparse.Namespace) -> int:
+    if options.output is not None and Path(options.output).suffix not in (".csv", ".json"):
+        raise ValueError(f'--output "{options.output}" must end in .csv or .json.')
+    _quiet_libraries()
+    from conr_hf.evaluation import predict_images, write_predicted
+    from conr_hf.report import aligned
+    from conr_hf.run import check_writable
+
+    if options.output is not None:
+        check_writable(str(Path(options.output).parent))
+    targets, predictions, unreadable = predict_images(options.model, options.images, options.batch_size)
+    if options.output is not None:
+        write_predicted(Path(options.output), targets, predictions)
+        print(f"{len(predictions)} prediction{'s' * (len(predictions) != 1)} written to {options.output}")
+    elif predictions:
+        rows = [[str(path), *(f"{value:.5g}" for value in values)] for path, values in predictions.items()]
+        print(aligned([["image", *targets], *rows]))
+    for path, reason in unreadable.items():
+        print(f"conr-hf: {path} cannot be read: {reason}.", file=sys.stderr)
+    return 2 if unreadable else 0
+
+
+def export(options: argparse.Namespace) -> int:
+    _quiet_libraries()
+    from conr_hf.export import export
+
+    export(options.model, options.format, options.output)
+    return 0
+
+
+def compare(options: argparse.Namespace) -> int:
+    from conr_hf.comparison import read_comparison, train_all
+    from conr_hf.comparison_plot import draw_comparison
+    from conr_hf.comparison_table import show, write_tables
+    from conr_hf.report import as_typed
+
+    comparison = read_comparison(options.comparison, options.output_dir)
+    runs, failed = train_all(comparison, lambda runs: print(f"\n{show(comparison, runs)}\n", flush=True))
+    files = write_tables(comparison, runs, as_typed(options.given))
+    try:
+        files += draw_comparison(comparison, runs)
+    except ImportError as error:
+        print(f"No plot: {error}")
+    print(f"\n{show(comparison, runs)}\n\nWritten: {', '.join(str(file) for file in files)}")
+    for name, reason in failed.items():
+        print(f"conr-hf: {name} failed: {reason}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def report(options: argparse.Namespace) -> int:
+    _quiet_libraries()
+    from conr_hf.reporting import report
+
+    report(options.runs, options.split, options.output)
+    return 0
+
+
+def card(options: argparse.Namespace) -> int:
+    _quiet_libraries()
+    from conr_hf.card import write_card
+
+    print(f"Written to {write_card(options.run, options.template)}")
+    return 0
+
+
+def push(options: argparse.Namespace) -> int:
+    _quiet_libraries()
+    from conr_hf.pushing import push_run
+
+    print(f"Pushed to {push_run(options.run, options.model_id, options.private, options.revision).repo_url}")
+    return 0
+
+
+def recipes(options: argparse.Namespace) -> int:
+    from conr_hf import recipe
+
+    if options.action == "list":
+        for name in recipe.names():
+            about = [line[1:].strip() for line in recipe.packaged(name).read_text().splitlines() if line[:1] == "#"]
+            print(f"{name:34}{about[1] if len(about) > 1 else ''}")
+        return 0
+    if options.name is None:
+        raise ValueError(f"conr-hf recipes {options.action} needs the name of a recipe; conr-hf recipes lists them.")
+    if options.action == "show":
+        print(recipe.packaged(options.name).read_text(), end="")
+    else:
+        print(f"Copied to {recipe.copy(options.name, options.destination)}")
+    return 0
+
+
+def env(options: argparse.Namespace) -> int:
+    import platform
+
+    from conr_hf.report import hardware, versions
+
+    facts: dict[str, Any] = {**versions(), "platform": platform.platform(), "hardware": hardware()}
+    print(json.dumps(facts, indent=2))
+    return 0
+
+
+def demo(options: argparse.Namespace) -> int:
+    if options.with_model and options.export is None:
+        raise ValueError("--with_model copies the model into a Space; add --export FOLDER.")
+    _quiet_libraries()
+    given = {name: getattr(options, name) for name in ("max_size", "examples")}
+    if options.export is not None:
+        from conr_hf.space import export
+
+        export(options.model, options.export, with_model=options.with_model, **given)
+    else:
+        from conr_hf.demo import demo
+
+        demo(options.model, host=options.host, port=options.port, **given)
+    return 0
+
+
+def inspect(options: argparse.Namespace) -> int:
+    _quiet_libraries()
+    from conr_hf.inspecting import inspect_data
+
+    inspect_data(
+        options.data,
+        label_columns=options.label_columns,
+        image_column=options.image_column,
+        group_column=options.group_column,
+        bin_width=options.bin_width,
+        unit=options.unit,
+        output=options.output,
+    )
+    return 0
+
+
+def split(options: argparse.Namespace) -> int:
+    _quiet_libraries()
+    from dataclasses import fields
+
+    from conr_hf.splitting import SplitOptions, write_split
+
+    write_split(SplitOptions(**{option.name: getattr(options, option.name) for option in fields(SplitOptions)}))
+    return 0
+
+
+def _quiet_libraries() -> None:
+    """Leaves the terminal to our own lines: no bars for loading files, no notes on what libraries do by design."""
+    import datasets
+    from transformers.utils import logging
+
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
