@@ -9,21 +9,15 @@ from typing import Any
 import numpy as np
 import yaml
 from accelerate import PartialState
-from datasets import IterableDataset
 from huggingface_hub import CommitInfo
 from transformers import PrinterCallback, ProgressCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.trainer_callback import TrainerCallback
 from transformers.utils import logging
 
-from conr_hf.checks import streamed_labels
 from conr_hf.config import ConRConfig
 from conr_hf.conformal import FILE_NAME as INTERVALS
 from conr_hf.conformal import SMALLEST, coverage_table, make_intervals, write_intervals
-from conr_hf.data.benchmarks import load_benchmark
-from conr_hf.data.catalogue import BENCHMARKS
-from conr_hf.data.local import load_local
 from conr_hf.data.rows import column_names, label_cells
-from conr_hf.data.streams import label_stream, load_stream, read_histogram
 from conr_hf.feature_index import write_index
 from conr_hf.imbalance import Bins
 from conr_hf.launch import complete_checkpoints
@@ -33,6 +27,7 @@ from conr_hf.origins import hub_ids
 from conr_hf.plain_yaml import parse_yaml
 from conr_hf.plots import density_with_error
 from conr_hf.recipe import Recipe, flags_of, read_recipe
+from conr_hf.recipe_data import labels_of_stream, load_data, shuffled
 from conr_hf.report import hardware, peak_memory, table, versions, write_json, write_predictions
 from conr_hf.resolved import Resolved
 from conr_hf.trainer import ConRTrainer
@@ -234,37 +229,6 @@ def stage_one_options(recipe: Recipe, options: dict[str, Any]) -> dict[str, Any]
     of_the_second = {"stage_one", "retrain_head", "freeze_backbone", "feature_index"}
     left_out = of_the_second | {"output_dir", "resume_from_checkpoint", "push_to_hub"}
     return {name: value for name, value in options.items() if name not in left_out} | changed
-
-
-def load_data(recipe: Recipe, args: ConRConfig) -> tuple[dict[str, Any], list[str], str]:
-    """The splits of a recipe's data, what its labels are called, and their unit."""
-    if recipe.benchmark is not None:
-        data = load_benchmark(recipe.benchmark, recipe.benchmark_source, streaming=recipe.streaming)
-        benchmark = BENCHMARKS[recipe.benchmark]
-        own = args.label_columns == list(benchmark.label_columns)  # or the user trains on another column of it
-        single = own and len(args.label_columns) == 1
-        targets = recipe.target or ([benchmark.target] if single else list(args.label_columns))
-        return data, targets, recipe.unit or (benchmark.unit if own else "")
-    assert recipe.data is not None
-    load = load_stream if recipe.streaming else load_local
-    data = load(recipe.data, args.image_column)
-    return data, recipe.target or list(args.label_columns), recipe.unit or ""
-
-
-def shuffled(stream: IterableDataset, recipe: Recipe, args: ConRConfig) -> IterableDataset:
-    """A recipe's stream, in another order each epoch."""
-    seed = args.data_seed if args.data_seed is not None else args.seed
-    buffer = recipe.shuffle_buffer
-    return stream if buffer == 1 else stream.shuffle(seed=seed, buffer_size=buffer)
-
-
-def labels_of_stream(recipe: Recipe, args: ConRConfig) -> np.ndarray | Bins | None:
-    """What a recipe tells of its stream's labels, or what can be read of them alone; else `None`."""
-    if recipe.label_histogram is not None:
-        return read_histogram(recipe.label_histogram)
-    if recipe.data is None:
-        return None
-    return streamed_labels(label_stream(recipe.data, args.label_columns), "train_dataset", args)
 
 
 def _evaluated(data: dict[str, Any]) -> list[str]:

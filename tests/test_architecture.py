@@ -27,7 +27,17 @@ TRAINING = {
     *("card_metadata", "origins", "describing", "report", "publishing", "hub", "pushing", "trainer"),
 }
 TOP = {
-    *("recipe", "run", "evaluation", "export", "comparison", "comparison_table", "comparison_plot", "lifeline"),
+    *(
+        "recipe",
+        "recipe_data",
+        "run",
+        "evaluation",
+        "export",
+        "comparison",
+        "comparison_table",
+        "comparison_plot",
+        "lifeline",
+    ),
     *("plots", "pipeline", "conformal", "splitting", "inspection", "inspecting", "plain_yaml"),
     *("demo", "demo_page", "space", "feature_index"),
     *("reading", "embedding", "run_folder", "run_pictures", "report_page", "reporting"),

@@ -15,7 +15,8 @@ from transformers import AutoConfig
 
 from conr_hf import ConRConfig
 from conr_hf.recipe import packaged, read_recipe
-from conr_hf.run import load_data, train
+from conr_hf.recipe_data import load_data
+from conr_hf.run import train
 from conr_hf.schedule import drop_schedule
 
 ROWS = 21
