@@ -29,6 +29,7 @@ from conr_hf.plots import density_with_error
 from conr_hf.recipe import Recipe, flags_of, read_recipe
 from conr_hf.report import hardware, peak_memory, table, versions, write_json, write_predictions
 from conr_hf.resolved import Resolved
+from conr_hf.trackers import log_pictures, name_run
 from conr_hf.trainer import ConRTrainer
 
 
@@ -64,6 +65,7 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
     if recipe.streaming:
         data["train"] = shuffled(data["train"], recipe, args)
         train_labels = labels_of_stream(recipe, args)
+    name_run(args)
     set_seed(args.seed)  # a model without pretrained weights starts where the recipe says
     model, processor = load_regressor(
         recipe.model,
@@ -108,7 +110,10 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
         "unit": unit,
     }
     splits = {split: data[split] for split in _evaluated(data)}
-    return evaluate(trainer, splits, targets, unit, results, Path(str(args.output_dir)))
+    folder = Path(str(args.output_dir))
+    results = evaluate(trainer, splits, targets, unit, results, folder)
+    log_pictures(trainer, sorted(folder.glob("*.png")))
+    return results
 
 
 def method(settings: Resolved) -> str:

@@ -37,7 +37,7 @@ TOP = {
         "comparison_plot",
         "lifeline",
     ),
-    *("plots", "pipeline", "splitting", "inspection", "inspecting", "plain_yaml"),
+    *("plots", "pipeline", "splitting", "inspection", "inspecting", "plain_yaml", "trackers"),
     *("reading", "embedding", "run_folder", "run_pictures", "report_page", "reporting"),
 }
 ARROWS = {  # a part of the package -> the other parts it may import
