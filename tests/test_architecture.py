@@ -137,7 +137,8 @@ def test_every_public_name_is_there_and_explained():
         text = found.__doc__ or ""
         assert len(text.strip()) > 100, name
         assert not text.startswith(f"{name}("), name  # what dataclasses write for want of a docstring
-        assert "Args:" in text, name
+        for part in ("Args:", "Example:", "Raises:"):
+            assert part in text, (name, part)
 
 
 def test_an_unknown_name_is_an_attribute_error():
