@@ -97,6 +97,13 @@ class ConRConfig(CompanionConfig, TrainingArguments):
 
     Raises:
         `ValueError`: if a setting cannot be meant; the sentence names it and says what it may be.
+
+    Example:
+    ```python
+    ConRConfig("runs/age", num_train_epochs=10, learning_rate=1e-4)  # ConR and what goes with it
+    ConRConfig("runs/age-conr", resample="none", rnc_weight=0)  # ConR alone
+    ConRConfig("runs/age-plain", conr_weight=0)  # a plain fine-tune
+    ```
     """
 
     conr_weight: float = field(

@@ -116,6 +116,13 @@ def adopt_head(model: nn.Module, pixel_values: Tensor, name: str | None = None) 
 
     Raises:
         `ValueError`: if no layer, or more than one, gives the logits, or `name` is not such a layer.
+
+    Example:
+    ```python
+    head = adopt_head(model, pixel_values)  # in a training loop of one's own
+    predictions = model(pixel_values=pixel_values).logits.squeeze(-1)
+    loss = loss_function(head.take_features(), labels, predictions)  # loss_function: a ConRLoss
+    ```
     """
     layer_name = name if name is not None else find_head(model, pixel_values)
     layers = dict(model.named_modules())

@@ -98,7 +98,9 @@ def read_recipe(arguments: Sequence[str]) -> tuple[Recipe, ConRConfig, dict[str,
         add_help=False,
         allow_abbrev=False,
         exit_on_error=False,
+        conflict_handler="resolve",
     )
+    parser.add_argument("--report_to", "--report-to", nargs="+", default="none")  # transformers' own takes one name
     try:
         recipe, args, unknown = parser.parse_args_into_dataclasses(
             ["--output_dir", f"runs/{name}", *options, *rest], return_remaining_strings=True, look_for_args_file=False

@@ -30,6 +30,7 @@ from conr_hf.recipe import Recipe, flags_of, read_recipe
 from conr_hf.recipe_data import labels_of_stream, load_data, shuffled
 from conr_hf.report import hardware, peak_memory, table, versions, write_json, write_predictions
 from conr_hf.resolved import Resolved
+from conr_hf.trackers import log_pictures, name_run
 from conr_hf.trainer import ConRTrainer
 
 
@@ -70,6 +71,7 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
     if recipe.streaming:
         data["train"] = shuffled(data["train"], recipe, args)
         train_labels = labels_of_stream(recipe, args)
+    name_run(args)
     set_seed(args.seed)  # a model without pretrained weights starts where the recipe says
     model, processor = load_regressor(
         recipe.model,
@@ -121,10 +123,12 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
         "unit": unit,
     }
     splits = {split: data[split] for split in _evaluated(data)}
-    results = evaluate(trainer, splits, targets, unit, results, Path(str(args.output_dir)))
+    folder = Path(str(args.output_dir))
+    results = evaluate(trainer, splits, targets, unit, results, folder)
+    log_pictures(trainer, sorted(folder.glob("*.png")))
     trainer.create_model_card()
     if trainer.is_world_process_zero():
-        print(f"The model card: {Path(str(args.output_dir), 'README.md')}")
+        print(f"The model card: {folder / 'README.md'}")
     if args.push_to_hub:
         logging.disable_progress_bar()  # which training turns on where it pushes
         commit = trainer.push_to_hub()

@@ -27,17 +27,8 @@ TRAINING = {
     *("card_metadata", "origins", "describing", "report", "publishing", "hub", "pushing", "trainer"),
 }
 TOP = {
-    *(
-        "recipe",
-        "recipe_data",
-        "run",
-        "evaluation",
-        "export",
-        "comparison",
-        "comparison_table",
-        "comparison_plot",
-        "lifeline",
-    ),
+    *("recipe", "recipe_data", "run", "evaluation", "export", "trackers"),
+    *("comparison", "comparison_table", "comparison_plot", "lifeline"),
     *("plots", "pipeline", "conformal", "splitting", "inspection", "inspecting", "plain_yaml"),
     *("demo", "demo_page", "space", "feature_index"),
     *("reading", "embedding", "run_folder", "run_pictures", "report_page", "reporting"),
@@ -147,7 +138,8 @@ def test_every_public_name_is_there_and_explained():
         text = found.__doc__ or ""
         assert len(text.strip()) > 100, name
         assert not text.startswith(f"{name}("), name  # what dataclasses write for want of a docstring
-        assert "Args:" in text, name
+        for part in ("Args:", "Example:", "Raises:"):
+            assert part in text, (name, part)
 
 
 def test_an_unknown_name_is_an_attribute_error():

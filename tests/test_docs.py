@@ -1,0 +1,44 @@
+"""What stands around the package: pages from its docstrings, and how it is cited."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import yaml
+
+import conr_hf
+
+PROJECT = Path(conr_hf.__file__).parents[1]
+
+
+def in_the_project(name):
+    path = PROJECT / name
+    if not path.is_file():
+        pytest.skip(f"conr_hf is installed; there is no {name}")
+    return path
+
+
+def test_references_and_examples_become_markdown_that_pdoc_knows():
+    path = in_the_project("docs/build.py")
+    pytest.importorskip("pdoc", reason="pdoc is missing, which makes the pages")
+    spec = importlib.util.spec_from_file_location("build", path)
+    build = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(build)
+    given = (
+        "Bins as [`~conr_hf.imbalance.make_bins`] and [`Bins`] make them, [a link](https://x.y) and list[int].\n\n"
+        "Example:\n    >>> f(1)\n    2\n"
+    )
+    expected = (
+        "Bins as `conr_hf.imbalance.make_bins` and `Bins` make them, [a link](https://x.y) and list[int].\n\n"
+        "###### Example:\n\n```python\n>>> f(1)\n2\n```\n"
+    )
+    assert build.plain_markdown(given) == expected
+
+
+def test_the_citation_is_of_this_version_and_names_the_paper():
+    citation = yaml.safe_load(in_the_project("CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+    assert citation["version"] == conr_hf.__version__
+    (paper,) = citation["references"]
+    assert paper["title"].startswith("ConR: Contrastive Regularizer")
+    assert [author["family-names"] for author in paper["authors"]] == ["Keramati", "Meng", "Evans"]
