@@ -127,13 +127,14 @@ def recipes(options: argparse.Namespace) -> int:
 
     if options.action == "list":
         for name in recipe.names():
-            about = [line[1:].strip() for line in recipe.packaged(name).read_text().splitlines() if line[:1] == "#"]
+            lines = recipe.packaged(name).read_text(encoding="utf-8").splitlines()
+            about = [line[1:].strip() for line in lines if line[:1] == "#"]
             print(f"{name:34}{about[1] if len(about) > 1 else ''}")
         return 0
     if options.name is None:
         raise ValueError(f"conr-hf recipes {options.action} needs the name of a recipe; conr-hf recipes lists them.")
     if options.action == "show":
-        print(recipe.packaged(options.name).read_text(), end="")
+        print(recipe.packaged(options.name).read_text(encoding="utf-8"), end="")
     else:
         print(f"Copied to {recipe.copy(options.name, options.destination)}")
     return 0

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import yaml
@@ -94,7 +94,7 @@ def read_comparison(path: str, output_dir: str | None = None) -> Comparison:
         raise ValueError(f"{path}: seeds is {content['seeds']}; they must be different whole numbers.")
     for kind, names in (("recipe", recipes), ("method", methods)):
         for name in names:
-            if "/" in str(name) or str(name).startswith("."):
+            if PureWindowsPath(str(name)).name != str(name) or str(name).startswith("."):  # / and \, and C:
                 raise ValueError(f'{path}: the {kind} "{name}" names a folder; use letters, digits, spaces, + and -.')
     baseline = content.get("baseline", next(iter(methods)))
     if baseline not in methods:

@@ -2,7 +2,6 @@
 A lock that a comparison holds as long as it lives, so that no run of it goes on without it and no second one starts.
 """
 
-import fcntl
 import os
 import threading
 import time
@@ -11,8 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 VARIABLE = "CONR_HF_LIFELINE"
 _SECONDS = 0.5
+_OWNER = ".owner"  # the token of who holds the lock, whose own file Windows lets nobody else read
 
 
 @contextmanager
@@ -28,43 +30,45 @@ def held(folder: Path) -> Iterator[dict[str, str]]:
         `ValueError`: if another process owns the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path, token = folder / ".lock", uuid.uuid4().hex
-    with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ValueError(f'A comparison is running in "{folder}". Wait for it, or name another folder.') from error
-        file.seek(0)
-        if file.read():
+    lock, owner, token = _lock(folder), folder / _OWNER, uuid.uuid4().hex
+    try:
+        lock.acquire(timeout=_SECONDS)  # a run left behind may be looking at it just now
+    except Timeout as error:
+        raise ValueError(f'A comparison is running in "{folder}". Wait for it, or name another folder.') from error
+    try:
+        if owner.is_file():
             time.sleep(4 * _SECONDS)  # what an owner that was killed left running ends by itself
-        file.truncate(0)
-        file.write(token)
-        file.flush()
-        yield {VARIABLE: f"{token}:{path.resolve()}"}
-        file.truncate(0)
+        owner.write_text(token, encoding="utf-8")
+        yield {VARIABLE: f"{token}:{folder.resolve()}"}
+        owner.unlink()
+    finally:
+        lock.release()
 
 
 def watch() -> None:
     """In a child process: ends it when the owner of the lock has ended. Without an owner it does nothing."""
-    token, _, path = os.environ.get(VARIABLE, "").partition(":")
+    token, _, folder = os.environ.get(VARIABLE, "").partition(":")
     if token:
-        threading.Thread(target=_watch, args=(token, Path(path)), daemon=True).start()
+        threading.Thread(target=_watch, args=(token, Path(folder)), daemon=True).start()
 
 
-def _watch(token: str, path: Path) -> None:
-    while _owned(token, path):
+def _watch(token: str, folder: Path) -> None:
+    while _owned(token, folder):
         time.sleep(_SECONDS)
     os._exit(1)
 
 
-def _owned(token: str, path: Path) -> bool:
+def _owned(token: str, folder: Path) -> bool:
     try:
-        with path.open(encoding="utf-8") as file:
-            if file.read() != token:
-                return False
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
+        if (folder / _OWNER).read_text(encoding="utf-8") != token:
+            return False
+        with _lock(folder):
+            return False
+    except Timeout:
         return True
     except OSError:
         return False
-    return False
+
+
+def _lock(folder: Path) -> FileLock:
+    return FileLock(folder / ".lock", timeout=0)

@@ -7,7 +7,7 @@ import shutil
 from argparse import ArgumentError
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from transformers import HfArgumentParser
@@ -92,7 +92,7 @@ def read_recipe(arguments: Sequence[str]) -> tuple[Recipe, ConRConfig, dict[str,
     rest = list(arguments)
     path = rest.pop(0) if rest and not rest[0].startswith("--") else None
     options = flags_of(options_of(path)) if path is not None else []
-    name = Path(path).stem if path is not None else "run"
+    name = PureWindowsPath(path).stem if path is not None else "run"  # of either kind of path
     parser = HfArgumentParser(
         [Recipe, ConRConfig],  # type: ignore[list-item]
         add_help=False,
@@ -167,7 +167,7 @@ def packaged(name: str) -> Path:
     Raises:
         `ValueError`: if there is none of that name; it suggests the nearest.
     """
-    wanted = name.removeprefix("recipes/").removesuffix(".yaml") + ".yaml"
+    wanted = PureWindowsPath(name).as_posix().removeprefix("recipes/").removesuffix(".yaml") + ".yaml"
     if wanted not in names():
         near = difflib.get_close_matches(wanted, names(), n=1)
         hint = f"Did you mean {near[0]}?" if near else "conr-hf recipes lists those that come with the package."

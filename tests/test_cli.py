@@ -400,7 +400,7 @@ def test_packaged_recipes_are_listed_shown_and_read():
     text = Path(recipe.FOLDER, "quickstart.yaml").read_text()
     assert conr("recipes", "show", "quickstart").out == text
     assert conr("recipes", "show", "recipes/quickstart.yaml").out == text
-    for name in ("quickstart", "quickstart.yaml", "recipes/quickstart.yaml"):
+    for name in ("quickstart", "quickstart.yaml", "recipes/quickstart.yaml", "recipes\\quickstart.yaml"):
         made, args, options = recipe.read_recipe([name])
         assert made.benchmark == "earth-elevation"
         assert args.output_dir == options["output_dir"] == "runs/quickstart"

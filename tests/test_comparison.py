@@ -156,6 +156,8 @@ def test_a_second_comparison_of_the_same_folder_is_refused(data, tmp_path, capsy
     with comparison.held(tmp_path / "out"):
         assert compare(path) == 2
     assert "A comparison is running in" in capsys.readouterr().err
+    with comparison.held(tmp_path / "out"):  # free again
+        pass
 
 
 def test_a_run_that_fails_is_named_and_the_others_are_trained(data, tmp_path, capsys):
@@ -181,6 +183,8 @@ def test_a_run_that_fails_is_named_and_the_others_are_trained(data, tmp_path, ca
         ({"seeds": ["a"]}, ["seeds is ['a']"]),
         ({"methods": {}}, ["methods must name options"]),
         ({"methods": {"a/b": {}}}, ['"a/b" names a folder']),
+        ({"methods": {"a\\b": {}}}, ['"a\\b" names a folder']),
+        ({"methods": {"c:": {}}}, ['"c:" names a folder']),
         ({"methods": {"conr": {"conr_wieght": 1}}}, ["conr_wieght", '"conr_weight"']),
         ({"methods": {"conr": {"conr_weight": -1}}}, ["conr_weight is -1.0"]),
         ({"baseline": "plain"}, ['baseline is "plain"', "vanilla, conr"]),

@@ -56,7 +56,8 @@ def windowed_loss(
     rows, anchors = len(features), last - first
     if dense_if_wide and rows < WIDE_ROWS and plan.pairs > WIDE_SHARE * rows * anchors:
         return dense_loss(*arguments)
-    if plan.largest_term > LARGEST_TERM[torch.float64]:
+    widest = torch.float32 if features.device.type == "mps" else torch.float64  # Metal has no other
+    if plan.largest_term > LARGEST_TERM[widest]:
         return dense_loss_in_blocks(*arguments)
     dtype = features.dtype
     if plan.largest_term > LARGEST_TERM[dtype]:
