@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from transformers.utils.hub import cached_file
 
 from conr_hf.imbalance import Bins
 from conr_hf.metrics.shots import shot_masks
 from conr_hf.report import aligned, write_json
+from conr_hf.state import file_beside
 
 FILE_NAME = "intervals.json"
 COVERAGE = 0.9
@@ -182,13 +182,11 @@ def load_intervals(name: str) -> PredictionIntervals | None:
     Raises:
         `ValueError`: for a file that holds something else.
     """
-    path = name and cached_file(
-        name, FILE_NAME, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-    )
-    if not path:
+    path = file_beside(name, FILE_NAME)
+    if path is None:
         return None
     try:
-        saved = json.loads(Path(path).read_text(encoding="utf-8"))
+        saved = json.loads(path.read_text(encoding="utf-8"))
         if saved.pop("schema") != 1:
             raise ValueError("its schema is another")
         groups = {target: [Group(**group) for group in of_target] for target, of_target in saved["groups"].items()}

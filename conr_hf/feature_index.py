@@ -10,11 +10,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from transformers import AutoModelForImageClassification, BaseImageProcessor
-from transformers.utils.hub import cached_file
 
 from conr_hf.config import ConRConfig
 from conr_hf.embedding import embed
 from conr_hf.imbalance import label_columns
+from conr_hf.state import file_beside
 
 FILE_NAME = "feature_index.safetensors"
 MOST = 5_000
@@ -88,10 +88,8 @@ def load_index(name: str) -> FeatureIndex | None:
     Raises:
         `ValueError`: for a file that holds something else.
     """
-    path = name and cached_file(
-        name, FILE_NAME, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-    )
-    if not path:
+    path = file_beside(name, FILE_NAME)
+    if path is None:
         return None
     try:
         with safe_open(path, "np") as file:

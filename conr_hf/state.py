@@ -41,6 +41,14 @@ def save_state(folder: str | Path, resolved: Resolved, bins: Bins, training: dic
     save_file(tensors, Path(folder, FILE_NAME), metadata={"resolved": json.dumps(dataclasses.asdict(resolved))})
 
 
+def file_beside(name: str, file_name: str) -> Path | None:
+    """A file beside a model, of a folder or an id on the Hub; `None` where there is no such file, or no name."""
+    path = name and cached_file(
+        name, file_name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+    )
+    return Path(path) if path else None
+
+
 def load_state(name: str) -> tuple[Resolved, Bins] | None:
     """
     The resolved settings and the bins saved beside a model, a folder or an id on the Hub; or `None`.
@@ -48,10 +56,8 @@ def load_state(name: str) -> tuple[Resolved, Bins] | None:
     Raises:
         `ValueError`: if the file is damaged, or another version of this package saved it, with other settings.
     """
-    path = name and cached_file(
-        name, FILE_NAME, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-    )
-    if not path:
+    path = file_beside(name, FILE_NAME)
+    if path is None:
         return None
     saved: dict[str, list[Any]] = {}
     try:
