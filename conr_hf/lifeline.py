@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 VARIABLE = "CONR_HF_LIFELINE"
-_SECONDS = 0.5
+_SECONDS = 0.2
 _OWNER = ".owner"  # the token of who holds the lock, whose own file Windows lets nobody else read
 
 

@@ -48,7 +48,7 @@ def write(folder, data, **changed):
         "pretrained": False,
         "image_size": 32,
         "per_device_train_batch_size": 8,
-        "max_steps": 12,
+        "max_steps": 24,
         "save_strategy": "steps",
         "eval_strategy": "steps",
         "save_steps": 2,
@@ -206,7 +206,7 @@ def test_a_recipe_may_stand_twice_with_other_options(data, tmp_path):
     assert len(runs) == 2 * 2
     found = {run.recipe: (run.options["max_steps"], run.options["bin_width"]) for run in runs}
     assert found["short"] == (1, 7.0)
-    assert found["wide"] == (12, 9.0)
+    assert found["wide"] == (24, 9.0)
 
 
 def test_a_folder_of_other_options_is_not_mixed_in(data, tmp_path, capsys):

@@ -487,7 +487,14 @@ def served(run, log):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "GRADIO_TEMP_DIR": str(log.parent)}
     command = [sys.executable, "-m", "conr_hf", "demo", str(run), "--max_size", "1"]
     with log.open("w") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=log.parent)
+        process = subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=log.parent,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a background shell ignores
+        )
     try:
         for _ in range(600):
             found = re.search(r"http://127\.0\.0\.1:\d+/", log.read_text())
