@@ -1,5 +1,8 @@
 """`pipeline("image-regression")`: what it takes, what it returns."""
 
+import csv
+import json
+import shutil
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -8,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_cli import TEST_LABELS, TRAIN_LABELS, conr, photos, written
 from transformers import pipeline
 
 import conr_hf.pipeline  # noqa: F401 - registers the task
@@ -119,3 +123,32 @@ def test_what_is_no_image_is_named(predict, tmp_path):
         predict(str(tmp_path / "text.jpg"))
     with pytest.raises(ValueError, match=r"none\.png"):
         predict(str(tmp_path / "none.png"))
+
+
+def test_a_trained_run_has_intervals_and_a_run_after_it_does_not_keep_them(tmp_path):
+    """The widths in the file are those of the predictions in predictions.csv, and the pipeline's ends are theirs."""
+    data = photos(tmp_path / "data", train=TRAIN_LABELS[:24], validation=TEST_LABELS * 2, test=TEST_LABELS)
+    recipe = written(tmp_path / "age.yaml", data=str(data), unit="years", max_steps=2)
+    out = tmp_path / "out"
+    ended = conr("train", recipe, "--output_dir", out)
+    assert ended.code == 0, ended.err
+    assert "promised" in ended.out
+    saved = json.loads((out / "intervals.json").read_text())
+    with (out / "predictions.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    errors = sorted(abs(float(r["label"]) - float(r["prediction"])) for r in lines if r["split"] == "validation")
+    (group,) = saved["groups"]["label"]
+    assert (group["n"], group["half_width"]) == (24, pytest.approx(errors[22], rel=1e-5))  # the 23rd of 24: 25 * 0.9
+    covered = [abs(float(r["label"]) - float(r["prediction"])) for r in lines if r["split"] == "test"]
+    assert saved["coverage_by_shot"]["test"]["label"]["all"]["covered"] == sum(
+        e <= group["half_width"] for e in covered
+    )
+    assert "## Prediction intervals" in (out / "README.md").read_text()
+    found = pipeline("image-regression", model=str(out), device="cpu")(str(data / "test" / "000.png"), interval=True)
+    first = next(float(r["prediction"]) for r in lines if r["split"] == "test")
+    ends = {"label_low": first - group["half_width"], "label_high": first + group["half_width"]}
+    assert found == pytest.approx({"label": first, **ends}, rel=1e-4)
+    shutil.rmtree(data / "validation")
+    assert conr("train", recipe, "--output_dir", out).code == 0
+    assert not (out / "intervals.json").exists()
+    assert "## Prediction intervals" not in (out / "README.md").read_text()
