@@ -20,7 +20,7 @@ types: $(VENV)/installed
 
 docs: $(VENV)/installed
 	$(BIN)/pip install --quiet --editable ".[docs]"
-	$(BIN)/python docs/build.py build/docs
+	$(BIN)/python .ci/docs.py build/docs
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

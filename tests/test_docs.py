@@ -19,9 +19,9 @@ def in_the_project(name):
 
 
 def test_references_and_examples_become_markdown_that_pdoc_knows():
-    path = in_the_project("docs/build.py")
+    path = in_the_project(".ci/docs.py")
     pytest.importorskip("pdoc", reason="pdoc is missing, which makes the pages")
-    spec = importlib.util.spec_from_file_location("build", path)
+    spec = importlib.util.spec_from_file_location("docs", path)
     build = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(build)
     given = (

@@ -1,4 +1,4 @@
-"""Writes a page for each module from its docstrings: `python docs/build.py FOLDER`."""
+"""Writes a page for each module from its docstrings: `python .ci/docs.py FOLDER`."""
 
 import pkgutil
 import re
