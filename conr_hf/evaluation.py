@@ -9,15 +9,14 @@ from tempfile import TemporaryDirectory
 import torch
 from PIL import Image
 from tqdm.auto import tqdm
-from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor, PreTrainedModel
 
 from conr_hf.config import ConRConfig
 from conr_hf.data.rows import describe, label_cells, to_image
-from conr_hf.opening import UNREADABLE, check_config, reason_of
 from conr_hf.recipe import Recipe
 from conr_hf.recipe_data import load_data
 from conr_hf.report import hardware, versions
 from conr_hf.run import check_writable, evaluate
+from conr_hf.saved import load_saved, targets_of, unit_beside
 from conr_hf.state import load_state
 from conr_hf.trainer import ConRTrainer
 
@@ -86,13 +85,6 @@ def evaluate_saved(
         evaluate(trainer, {split: sets[split]}, targets, unit, facts, Path(output) if output else None)
 
 
-def unit_beside(model_name: str) -> str:
-    """The unit in the results of the run that a saved model or checkpoint lies in; `""` without."""
-    files = [folder / "results.json" for folder in (Path(model_name), Path(model_name).parent)]
-    found = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
-    return str(found[0].get("unit", "")) if found and isinstance(found[0], dict) else ""
-
-
 def predict_images(
     model_name: str, places: Sequence[str], batch_size: int
 ) -> tuple[list[str], dict[Path, list[float]], dict[Path, str]]:
@@ -141,32 +133,6 @@ def write_predicted(path: Path, targets: Sequence[str], predictions: dict[Path, 
         writer = csv.DictWriter(file, ["image", *targets])
         writer.writeheader()
         writer.writerows(rows)
-
-
-def load_saved(name: str) -> tuple[PreTrainedModel, BaseImageProcessor]:
-    """
-    A saved model in float32 and its processor. Nothing but JSON and safetensors is opened, and no code is run.
-
-    Raises:
-        `ValueError`: if there is none of that name, it is no model for images, its weights are pickled, or it needs
-            code that comes with it.
-    """
-    try:
-        check_config(name)
-        model = AutoModelForImageClassification.from_pretrained(
-            name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-        )
-        return model, AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
-    except UNREADABLE as error:
-        raise ValueError(
-            f'"{name}" is not a saved model: {reason_of(error)}. Give a run folder or a model id.'
-        ) from error
-
-
-def targets_of(model: PreTrainedModel) -> list[str]:
-    """What the model's T outputs are called, in their order."""
-    names: dict[int, str] = model.config.id2label  # type: ignore[assignment]
-    return [names[index] for index in range(len(names))]
 
 
 def _image_files(place: Path) -> list[Path]:

@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import BaseImageProcessor, PreTrainedModel, TimmWrapperConfig
 
-from conr_hf.evaluation import load_saved, targets_of, unit_beside
 from conr_hf.run import check_writable
+from conr_hf.saved import load_saved, targets_of, unit_beside
 from conr_hf.state import FILE_NAME, load_state
 
 BATCH_SIZES = (1, 2, 5)

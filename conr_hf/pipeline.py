@@ -10,7 +10,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from conr_hf.conformal import PredictionIntervals, load_intervals
 from conr_hf.data.rows import to_image
-from conr_hf.evaluation import targets_of
+from conr_hf.saved import targets_of
 
 TASK = "image-regression"
 

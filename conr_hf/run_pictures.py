@@ -12,11 +12,11 @@ from conr_hf import plots, reading
 from conr_hf.checks import usable_rows
 from conr_hf.data.rows import to_image
 from conr_hf.embedding import embed
-from conr_hf.evaluation import load_saved
 from conr_hf.imbalance import label_columns
 from conr_hf.metrics import shot_masks
 from conr_hf.plots.style import with_unit
 from conr_hf.run_folder import FinishedRun, training_history
+from conr_hf.saved import load_saved
 
 MOST_TRAINING = 2_000
 WORST = 24

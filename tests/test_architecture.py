@@ -27,7 +27,7 @@ TRAINING = {
     *("card_metadata", "origins", "describing", "report", "publishing", "hub", "pushing", "trainer"),
 }
 TOP = {
-    *("recipe", "recipe_data", "run", "evaluation", "export", "trackers"),
+    *("recipe", "recipe_data", "run", "saved", "evaluation", "export", "trackers"),
     *("comparison", "comparison_table", "comparison_plot", "lifeline"),
     *("plots", "pipeline", "conformal", "splitting", "inspection", "inspecting", "plain_yaml"),
     *("demo", "demo_page", "space", "feature_index"),

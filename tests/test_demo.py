@@ -30,11 +30,11 @@ from transformers.utils import logging
 from conr_hf import demo, demo_page, load_benchmark, space
 from conr_hf.conformal import Group, PredictionIntervals, load_intervals, write_intervals
 from conr_hf.demo_page import Target, answer
-from conr_hf.evaluation import load_saved
 from conr_hf.feature_index import load_index
 from conr_hf.metrics import THRESHOLDS
 from conr_hf.plots import COLOURS
 from conr_hf.plots.style import number as number_in_pictures
+from conr_hf.saved import load_saved
 from conr_hf.state import load_state
 
 HEIGHT = Target(

@@ -11,11 +11,11 @@ from safetensors.torch import save_file
 from test_cli import conr, few_photos, written
 
 from conr_hf import load_regressor
-from conr_hf.evaluation import load_saved, unit_beside
 from conr_hf.plain_yaml import read_yaml
 from conr_hf.plots.style import new_figure, save
 from conr_hf.report_page import page
 from conr_hf.run_pictures import Section
+from conr_hf.saved import load_saved, unit_beside
 from conr_hf.state import FILE_NAME, load_state
 
 
