@@ -12,7 +12,7 @@ _HOME = {
     "ConRConfig": "config",
     "ConRLoss": "losses",
     "ConRTrainer": "trainer",
-    "adopt_head": "head",
+    "adopt_head": "adopting",
     "conr_loss": "losses",
     "dir_split": "data.splits",
     "load_benchmark": "data.benchmarks",
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from conr_hf.config import ConRConfig
     from conr_hf.data.benchmarks import load_benchmark
     from conr_hf.data.splits import dir_split
-    from conr_hf.head import adopt_head
+    from conr_hf.adopting import adopt_head
     from conr_hf.losses import ConRLoss, conr_loss
     from conr_hf.metrics import shot_metrics
     from conr_hf.models import load_regressor

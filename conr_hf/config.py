@@ -19,6 +19,7 @@ logger = logging.get_logger(__name__)
 # Metrics of which less is better, and of which more is.
 ERRORS = ("mae", "mse", "rmse", "gm", "bmae", "abs_rel", "log10", "error", "loss")
 AGREEMENTS = ("pearson", "spearman", "delta1", "delta2", "delta3")
+GAZE = ["pitch", "yaw"]  # label columns that are a direction
 _EVALUATION = {
     "eval_strategy": "no",
     "save_strategy": "steps",
@@ -68,14 +69,26 @@ class ConRConfig(CompanionConfig, TrainingArguments):
         conr_reweight (`str`, *optional*, defaults to `"sqrt_inverse"`):
             Density weights of the push (the paper's eta), whatever `reweight` says: `"none"`, `"inverse"` or
             `"sqrt_inverse"`.
+        conr_pixels (`int`, *optional*, defaults to 1024):
+            Of labels that are maps: pixels of each view that ConR compares with those of all others of the step, drawn
+            in proportion to the density weights that `conr_reweight` names, so that rare labels are among them. 0
+            compares whole views by the means of their pixels, as the paper's published code does.
         label_columns (`list[str]`, *optional*, defaults to `["label"]`):
-            Columns of the label, one for each of its dimensions.
+            Columns of the label, one for each of its dimensions. One column may hold maps instead: a label for every
+            pixel of the image, for a model that predicts maps.
+        map_scale (`float`, *optional*, defaults to 1.0):
+            Label units in a stored number of a map: 0.001 where a PNG of 16 bits holds millimetres of depth in metres.
+        map_invalid (`float`, *optional*):
+            The stored number, often 0, of a pixel without a label. Pixels that are no finite number have none either.
         image_column (`str`, *optional*, defaults to `"image"`):
             Column of the image.
         num_views (`int`, *optional*, defaults to 2):
             Augmented views of each training image.
         horizontal_flip (`bool`, *optional*, defaults to `True`):
-            Flip half of the views from left to right; turn it off where that changes the label, as with gaze.
+            Flip half of the views from left to right; turn it off where that changes the label, unless a map, or a
+            column in `flipped_columns`, changes with the image.
+        flipped_columns (`list[str]`, *optional*):
+            Label columns whose sign a flip turns. Unset: `yaw`, where `label_columns` are pitch and yaw.
         crop_padding (`float`, *optional*, defaults to 1/14):
             Largest shift of a view as a share of its side; 0 where a shift changes the label, as in counting.
         label_scale (`float`, *optional*):
@@ -135,13 +148,23 @@ class ConRConfig(CompanionConfig, TrainingArguments):
     conr_reweight: DensityMethod = field(
         default="sqrt_inverse", metadata=about("Density weights of the push: none, inverse or sqrt_inverse.")
     )
+    conr_pixels: int = field(
+        default=1024, metadata=about("Pixels of each view that ConR compares, of maps; 0 compares means of views.")
+    )
     label_columns: list[str] = field(
         default_factory=lambda: ["label"], metadata=about("Columns of the label, one for each dimension.")
+    )
+    map_scale: float = field(default=1.0, metadata=about("Label units in a stored number of a map."))
+    map_invalid: float | None = field(
+        default=None, metadata=about("Stored number, often 0, of a map's pixel without a label. Unset: none.")
     )
     image_column: str = field(default="image", metadata=about("Column of the image."))
     num_views: int = field(default=2, metadata=about("Augmented views of each training image."))
     horizontal_flip: bool = field(
-        default=True, metadata=about("Flip half of the views; false where that changes the label, as with gaze.")
+        default=True, metadata=about("Flip half of the views; false where that changes the label.")
+    )
+    flipped_columns: list[str] | None = field(
+        default=None, metadata=about("Label columns whose sign a flip turns. Unset: yaw of pitch and yaw.")
     )
     crop_padding: float = field(
         default=1 / 14,
@@ -190,6 +213,8 @@ class ConRConfig(CompanionConfig, TrainingArguments):
     def __post_init__(self) -> None:
         if isinstance(self.label_columns, str):
             self.label_columns = [self.label_columns]
+        if isinstance(self.flipped_columns, str):
+            self.flipped_columns = [self.flipped_columns]
         unset = [name for name in (*_EVALUATION, "metric_for_best_model") if getattr(self, name) is None]
         # For now as TrainingArguments has them; with the best model asked for, evaluation and saving must agree.
         together: dict[str, Any] = {}
@@ -232,7 +257,9 @@ class ConRConfig(CompanionConfig, TrainingArguments):
         check_not_negative(
             self, "conr_weight", "conr_window", "conr_push_scale", "crop_padding", "learning_rate", "weight_decay"
         )
-        check_positive(self, "conr_temperature", "label_scale", "bin_width")
+        check_positive(self, "conr_temperature", "label_scale", "bin_width", "map_scale")
+        if self.conr_pixels < 0:
+            raise ValueError(f"conr_pixels is {self.conr_pixels}; it must be 0 or more.")
         for name in ("num_views", "per_device_train_batch_size", "per_device_eval_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
@@ -240,6 +267,11 @@ class ConRConfig(CompanionConfig, TrainingArguments):
             raise ValueError(f"crop_padding is {self.crop_padding}; it must be 0.5 or less, a share of the side.")
         if not self.label_columns or len(set(self.label_columns)) != len(self.label_columns):
             raise ValueError(f"label_columns is {self.label_columns}; name one column, or several different ones.")
+        if unknown := sorted(set(self.flipped_columns or []) - set(self.label_columns)):
+            raise ValueError(
+                f'flipped_columns names "{unknown[0]}", which is none of the label_columns '
+                f"({', '.join(self.label_columns)})."
+            )
         if self.lr_drop_epochs is not None:
             self._check_drops(self.lr_drop_epochs)
         if self.model_card_template is not None:
@@ -263,6 +295,12 @@ class ConRConfig(CompanionConfig, TrainingArguments):
                 f"lr_drop_epochs is {epochs} and lr_scheduler_type {self.lr_scheduler_type!s}, which each set the "
                 "learning rate. Leave one of them out."
             )
+
+    def turned_columns(self) -> list[str]:
+        """`flipped_columns`, and what they come to unset."""
+        if self.flipped_columns is not None:
+            return self.flipped_columns
+        return ["yaw"] if self.label_columns == GAZE else []
 
     def settled(self, evaluation_sets: list[str] | None) -> "ConRConfig":
         """

@@ -18,7 +18,7 @@ from conr_hf.data.catalogue import BENCHMARKS
 from conr_hf.data.rows import describe, to_image
 from conr_hf.demo_page import Target, answer, number, page, style
 from conr_hf.feature_index import FeatureIndex, load_index
-from conr_hf.head import adopt_head
+from conr_hf.adopting import adopt_head
 from conr_hf.models import example_pixels
 from conr_hf.saved import load_saved, targets_of, unit_beside
 from conr_hf.state import load_state

@@ -107,6 +107,9 @@ class ImageTrainer(Trainer):
             args.horizontal_flip,
             args.crop_padding,
             args.seed,
+            args.turned_columns(),
+            args.map_scale,
+            args.map_invalid,
         )
 
     def check_data(self) -> None:

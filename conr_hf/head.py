@@ -1,14 +1,10 @@
-"""The regression head: the model's own last layer, adopted so that losses can read what goes into it."""
+"""The regression head: a model's own last layer, in float32, which remembers what goes into it."""
 
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-
-class NoSingleHeadError(ValueError):
-    """A model's prediction is not the output of exactly one of its layers."""
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -25,7 +21,7 @@ class _ScaleGradient(torch.autograd.Function):
 
 
 class _Head(nn.Module):
-    """What the two adopted layers share; see [`adopt_head`]."""
+    """What the adopted layers share; see [`~conr_hf.adopting.adopt_head`]."""
 
     weight: Tensor
     bias: Tensor | None
@@ -40,13 +36,17 @@ class _Head(nn.Module):
             bias = None if bias is None else _ScaleGradient.apply(bias, self.gradient_factor)
         return weight, bias
 
+    def learning_scale(self, label_scale: float) -> float:
+        """What the head's gradient and learning rate are multiplied by, where labels have this scale."""
+        return label_scale
+
     def _smoothed(self, features: Tensor) -> Tensor:
         return self.smooth(features) if self.smooth is not None and self.training else features
 
     def take_features(self) -> Tensor:
         """
-        The input of the last forward, of shape `(B, D)` and dtype float32, with its graph; it is given away, so that
-        the graph lives no longer than its user.
+        The input of the last forward, of shape `(B, D)`, or `(B, D, h, w)` of a [`MapHead`], and dtype float32, with
+        its graph; it is given away, so that the graph lives no longer than its user.
 
         Raises:
             `RuntimeError`: if there was no forward since the last call, as under `nn.DataParallel`.
@@ -98,97 +98,38 @@ class ConvHead(_Head, nn.Conv2d):
             return F.conv2d(smoothed, *self._parameters_in_float32())
 
 
-Head = LinearHead | ConvHead
-
-
-def adopt_head(model: nn.Module, pixel_values: Tensor, name: str | None = None) -> Head:
+class MapHead(_Head, nn.Conv2d):
     """
-    Replaces the layer whose output is the logits by one that shares its parameters, computes in float32 and remembers
-    its input. Keys of the state dict, outputs and checkpoints stay what they were.
+    The last convolution of a model that predicts maps, in float32 under autocast, that remembers its input: a feature
+    for every pixel.
 
-    Args:
-        model (`nn.Module`): An image-classification model of transformers, timm models through TimmWrapper among them.
-        pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): Any input the model accepts, for one forward.
-        name (`str`, *optional*): Name of the layer, for a model whose logits are more than one layer's output.
-
-    Returns:
-        `LinearHead` or `ConvHead`: the layer now in the model. A head adopted before is returned as it is.
-
-    Raises:
-        `ValueError`: if no layer, or more than one, gives the logits, or `name` is not such a layer.
-
-    Example:
-    ```python
-    head = adopt_head(model, pixel_values)  # in a training loop of one's own
-    predictions = model(pixel_values=pixel_values).logits.squeeze(-1)
-    loss = loss_function(head.take_features(), labels, predictions)  # loss_function: a ConRLoss
-    ```
+    `link` is what the model makes of its output y before it is the prediction: `"identity"`, y; `"relu"`, max(y, 0);
+    `"sigmoid"`, `limit` / (1 + exp(-y)).
     """
-    layer_name = name if name is not None else find_head(model, pixel_values)
-    layers = dict(model.named_modules())
-    layer = layers.get(layer_name)
-    if isinstance(layer, LinearHead | ConvHead):
-        return layer
-    if layer is None or not _could_be_head(layer):
-        raise ValueError(
-            f'head="{layer_name}" is not a linear layer or 1x1 convolution of {type(model).__name__}. '
-            f"Its layers: {_described(model)}."
-        )
-    head = _adopted(layer)
-    parent, _, attribute = layer_name.rpartition(".")
-    setattr(layers[parent], attribute, head)
-    return head
+
+    link: str = "identity"
+    limit: float = 1.0
+
+    def learning_scale(self, label_scale: float) -> float:
+        # Before a sigmoid the output has no unit.
+        return 1.0 if self.link == "sigmoid" else label_scale
+
+    @torch.no_grad()
+    def start(self, label_mean: Tensor, label_scale: float, seed: int) -> None:
+        if self.link != "sigmoid":
+            return super().start(label_mean, label_scale, seed)
+        share = (label_mean / self.limit).clamp(0.01, 0.99)
+        slope = float((self.limit * share * (1 - share)).mean())  # of the prediction in y
+        return super().start(share.logit(), label_scale / slope, seed)
+
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            features = input.float()
+            self.features = features
+            return self._conv_forward(self._smoothed(features), *self._parameters_in_float32())
 
 
-@torch.no_grad()
-def find_head(model: nn.Module, pixel_values: Tensor) -> str:
-    """
-    The name of the one layer whose output is the logits, proved by one forward in evaluation mode.
-
-    Args:
-        model (`nn.Module`): An image-classification model.
-        pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): Any input the model accepts.
-
-    Returns:
-        `str`: the layer's name in `model.named_modules()`.
-
-    Raises:
-        `NoSingleHeadError`: if there is no such layer, or more than one; it lists the layers seen.
-        `ValueError`: if the model does not take such pixels.
-    """
-    outputs: dict[str, Tensor] = {}
-
-    def remember(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        return lambda _module, _inputs, output: outputs.__setitem__(name, output)
-
-    candidates = {name: module for name, module in model.named_modules() if _could_be_head(module)}
-    hooks = [module.register_forward_hook(remember(name)) for name, module in candidates.items()]
-    was_training = model.training
-    parameter = next(model.parameters())
-    try:
-        logits = model.eval()(pixel_values=pixel_values.to(parameter.device, parameter.dtype)).logits
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise ValueError(
-            f"{type(model).__name__} does not take pixels of shape {tuple(pixel_values.shape)}: {reason}. "
-            "Give the processor and the image size that the model was made for."
-        ) from error
-    finally:
-        model.train(was_training)
-        for hook in hooks:
-            hook.remove()
-    found = [
-        name
-        for name, output in outputs.items()
-        if output.numel() == logits.numel() and torch.equal(output.reshape(logits.shape), logits)
-    ]
-    if len(found) != 1:
-        which = f"The output of each of {', '.join(found)} is" if found else "No layer's output alone is"
-        raise NoSingleHeadError(
-            f"No single regression head found in {type(model).__name__}. {which} the prediction. "
-            f'Its layers: {_described(model)}. Name one with head="...".'
-        )
-    return found[0]
+Head = LinearHead | ConvHead | MapHead
 
 
 def head_groups(optimizer: torch.optim.Optimizer, head: Head, label_scale: float) -> bool:
@@ -200,7 +141,7 @@ def head_groups(optimizer: torch.optim.Optimizer, head: Head, label_scale: float
 
     Args:
         optimizer (`torch.optim.Optimizer`): A new optimizer; changed in place.
-        head ([`LinearHead`] or [`ConvHead`]): The head.
+        head (`Head`): The head.
         label_scale (`float`): Label scale s, in label units.
 
     Returns:
@@ -217,30 +158,3 @@ def head_groups(optimizer: torch.optim.Optimizer, head: Head, label_scale: float
     for group in groups:
         optimizer.add_param_group(group)
     return bool(groups)
-
-
-def _could_be_head(module: nn.Module) -> bool:
-    if isinstance(module, nn.Conv2d):
-        return module.kernel_size == (1, 1) and module.groups == 1
-    return isinstance(module, nn.Linear)
-
-
-def _described(model: nn.Module) -> str:
-    layers = [
-        f"{name} ({module.weight.shape[1]} -> {module.weight.shape[0]})"
-        for name, module in model.named_modules()
-        if _could_be_head(module)
-    ]
-    shown = layers if len(layers) <= 8 else [f"{len(layers) - 8} more before them", *layers[-8:]]
-    return ", ".join(shown) if layers else "none that is linear or a 1x1 convolution"
-
-
-def _adopted(layer: nn.Module) -> Head:
-    head: Head
-    if isinstance(layer, nn.Conv2d):
-        head = ConvHead(layer.in_channels, layer.out_channels, 1, bias=layer.bias is not None, device="meta")
-    else:
-        assert isinstance(layer, nn.Linear)
-        head = LinearHead(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
-    head.weight, head.bias = layer.weight, layer.bias
-    return head.train(layer.training)

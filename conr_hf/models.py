@@ -29,7 +29,8 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from conr_hf.head import NoSingleHeadError, find_head
+from conr_hf.adopting import NoSingleHeadError, find_head, predicts_maps
+from conr_hf.map_models import load_map_model
 from conr_hf.opening import UNREADABLE, check_config, reason_of
 
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
@@ -39,6 +40,7 @@ def load_regressor(
     name_or_path: str | PreTrainedConfig,
     target: str | Sequence[str] = "label",
     *,
+    task: str = "image",
     pretrained: bool = True,
     weights: str | None = None,
     image_size: int | None = None,
@@ -57,6 +59,10 @@ def load_regressor(
             model is made without weights.
         target (`str` or `Sequence[str]`, *optional*, defaults to `"label"`):
             What is predicted: `"age"`, or `["pitch", "yaw"]` for several label dimensions (T = their number).
+        task (`str`, *optional*, defaults to `"image"`):
+            `"image"`: a prediction for each image. `"depth"`: a map, one for each pixel, of depth, height or what else
+            the target is; of a depth model, or of any backbone under a light dense head, see
+            [`~conr_hf.map_models.load_map_model`].
         pretrained (`bool`, *optional*, defaults to `True`):
             Load weights. `False` starts from random ones, by the library's own initialisation.
         weights (`str`, *optional*):
@@ -87,6 +93,9 @@ def load_regressor(
     names = [target] if isinstance(target, str) else list(target)
     if not names or len(set(names)) != len(names):
         raise ValueError(f"target is {target!r}; give one name, or several different ones.")
+    if task not in ("image", "depth") or (task == "depth" and len(names) > 1):
+        mend = "a map has one target" if task == "depth" else 'it must be "image" or "depth"'
+        raise ValueError(f"task is {task!r} and target {target!r}; {mend}.")
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size is {image_size}; it must be 1 or more.")
     labels: dict[str, Any] = {
@@ -95,6 +104,8 @@ def load_regressor(
         "label2id": {name: index for index, name in enumerate(names)},
         "problem_type": "regression",
     }
+    if task == "depth":
+        return _load_map_model(name_or_path, labels, pretrained, weights, image_size, head, **kwargs)
     fresh: set[str] | None = None  # weights that came from nowhere; None: all of them
     if isinstance(name_or_path, PreTrainedConfig):
         model, processor = _from_config(name_or_path, labels, image_size)
@@ -120,6 +131,33 @@ def load_regressor(
                 "Hub, or timm/NAME with a file of weights (weights=...) or without weights (pretrained=False)."
             ) from error
     _renew_head(model, processor, fresh, head)
+    return model, processor
+
+
+def _load_map_model(
+    name_or_path: str | PreTrainedConfig,
+    labels: dict[str, Any],
+    pretrained: bool,
+    weights: str | None,
+    image_size: int | None,
+    head: str | None,
+    **kwargs: Any,
+) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    if isinstance(name_or_path, str) and name_or_path.startswith("timm/"):
+        _check_timm_name(name_or_path.removeprefix("timm/"))
+    sources = {"pretrained": pretrained, "weights": weights, "image_size": image_size}
+    hub = {option: value for option, value in kwargs.items() if option in HUB_OPTIONS}
+    try:
+        model, processor, trained = load_map_model(name_or_path, labels, hub=hub, **sources, **kwargs)
+    except UNREADABLE as error:
+        name = name_or_path if isinstance(name_or_path, str) else type(name_or_path).__name__
+        raise ValueError(
+            f'"{name}" could not be loaded as a model of maps: {reason_of(error)}. Give a local folder, a '
+            "model id of the Hub, or timm/NAME with a file of weights (weights=...) or without weights "
+            "(pretrained=False)."
+        ) from error
+    if not trained:
+        _renew_head(model, processor, None, head)
     return model, processor
 
 
@@ -198,7 +236,8 @@ def _head_weights(model: PreTrainedModel) -> set[str]:
 def _output_layers(model: PreTrainedModel) -> dict[str, nn.Linear | nn.Conv2d]:
     """The layers with as many outputs as the model predicts, by name: the heads are among them."""
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
-    return {name: layer for name, layer in layers.items() if layer.weight.shape[0] == model.config.num_labels}
+    outputs = 1 if predicts_maps(model) else model.config.num_labels  # which depth models have none of
+    return {name: layer for name, layer in layers.items() if layer.weight.shape[0] == outputs}
 
 
 def _from_config(

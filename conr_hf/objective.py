@@ -14,6 +14,7 @@ from conr_hf.config import ConRConfig
 from conr_hf.distributed import gather_rows, rank, sum_over_processes, world_size
 from conr_hf.imbalance import Bins, FeatureSmoothing, make_density, smoothing_kernel
 from conr_hf.losses import conr_loss, rank_n_contrast, ranksim
+from conr_hf.pixels import Rows, on_grid
 from conr_hf.resolved import Resolved
 
 logger = logging.get_logger(__name__)
@@ -65,88 +66,89 @@ class Objective:
     # ---- Losses --------------------------------------------------------------------------------------------------
 
     def base(
-        self,
-        predictions: Tensor,
-        rows: Tensor,
-        labels: Tensor,
-        sample_weight: Tensor | None,
-        samples: list[int],
-        total: Tensor | int,
-        head_weight: Tensor | None,
+        self, predictions: Tensor, labels: Tensor, shares: Tensor, candidates: Tensor, samples: list[int]
     ) -> Tensor:
         """
-        Weighted sum of the base loss over this process's samples, a sample being the mean of its views, divided by the
-        step's samples.
+        Weighted sum of the base loss over this process's labels.
 
         Args:
-            predictions (`torch.Tensor` of shape `(B * V,)` or `(B * V, T)`): In label units.
-            rows (`torch.Tensor` like `predictions`): Their labels.
-            labels (`torch.Tensor` of shape `(B,)` or `(B, T)`): The samples' labels.
-            sample_weight (`torch.Tensor` of shape `(B,)`, *optional*): The user's weights.
+            predictions (`torch.Tensor` of shape `(M,)` or `(M, T)`): In label units.
+            labels (`torch.Tensor` like `predictions`): Of views, or of pixels, in label units; finite.
+            shares (`torch.Tensor` of shape `(M,)`): What each counts in the mean over the step's samples; 0 to leave
+                it out.
+            candidates (`torch.Tensor` of shape `(B,)` or `(B, T)`): The samples' labels, for BMC.
             samples (`list[int]`): How many of the B samples count, on each process; the rest repeat others.
-            total (`int` or `torch.Tensor`): Samples of the step, over micro-batches and processes.
-            head_weight (`torch.Tensor` of shape `(T, D, ...)`, *optional*): The head's, to measure gradients by.
 
         Returns:
             `torch.Tensor`, a scalar.
         """
-        weights = self.base_density.weights(labels)
-        if sample_weight is not None:
-            weights = weights * sample_weight
-        views, own = len(rows) // len(labels), samples[rank()]
-        weights = torch.where(torch.arange(len(weights), device=weights.device) < own, weights, 0)
-        factors = (weights / (views * total)).repeat_interleave(views)
+        factors = self.base_density.weights(labels) * shares
         if self.balanced is None:
-            losses = base_loss(predictions, rows, self.resolved)
+            losses = base_loss(predictions, labels, self.resolved)
         else:
-            losses = self.balanced(predictions, rows, _of_all(labels, samples, 1), factors)
-        loss = (losses * factors).sum()
-        self._add(base=loss.detach() * total, samples=own)
+            losses = self.balanced(predictions, labels, _of_all(candidates, samples, 1), factors)
+        return (losses * factors).sum()
+
+    def remember_base(
+        self, loss: Tensor, samples: list[int], total: Tensor | int, predictions: Tensor, head_weight: Tensor | None
+    ) -> None:
+        """
+        Adds the base loss to the figures.
+
+        Args:
+            loss (`torch.Tensor`): What `base` returned.
+            samples (`list[int]`): As there.
+            total (`int` or `torch.Tensor`): Samples of the step, over micro-batches and processes.
+            predictions (`torch.Tensor` of shape `(M,)` or `(M, T)`): As there.
+            head_weight (`torch.Tensor` of shape `(T, D, ...)`, *optional*): The head's, to measure gradients by.
+        """
+        self._add(base=loss.detach() * total, samples=samples[rank()])
         if head_weight is not None:
             # By the chain rule, as a compiled model's features are no step on the way to its predictions.
             (gradient,) = torch.autograd.grad(loss, predictions, retain_graph=True)
-            at_features = gradient.reshape(len(rows), -1) @ head_weight.detach().flatten(1)
-            self._base_gradient = at_features * (total / sum(samples))  # (B * V, D)
+            at_features = gradient.reshape(len(predictions), -1) @ head_weight.detach().flatten(1)
+            self._base_gradient = at_features * (total / sum(samples))  # (M, D)
             self._add(base_gradient=self._base_gradient.square().sum())
-        return loss
 
     def regularisers(
-        self,
-        features: Tensor,
-        rows: Tensor,
-        predictions: Tensor,
-        samples: list[int],
-        views: int,
-        with_gradient: bool,
+        self, rows: Rows, samples: list[int], rows_of_sample: int, with_gradient: bool, of_maps: bool
     ) -> Tensor | None:
         """
         This process's part of ConR, Rank-N-Contrast and RankSim, each times its weight, over the rows of all
         processes; the parts sum to the whole.
 
         Args:
-            features (`torch.Tensor` of shape `(B * V, D)`): The head's input.
-            rows (`torch.Tensor` of shape `(B * V,)` or `(B * V, T)`): Labels, in label units.
-            predictions (`torch.Tensor` like `rows`): In label units.
+            rows ([`~conr_hf.pixels.Rows`]): Views, or pixels of views, `rows_of_sample` of each of the B samples in
+                turn.
             samples (`list[int]`): How many of the B samples count, on each process.
-            views (`int`): Views of each sample (V).
+            rows_of_sample (`int`): Rows of each sample.
             with_gradient (`bool`): Measure the gradients of ConR and Rank-N-Contrast at the features.
+            of_maps (`bool`): Some rows may have no label; these are left out.
 
         Returns:
             `torch.Tensor`, a scalar, differentiable in the features of all processes; or `None` without regulariser.
         """
-        args, settings = self.args, self.resolved
+        args, settings, features = self.args, self.resolved, rows.features
         if settings.weight == settings.rnc_weight == args.ranksim_weight == 0:
             return None
-        all_features, all_labels = _of_all(features, samples, views), _of_all(rows, samples, views)
-        first, count = sum(samples[: rank()]) * views, samples[rank()] * views
-        anchors, everything = slice(first, first + count), sum(samples) * views
+        parts_of_all = (features, rows.labels, rows.predictions.detach(), self.conr_density.weights(rows.labels))
+        all_features, all_labels, all_predictions, all_weights = (
+            _of_all(part, samples, rows_of_sample) for part in parts_of_all
+        )
+        first, count = sum(samples[: rank()]) * rows_of_sample, samples[rank()] * rows_of_sample
+        if of_maps:
+            labelled = all_labels.isfinite()
+            first, count = int(labelled[:first].sum()), int(labelled[first : first + count].sum())
+            all_features, all_labels = all_features[labelled], all_labels[labelled]
+            all_predictions, all_weights = all_predictions[labelled], all_weights[labelled]
+        anchors, everything = slice(first, first + count), len(all_labels)
         parts = []
         if settings.weight > 0:
             loss, statistics = conr_loss(
                 all_features,
                 all_labels,
-                _of_all(predictions.detach(), samples, views),
-                _of_all(self.conr_density.weights(rows), samples, views),
+                all_predictions,
+                all_weights,
                 window=settings.window,
                 push_scale=settings.push_scale,
                 temperature=settings.temperature,
@@ -181,9 +183,35 @@ class Objective:
         return torch.stack(parts).sum()
 
     def smooth(self, features: Tensor) -> Tensor:
-        """The features that the head reads in place of `features`, by feature distribution smoothing."""
+        """
+        What the head reads in place of `features`, by feature distribution smoothing.
+
+        Args:
+            features (`torch.Tensor` of shape `(M, D)`, or `(N, D, h, w)` of maps): The head's input, for `self.rows`.
+        """
         assert self.smoothing is not None
-        return self.smoothing.smooth(features, self.rows)
+        if features.ndim == 2:
+            return self.smoothing.smooth(features, self.rows)
+        points, labels = _points(features, self.rows)
+        labelled = labels.isfinite()
+        smoothed = points.clone()
+        smoothed[labelled] = self.smoothing.smooth(points[labelled], labels[labelled])
+        return smoothed.reshape(len(features), *features.shape[2:], -1).movedim(-1, 1)
+
+    def count_features(self, features: Tensor, rows: Tensor) -> None:
+        """
+        Adds features to the statistics that smooth those of the next epoch.
+
+        Args:
+            features (`torch.Tensor` of shape `(M, D)`, or `(N, D, h, w)` of maps): The head's input, without repeats.
+            rows (`torch.Tensor` of shape `(M,)`, or `(N, H, W)` of maps): Their labels.
+        """
+        if self.smoothing is None:
+            return
+        if features.ndim == 4:
+            points, labels = _points(features, rows)
+            features, rows = points[labels.isfinite()], labels[labels.isfinite()]
+        self.smoothing.add(features, rows)
 
     # ---- What is learned beside the model ------------------------------------------------------------------------
 
@@ -298,6 +326,11 @@ def _of_all(rows: Tensor, samples: list[int], views: int) -> Tensor:
     if sum(samples) * views == len(gathered):
         return gathered
     return torch.cat([gathered[k * size : k * size + count * views] for k, count in enumerate(samples)])
+
+
+def _points(features: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Features of all points of maps, `(M, D)`, and their labels, `(M,)`."""
+    return features.movedim(1, -1).flatten(0, 2), on_grid(maps, features.shape[2:]).flatten()
 
 
 def _under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:

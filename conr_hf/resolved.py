@@ -46,7 +46,7 @@ class Resolved:
     num_views: int
 
 
-def resolve(args: ConRConfig, labels: np.ndarray, may_resample: bool = True) -> Resolved:
+def resolve(args: ConRConfig, labels: np.ndarray, may_resample: bool = True, of_maps: bool = False) -> Resolved:
     """
     Derives the unset settings.
 
@@ -54,6 +54,8 @@ def resolve(args: ConRConfig, labels: np.ndarray, may_resample: bool = True) -> 
         args (`ConRConfig`): The user's settings; not changed.
         labels (`np.ndarray` of shape `(N,)` or `(N, T)`): Training labels, in label units.
         may_resample (`bool`, *optional*, defaults to `True`): Rows can be drawn at will, and the user weighs none.
+        of_maps (`bool`, *optional*, defaults to `False`):
+            The labels are those of pixels, with which neither resampling nor Rank-N-Contrast goes unless it is set.
 
     Raises:
         `ValueError`: if `loss_space` is `"log1p"` and a label is negative.
@@ -76,7 +78,7 @@ def resolve(args: ConRConfig, labels: np.ndarray, may_resample: bool = True) -> 
         loss_scale = float(np.sqrt(np.log1p(columns).var(0).mean())) or 1.0
     inverse_range = 1 / label_range if label_range > 0 else 0.0
     weight = 0.0 if args.freeze_backbone or args.retrain_head else args.conr_weight
-    may_resample = may_resample and args.train_sampling_strategy == "random"
+    may_resample = may_resample and args.train_sampling_strategy == "random" and not of_maps
     return Resolved(
         label_columns=tuple(args.label_columns),
         label_mean=tuple(float(mean) for mean in columns.mean(0)),
@@ -100,7 +102,7 @@ def resolve(args: ConRConfig, labels: np.ndarray, may_resample: bool = True) -> 
         noise_sigma=args.noise_sigma if args.noise_sigma is not None else 0.6 * loss_scale,
         reweight=args.reweight,
         resample=args.resampling(weight, may_resample),
-        rnc_weight=args.rank_n_contrast_weight(weight),
+        rnc_weight=args.rank_n_contrast_weight(0.0 if of_maps else weight),
         cmixup_bandwidth=args.cmixup_bandwidth if args.cmixup_bandwidth is not None else 0.1 * scale,
         num_views=args.num_views,
     )

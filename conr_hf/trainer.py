@@ -1,5 +1,6 @@
 """`ConRTrainer`: a `Trainer` that is right for regression, and adds ConR to the base loss."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
@@ -12,34 +13,32 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 from transformers import BaseImageProcessor, EvalPrediction, PreTrainedModel
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from transformers.utils import logging
 
-from conr_hf.base_loss import base_loss
 from conr_hf.config import ConRConfig
 from conr_hf.data.mixing import CMixup
 from conr_hf.data.rows import Row, column_names
 from conr_hf.data.views import ImageCollator
-from conr_hf.distributed import rank, world_size
 from conr_hf.feeding import DataSets
-from conr_hf.head import adopt_head
+from conr_hf.adopting import adopt_head
+from conr_hf.head import MapHead
 from conr_hf.imbalance import Bins, density_weights, make_bins
 from conr_hf.launch import check_processes, checkpoint_to_resume
+from conr_hf.map_modes import check_kinds, check_map_modes, check_range
 from conr_hf.metrics import flat, shot_metrics_from_bins
+from conr_hf.metrics.streamed import StreamedErrors
+from conr_hf.minimising import MinimisingTrainer
 from conr_hf.models import check_vanilla
 from conr_hf.modes import check_batches, check_modes
 from conr_hf.objective import Objective, lds_kernel
 from conr_hf.opening import reason_of
-from conr_hf.pushing import PushingTrainer
 from conr_hf.resolved import Resolved, resolve
 from conr_hf.state import load_state
 
 logger = logging.get_logger(__name__)
 
-_OURS = ("labels", "pixel_values", "position", "sample_weight")  # of a batch; whatever else it holds is the model's
-
-
-class ConRTrainer(PushingTrainer):
+class ConRTrainer(MinimisingTrainer):
     """
     Trains an image-regression model with ConR (Contrastive Regularizer, [arXiv
     2309.06651](https://huggingface.co/papers/2309.06651)) beside the base loss, and by default with the resampling and
@@ -59,7 +58,8 @@ class ConRTrainer(PushingTrainer):
         args ([`ConRConfig`], *optional*): Settings.
         data_collator (`Callable`, *optional*): Your own collator, for rows of your own making.
         train_dataset (a `datasets` or `torch.utils.data` data set, *optional*):
-            Rows by index, with an image and label columns, and perhaps `sample_weight`; or ready for the model, with
+            Rows by index, with an image and label columns, and perhaps `sample_weight`; the label may be a map, for a
+            model that predicts maps, NaN where a pixel has no label; or ready for the model, with
             `pixel_values` of shape `(C, H, W)`, or `(V, C, H, W)` for V views, and `labels`. Or a stream of such rows:
             its labels are read once before training, an epoch has as many rows, and their order is the stream's own
             (`stream.shuffle(seed=..., buffer_size=...)`). It must give all its rows, in one order, to each process and
@@ -68,7 +68,9 @@ class ConRTrainer(PushingTrainer):
         processing_class (`BaseImageProcessor`, *optional*): The model's image processor; saved beside the model.
         train_labels (array of shape `(N,)` or `(N, T)`, or [`Bins`], *optional*):
             Labels of a stream's rows, or their histogram, so that it is not read for them.
-        compute_metrics (`Callable`, *optional*): Your metrics, added to ours. Predictions have the labels' shape.
+        compute_metrics (`Callable`, *optional*):
+            Your metrics, added to ours. Predictions have the labels' shape. Of maps it is called batch by batch, as
+            with `batch_eval_metrics` of `Trainer`.
         preprocess_logits_for_metrics (`Callable`, *optional*): As in `Trainer`, on predictions in the labels' shape.
         kwargs (*optional*): Anything else that `Trainer` takes: `model_init`, `callbacks`, `optimizers` (the head is
             then an ordinary layer to it), `compute_loss_func` (takes the base loss's place, in label units), ...
@@ -139,7 +141,7 @@ class ConRTrainer(PushingTrainer):
         if self._resolved is None and self.train_dataset is not None:
             may_resample = self.compute_loss_func is None and not isinstance(self.train_dataset, IterableDataset)
             may_resample = may_resample and "sample_weight" not in column_names(self.train_dataset)
-            self._resolved = resolve(self.args, self.training_labels(), may_resample)
+            self._resolved = resolve(self.args, self.training_labels(), may_resample, self.is_map)
         return self._resolved if self._resolved is not None else self._saved()[0]
 
     @property
@@ -147,6 +149,8 @@ class ConRTrainer(PushingTrainer):
         """Bins of the training labels with their counts; without a training set, those saved beside the model."""
         if self._bins is None and self.train_dataset is not None:
             self._bins = self._given_bins or make_bins(self.training_labels(), self.bin_width())
+            if self.is_map:
+                self._bins = dataclasses.replace(self._bins, thresholds=self.shot_thresholds())
         return self._bins if self._bins is not None else self._saved()[1]
 
     def _saved(self) -> tuple[Resolved, Bins]:
@@ -194,8 +198,11 @@ class ConRTrainer(PushingTrainer):
             self.data_collator = self.collator()
         self.args.check()  # a search or the user may have set others since
         self._check_modes()
+        check_kinds(type(self.model).__name__, self.head, self.labels_are_maps, self.args.label_columns)
         labels, dims = self.training_labels(), self.head.weight.shape[1]
-        check_batches(self.args, self.global_batch(), len(labels))
+        check_batches(self.args, self.global_batch(), self.training_rows())
+        if isinstance(self.head, MapHead):
+            check_range(type(self.model).__name__, self.head, labels)
         self.step_objective = Objective(self.args, self.resolved, labels, self.bins, self.args.device, dims)
         if self.step_objective.smoothing is not None:
             self.head.smooth = torch.compiler.disable(self.step_objective.smooth)
@@ -208,7 +215,11 @@ class ConRTrainer(PushingTrainer):
     def row_weights(self) -> np.ndarray | None:
         if self.resolved.resample == "none":
             return None
-        return density_weights(self.training_labels(), self.bins, self.resolved.resample, lds_kernel(self.args))
+        weights = density_weights(self.training_labels(), self.bins, self.resolved.resample, lds_kernel(self.args))
+        if not self.is_map:
+            return weights
+        # A map is drawn by the mean over its pixels.
+        return np.bincount(self.pixel_rows(), weights) / np.bincount(self.pixel_rows())
 
     def mixing(self) -> CMixup | None:
         if self.args.cmixup_alpha == 0:
@@ -242,80 +253,12 @@ class ConRTrainer(PushingTrainer):
                 f"The model predicts {outputs} values, but label_columns names {len(columns)} ({', '.join(columns)}). "
                 "Load it with load_regressor(..., target=...), one target for each column."
             )
+        if isinstance(self.head, MapHead):
+            check_map_modes(self.args, self.processing_class)
         if isinstance(model, PreTrainedModel):
             check_vanilla(model)
         config: Any = model.config
         config.problem_type = "regression"  # unset, pipelines put a sigmoid on a single output
-
-    # ---- Loss ----------------------------------------------------------------------------------------------------
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        """
-        Base loss plus ConR, scaled so that gradients, averaged over processes and summed over micro-batches, are those
-        of the mean over the step's samples. In evaluation: the mean base loss of the batch's rows.
-        """
-        labels, pixels, training = inputs["labels"].float(), inputs["pixel_values"], model.training
-        if training and self.head_alone():  # batch norm and dropout of what does not learn
-            model.eval()
-            self.head.train()
-        views = pixels.shape[1] if pixels.dim() == 5 else 1
-        others = {name: value for name, value in inputs.items() if name not in _OURS}
-        # Channels last is faster for convolutions on CPU and GPU, and nothing to a transformer.
-        pixels = pixels.reshape(-1, *pixels.shape[-3:]).contiguous(memory_format=torch.channels_last)
-        rows = labels.repeat_interleave(views, 0)
-        if training:
-            self.step_objective.rows = rows
-        outputs = model(pixel_values=pixels, **others)
-        predictions = outputs.logits.float().reshape(rows.shape)
-        if training:
-            loss = self._training_loss(inputs, outputs, predictions, rows, views, num_items_in_batch)
-        elif self.compute_loss_func is not None:
-            loss = self.compute_loss_func(outputs, labels, num_items_in_batch=None)
-        else:
-            loss = base_loss(predictions, labels, self.resolved).mean()
-        return (loss, {"loss": loss, "logits": predictions}) if return_outputs else loss
-
-    def _training_loss(
-        self,
-        inputs: dict[str, Any],
-        outputs: Any,
-        predictions: Tensor,
-        rows: Tensor,
-        views: int,
-        step_samples: Tensor | int | None,
-    ) -> Tensor:
-        samples = self.samples(inputs)
-        total = sum(samples) if step_samples is None else step_samples
-        features = self.head.take_features()
-        # Neither of a sharded head, nor where the head reads other features than ConR.
-        plain = not (self.is_fsdp_enabled or self.is_deepspeed_enabled or self.step_objective.smoothing is not None)
-        compares = self.resolved.weight > 0 or self.resolved.rnc_weight > 0
-        with_gradient = plain and compares and features.requires_grad and self.compute_loss_func is None
-        if self.compute_loss_func is not None:
-            # Without repeats, or times 0 where all are repeats: a mean over no rows would not be a number.
-            count = samples[rank()] * views
-            outputs.logits = outputs.logits[: count or views]
-            loss = self.compute_loss_func(outputs, rows[: count or views], num_items_in_batch=total * views)
-            loss = loss * (count > 0)
-        else:
-            weight = inputs.get("sample_weight")
-            head_weight = self.head.weight if with_gradient else None
-            loss = self.step_objective.base(
-                predictions, rows, inputs["labels"].float(), weight, samples, total, head_weight
-            )
-        if self.step_objective.smoothing is not None:
-            count = samples[rank()] * views
-            self.step_objective.smoothing.add(features[:count], rows[:count])
-        regularisers = self.step_objective.regularisers(features, rows, predictions, samples, views, with_gradient)
-        if regularisers is not None:
-            loss = loss + regularisers * sum(samples) / total
-        return loss * world_size()
 
     # ---- Figures and files ---------------------------------------------------------------------------------------
 
@@ -330,9 +273,26 @@ class ConRTrainer(PushingTrainer):
                     )
         super().log(logs, start_time)
 
-    def _all_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        metrics = flat(shot_metrics_from_bins(prediction.predictions, prediction.label_ids, self.bins))
-        return {**metrics, **(self._user_metrics(prediction) if self._user_metrics is not None else {})}
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        # Maps are counted batch by batch, so that those of a data set are never in memory at once.
+        self.args.batch_eval_metrics, self._streamed = self.is_map, None
+        try:
+            return super().evaluation_loop(*args, **kwargs)
+        finally:
+            self.args.batch_eval_metrics = False
+
+    def _all_metrics(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
+        theirs: dict[str, float] = {}
+        if not self.is_map:
+            metrics = flat(shot_metrics_from_bins(prediction.predictions, prediction.label_ids, self.bins))
+            if self._user_metrics is not None:
+                theirs = self._user_metrics(prediction)
+            return {**metrics, **theirs}
+        self._streamed = self._streamed or StreamedErrors(self.bins)
+        self._streamed.update(prediction.predictions, prediction.label_ids)
+        if self._user_metrics is not None:
+            theirs = self._user_metrics(prediction, compute_result)  # type: ignore[call-arg]
+        return {**flat(self._streamed.compute()), **theirs} if compute_result else {}
 
 
 def _squeezed(
@@ -342,6 +302,6 @@ def _squeezed(
 ) -> Tensor:
     """Predictions in the labels' shape, where `predict` on rows without labels gives the model's own `(N, 1)`."""
     predictions = logits[0] if isinstance(logits, tuple) else logits
-    if labels is None and predictions.shape[-1] == 1:
+    if labels is None and predictions.ndim == 2 and predictions.shape[-1] == 1:
         predictions = predictions.squeeze(-1)
     return predictions if then is None else then(predictions, labels)

@@ -9,7 +9,8 @@ from torch import nn
 from transformers import DeiTConfig, DeiTForImageClassificationWithTeacher, ViTForImageClassification
 
 from conr_hf import adopt_head, load_regressor
-from conr_hf.head import ConvHead, LinearHead, find_head, head_groups
+from conr_hf.adopting import find_head
+from conr_hf.head import ConvHead, LinearHead, head_groups
 
 
 def pixels(rows=3):

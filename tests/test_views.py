@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import ViTImageProcessor
 
 from conr_hf import load_regressor
-from conr_hf.data.views import Draw, DrawnRows, ImageCollator, UserCollator, shifted
+from conr_hf.data.views import Draw, DrawnRows, ImageCollator, UserCollator, draw_move, moved
 
 SIDE = 32
 
@@ -43,6 +43,10 @@ def shift_of(view, image, pad_y, pad_x):
     return None
 
 
+def shifted(image, crop_padding, random, horizontal_flip):
+    return moved(image, draw_move(image.shape[-2:], crop_padding, random, horizontal_flip))
+
+
 @pytest.mark.parametrize(("height", "width", "pad_y", "pad_x"), [(7, 7, 1, 1), (10, 6, 2, 1)])
 def test_a_view_is_the_image_shifted_within_its_padding_and_perhaps_flipped(height, width, pad_y, pad_x):
     image, random = pixels(height, width), np.random.default_rng(0)
@@ -64,9 +68,9 @@ def test_half_of_the_views_are_flipped_and_every_shift_is_as_likely():
         for right in (-1, 0, 1):
             padded = torch.zeros(3, 7, 7)
             padded[:, 1:6, 1:6] = image
-            moved = padded[:, 1 + down : 6 + down, 1 + right : 6 + right]
-            plain[moved.numpy().tobytes()] = (down, right, False)
-            plain[moved.flip(-1).numpy().tobytes()] = (down, right, True)
+            part = padded[:, 1 + down : 6 + down, 1 + right : 6 + right]
+            plain[part.numpy().tobytes()] = (down, right, False)
+            plain[part.flip(-1).numpy().tobytes()] = (down, right, True)
     draws = 3600
     found = [
         plain[shifted(image, 0.2, random, horizontal_flip=True).contiguous().numpy().tobytes()] for _ in range(draws)

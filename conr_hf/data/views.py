@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from transformers import BaseImageProcessor
 
+from conr_hf.data.maps import is_map, to_map
 from conr_hf.data.mixing import CMixup
 from conr_hf.data.rows import Row, describe, label_cells, to_image
 
@@ -135,6 +136,10 @@ class ImageCollator:
     Each image is decoded and processed once for all its views: a view is the processor's output, padded, cropped back
     to its size and perhaps flipped. So evaluation sees exactly what the processor saved beside the model gives.
 
+    What moves an image moves its label: a map is brought to the image's size (each pixel has the label of the nearest)
+    and moved with the view, without labels where the view lies outside the image; a flip turns the sign of the columns
+    in `flipped_columns`.
+
     Where a draw has a partner, its views, label and weight are mixtures with the partner's: its share of its own and
     the rest of the partner's.
 
@@ -147,10 +152,15 @@ class ImageCollator:
         horizontal_flip (`bool`): Flip half of the views from left to right.
         crop_padding (`float`): Largest shift of a view, as a share of its sides.
         seed (`int`): Seed of all draws.
+        flipped_columns (`Sequence[str]`, *optional*): Label columns whose sign a flip turns, such as yaw.
+        map_scale (`float`, *optional*, defaults to 1.0): Label units in a stored number of a map.
+        map_invalid (`float`, *optional*): The stored number of a map that means there is no label.
 
     Returns:
         `dict`: `pixel_values` of shape `(B, V, C, H, W)` in training and `(B, C, H, W)` in evaluation, float32;
-        `labels` of shape `(B,)`, or `(B, T)` for T > 1, float32, in label units, where the rows have labels;
+        `labels` of shape `(B,)`, or `(B, T)` for T > 1, float32, in label units, where the rows have labels; in
+        training of shape `(B, V, T)` where a flip changes them. Of maps `(B, V, H, W)` in training and `(B, H, W)`, in
+        their own size, in evaluation, NaN where there is no label;
         `sample_weight` of shape `(B,)` where they have that column; `position`, an `int`, in training: the first row's
         position in the epoch's global order.
     """
@@ -164,10 +174,15 @@ class ImageCollator:
         horizontal_flip: bool,
         crop_padding: float,
         seed: int,
+        flipped_columns: Sequence[str] = (),
+        map_scale: float = 1.0,
+        map_invalid: float | None = None,
     ) -> None:
         self.processor, self.image_column, self.label_columns = processor, image_column, list(label_columns)
         self.num_views, self.horizontal_flip, self.crop_padding = num_views, horizontal_flip, crop_padding
         self.seed = seed
+        self.signs = torch.tensor([-1.0 if column in flipped_columns else 1.0 for column in label_columns])  # (T,)
+        self.map_scale, self.map_invalid = map_scale, map_invalid
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         draws = [example[0] for example in examples]
@@ -184,16 +199,21 @@ class ImageCollator:
     def _tensors(
         self, draws: Sequence[Draw | None], rows: Sequence[Row], of_partners: bool = False
     ) -> dict[str, Tensor]:
-        tensors = {"pixel_values": self._pixels(draws, rows, of_partners)}
+        images = self._images(rows)
+        # Rows ready for the model, and those of evaluation, stay as they are.
+        moves = [] if "pixel_values" in rows[0] else self._moves(draws, images.shape[-2:], of_partners)
+        tensors = {"pixel_values": _views(images, moves) if moves else images}
         if "labels" in rows[0] or all(column in rows[0] for column in self.label_columns):
-            cells = [[float(cell) for cell in label_cells(row, self.label_columns, "a data set")] for row in rows]
-            labels = torch.tensor(cells, dtype=torch.float32)
-            tensors["labels"] = labels[:, 0] if len(self.label_columns) == 1 else labels
+            cells = [label_cells(row, self.label_columns, "a data set") for row in rows]
+            if is_map(cells[0][0]):
+                tensors["labels"] = self._maps(cells, moves, images.shape[-2:])
+            else:
+                tensors["labels"] = self._vectors(cells, moves)
         if draws[0] is not None and "sample_weight" in rows[0]:
             tensors["sample_weight"] = torch.tensor([float(row["sample_weight"]) for row in rows])
         return tensors
 
-    def _pixels(self, draws: Sequence[Draw | None], rows: Sequence[Row], of_partners: bool) -> Tensor:
+    def _images(self, rows: Sequence[Row]) -> Tensor:
         if "pixel_values" in rows[0]:
             return torch.stack([torch.as_tensor(row["pixel_values"], dtype=torch.float32) for row in rows])
         if self.processor is None:
@@ -207,44 +227,90 @@ class ImageCollator:
             )
         images = [to_image(row[self.image_column]) for row in rows]
         pixels: Tensor = self.processor(images=images, return_tensors="pt")["pixel_values"]
-        if draws[0] is None:
-            return pixels
-        return torch.stack(
-            [self._views(image, draw, of_partners) for image, draw in zip(pixels, draws, strict=True) if draw]
-        )
+        return pixels
 
-    def _views(self, image: Tensor, draw: Draw, of_partner: bool) -> Tensor:
-        views = []
-        for view in range(self.num_views):
-            place = (self.seed, draw.epoch, draw.position, view)
-            random = np.random.default_rng((*place, 1) if of_partner else place)
-            views.append(shifted(image, self.crop_padding, random, self.horizontal_flip))
-        return torch.stack(views)
+    def _moves(
+        self, draws: Sequence[Draw | None], size: tuple[int, ...], of_partners: bool
+    ) -> list[list["Move"]]:
+        """The V moves of each row's views; none in evaluation."""
+        moves = []
+        for draw in draws:
+            if draw is None:
+                return []
+            places = [(self.seed, draw.epoch, draw.position, view) for view in range(self.num_views)]
+            randoms = [np.random.default_rng((*place, 1) if of_partners else place) for place in places]
+            moves.append([draw_move(size, self.crop_padding, random, self.horizontal_flip) for random in randoms])
+        return moves
+
+    def _vectors(self, cells: Sequence[Sequence[Any]], moves: list[list["Move"]]) -> Tensor:
+        labels = torch.tensor([[float(cell) for cell in row] for row in cells], dtype=torch.float32)
+        if moves and (self.signs < 0).any():
+            flipped = torch.tensor([[move.flipped for move in row] for row in moves])  # (B, V)
+            return labels[:, None] * torch.where(flipped[..., None], self.signs, 1.0)
+        return labels[:, 0] if len(self.label_columns) == 1 else labels
+
+    def _maps(self, cells: Sequence[Sequence[Any]], moves: list[list["Move"]], size: tuple[int, ...]) -> Tensor:
+        maps = [torch.from_numpy(to_map(row[0], self.map_scale, self.map_invalid)) for row in cells]
+        if not moves:
+            return torch.stack(maps)
+        fitted = [F.interpolate(one[None, None], size, mode="nearest-exact")[0] for one in maps]
+        return _views(torch.stack(fitted), moves, fill=float("nan"))[:, :, 0]
 
 
 def _mixed(own: Tensor, partners: Tensor, shares: Tensor) -> Tensor:
     return torch.lerp(partners, own, shares.view(-1, *[1] * (own.ndim - 1)))
 
 
-def shifted(image: Tensor, crop_padding: float, random: np.random.Generator, horizontal_flip: bool) -> Tensor:
+class Move(NamedTuple):
+    """How a view lies in its image padded on all sides, in pixels: what moves an image moves its map."""
+
+    padding: tuple[int, int]  # above and below, left and right
+    top: int
+    left: int
+    flipped: bool
+
+
+def draw_move(
+    size: tuple[int, ...], crop_padding: float, random: np.random.Generator, horizontal_flip: bool
+) -> Move:
     """
-    A random crop of the image padded with zeros (the processor's mean colour), and a flip in half of the draws.
+    Draws a view: a crop, of the image's size, of the padded image, and a flip from left to right in half of the draws.
 
     Args:
-        image (`torch.Tensor` of shape `(C, H, W)`): The processor's output.
+        size (`tuple[int, int]`): Height and width of the image.
         crop_padding (`float`): Padding on each side, as a share of it; 1/14 is 16 of 224 pixels.
         random (`np.random.Generator`): Where the draws come from.
         horizontal_flip (`bool`): Whether to flip.
+    """
+    pad_y, pad_x = (round(side * crop_padding) for side in size)
+    top, left = random.integers(0, 2 * pad_y + 1), random.integers(0, 2 * pad_x + 1)
+    return Move((pad_y, pad_x), int(top), int(left), bool(horizontal_flip and random.random() < 0.5))
+
+
+def moved(image: Tensor, move: Move, fill: float = 0.0) -> Tensor:
+    """
+    The view of an image.
+
+    Args:
+        image (`torch.Tensor` of shape `(C, H, W)`): The processor's output, or a map of the same size.
+        move ([`Move`]): The view.
+        fill (`float`, *optional*, defaults to 0.0): What the image is padded with; 0 is the processor's mean colour.
 
     Returns:
         `torch.Tensor` of shape `(C, H, W)`.
     """
     height, width = image.shape[-2:]
-    pad_y, pad_x = round(height * crop_padding), round(width * crop_padding)
-    top, left = random.integers(0, 2 * pad_y + 1), random.integers(0, 2 * pad_x + 1)
-    padded = F.pad(image, (pad_x, pad_x, pad_y, pad_y))
-    view = padded[:, top : top + height, left : left + width]
-    return view.flip(-1) if horizontal_flip and random.random() < 0.5 else view
+    pad_y, pad_x = move.padding
+    padded = F.pad(image, (pad_x, pad_x, pad_y, pad_y), value=fill)
+    view = padded[:, move.top : move.top + height, move.left : move.left + width]
+    return view.flip(-1) if move.flipped else view
+
+
+def _views(images: Tensor, moves: list[list[Move]], fill: float = 0.0) -> Tensor:
+    """`(B, C, H, W)` -> `(B, V, C, H, W)`."""
+    return torch.stack(
+        [torch.stack([moved(image, move, fill) for move in row]) for image, row in zip(images, moves, strict=True)]
+    )
 
 
 class UserCollator:

@@ -1,0 +1,220 @@
+"""The layer that predicts: found in any model, and adopted as the head that losses can read the input of."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from conr_hf.head import ConvHead, Head, LinearHead, MapHead
+
+
+class NoSingleHeadError(ValueError):
+    """A model's prediction is not the output of exactly one of its layers."""
+
+
+def adopt_head(model: nn.Module, pixel_values: Tensor, name: str | None = None) -> Head:
+    """
+    Replaces the layer whose output is the prediction by one that shares its parameters, computes in float32 and
+    remembers its input. Keys of the state dict, outputs and checkpoints stay what they were.
+
+    Of a model that predicts maps that is its last convolution; the prediction may be its output resized, above 0
+    (ReLU), or between 0 and the `max_depth` of the configuration (sigmoid).
+
+    Args:
+        model (`nn.Module`):
+            A model of transformers for image classification, timm models through TimmWrapper among them, for depth
+            estimation or for semantic segmentation.
+        pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): Any input the model accepts, for one forward.
+        name (`str`, *optional*): Name of the layer, for a model whose prediction is more than one layer's output.
+
+    Returns:
+        `LinearHead` or `ConvHead`, or `MapHead` of a model that predicts maps: the layer now in the model. A head
+        adopted before is returned as it is.
+
+    Raises:
+        `ValueError`: if no layer, or more than one, gives the prediction, or `name` is not such a layer.
+
+    Example:
+    ```python
+    head = adopt_head(model, pixel_values)  # in a training loop of one's own
+    predictions = model(pixel_values=pixel_values).logits.squeeze(-1)
+    loss = loss_function(head.take_features(), labels, predictions)  # loss_function: a ConRLoss
+    ```
+    """
+    layers = dict(model.named_modules())
+    if name is None:
+        adopted = [layer for layer in layers.values() if isinstance(layer, LinearHead | ConvHead | MapHead)]
+        if len(adopted) == 1:
+            return adopted[0]
+    layer_name = name if name is not None else find_head(model, pixel_values)
+    layer = layers.get(layer_name)
+    if isinstance(layer, LinearHead | ConvHead | MapHead):
+        return layer
+    if layer is None or not _could_be_head(layer, predicts_maps(model)):
+        kind = "convolution to one map" if predicts_maps(model) else "linear layer or 1x1 convolution"
+        raise ValueError(
+            f'head="{layer_name}" is not a {kind} of {type(model).__name__}. '
+            f"Its layers: {_described(model)}."
+        )
+    head = _map_head(model, layer, pixel_values, layer_name) if predicts_maps(model) else _adopted(layer)
+    parent, _, attribute = layer_name.rpartition(".")
+    setattr(layers[parent], attribute, head)
+    return head
+
+
+def prediction(outputs: Any) -> Tensor:
+    """What a model predicts: its logits, or depth; maps of one label without a dimension for it, `(B, H, W)`."""
+    found: Tensor = outputs.predicted_depth if "predicted_depth" in outputs else outputs.logits
+    return found.squeeze(1) if found.ndim == 4 else found
+
+
+def predicts_maps(model: nn.Module) -> bool:
+    """Whether a model predicts a number for each pixel: it is one for depth estimation or semantic segmentation."""
+    return type(model).__name__.endswith(("ForDepthEstimation", "ForSemanticSegmentation"))
+
+
+def find_head(model: nn.Module, pixel_values: Tensor) -> str:
+    """
+    The name of the one layer whose output is the prediction, proved by a forward in evaluation mode.
+
+    Args:
+        model (`nn.Module`): As in [`adopt_head`].
+        pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): Any input the model accepts.
+
+    Returns:
+        `str`: the layer's name in `model.named_modules()`.
+
+    Raises:
+        `NoSingleHeadError`: if there is no such layer, or more than one; it lists the layers seen.
+        `ValueError`: if the model does not take such pixels.
+    """
+    of_maps = predicts_maps(model)
+    candidates = {name: module for name, module in model.named_modules() if _could_be_head(module, of_maps)}
+    predicted, outputs = _forward(model, pixel_values, candidates)
+    if of_maps:
+        found = [name for name in outputs if _link(model, candidates[name], pixel_values) is not None]
+    else:
+        found = [
+            name
+            for name, output in outputs.items()
+            if output.numel() == predicted.numel() and torch.equal(output.reshape(predicted.shape), predicted)
+        ]
+    if len(found) != 1:
+        which = f"The output of each of {', '.join(found)} is" if found else "No layer's output alone is"
+        raise NoSingleHeadError(
+            f"No single regression head found in {type(model).__name__}. {which} the prediction. "
+            f'Its layers: {_described(model)}. Name one with head="...".'
+        )
+    return found[0]
+
+
+@torch.no_grad()
+def _forward(model: nn.Module, pixel_values: Tensor, watched: dict[str, nn.Module]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The prediction, and the outputs of the layers watched."""
+    outputs: dict[str, Tensor] = {}
+
+    def remember(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        # A copy, as a ReLU behind it may write into it.
+        return lambda _module, _inputs, output: outputs.__setitem__(name, output.clone())
+
+    hooks = [module.register_forward_hook(remember(name)) for name, module in watched.items()]
+    was_training = model.training
+    parameter = next(model.parameters())
+    try:
+        predicted = prediction(model.eval()(pixel_values=pixel_values.to(parameter.device, parameter.dtype)))
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise ValueError(
+            f"{type(model).__name__} does not take pixels of shape {tuple(pixel_values.shape)}: {reason}. "
+            "Give the processor and the image size that the model was made for."
+        ) from error
+    finally:
+        model.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    return predicted, outputs
+
+
+@torch.no_grad()
+def _link(model: nn.Module, layer: nn.Module, pixel_values: Tensor) -> tuple[str, float] | None:
+    """What makes the prediction of a layer's output, and the prediction's limit; `None` if nothing known does."""
+    assert isinstance(layer, nn.Conv2d)
+    limit = float(model.config.to_dict().get("max_depth") or 1)  # type: ignore[union-attr, operator]
+    links: dict[tuple[str, float], Callable[[Tensor], Tensor]] = {
+        ("identity", 1.0): lambda output: output,
+        ("relu", 1.0): lambda output: output.relu(),
+        ("relu", limit): lambda output: output.relu() * limit,
+        ("sigmoid", limit): lambda output: output.sigmoid() * limit,
+    }
+    before = None if layer.bias is None else layer.bias.clone()
+    try:
+        for sign in (-1, 1):  # outputs below 0, then above, so that a ReLU is seen
+            if layer.bias is not None:
+                output = _forward(model, pixel_values, {"": layer})[1][""]
+                layer.bias -= (output.max() + 1 if sign < 0 else output.min() - 1).to(layer.bias.dtype)
+            predicted, outputs = _forward(model, pixel_values, {"": layer})
+            output = resized(outputs[""].squeeze(1), predicted.shape[-2:])
+            links = {
+                link: make for link, make in links.items() if torch.allclose(make(output), predicted, atol=1e-6)
+            }
+    finally:
+        if before is not None:
+            layer.bias.copy_(before)  # type: ignore[union-attr]
+    return next(iter(links), None)
+
+
+def resized(maps: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Predicted maps, `(B, h, w)`, brought to another size by linear interpolation, as depth pipelines do."""
+    if maps.shape[-2:] == tuple(size):
+        return maps
+    return F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def _could_be_head(module: nn.Module, of_maps: bool) -> bool:
+    if not isinstance(module, nn.Conv2d):
+        return isinstance(module, nn.Linear) and not of_maps
+    single = module.kernel_size == (1, 1) and module.groups == 1
+    if not of_maps:
+        return single
+    keeps_size = single or (module.kernel_size == (3, 3) and module.padding == (1, 1))
+    return keeps_size and module.stride == module.dilation == (1, 1) and module.groups == module.out_channels == 1
+
+
+def _described(model: nn.Module) -> str:
+    of_maps = predicts_maps(model)
+    layers = [
+        f"{name} ({module.weight.shape[1]} -> {module.weight.shape[0]})"
+        for name, module in model.named_modules()
+        if _could_be_head(module, of_maps)
+    ]
+    shown = layers if len(layers) <= 8 else [f"{len(layers) - 8} more before them", *layers[-8:]]
+    kind = "a convolution to one map" if of_maps else "linear or a 1x1 convolution"
+    return ", ".join(shown) if layers else f"none that is {kind}"
+
+
+def _map_head(model: nn.Module, layer: nn.Module, pixel_values: Tensor, name: str) -> MapHead:
+    link = _link(model, layer, pixel_values)
+    if link is None:
+        raise ValueError(
+            f'head="{name}": its output alone, or what ReLU or a sigmoid makes of it, is not the prediction of '
+            f"{type(model).__name__}. Its layers: {_described(model)}."
+        )
+    assert isinstance(layer, nn.Conv2d)
+    side = layer.kernel_size[0]
+    head = MapHead(layer.in_channels, 1, side, padding=side // 2, bias=layer.bias is not None, device="meta")
+    head.weight, head.bias = layer.weight, layer.bias
+    head.link, head.limit = link
+    return head.train(layer.training)
+
+
+def _adopted(layer: nn.Module) -> Head:
+    head: Head
+    if isinstance(layer, nn.Conv2d):
+        head = ConvHead(layer.in_channels, layer.out_channels, 1, bias=layer.bias is not None, device="meta")
+    else:
+        assert isinstance(layer, nn.Linear)
+        head = LinearHead(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+    head.weight, head.bias = layer.weight, layer.bias
+    return head.train(layer.training)

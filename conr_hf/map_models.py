@@ -1,0 +1,203 @@
+"""Models that predict maps: depth models of transformers, and any backbone under a light dense head."""
+
+import os
+from functools import partial
+from typing import Any
+
+import timm
+import torch
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForDepthEstimation,
+    AutoModelForSemanticSegmentation,
+    BaseImageProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+    TimmBackboneConfig,
+    TimmWrapperConfig,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+    ViTImageProcessor,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_DEPTH_ESTIMATION_MAPPING
+
+from conr_hf.opening import check_config
+
+LIGHT = 64  # channels of a new dense head; UperNet's own 512 are for 150 classes
+_IMAGENET = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
+
+
+def load_map_model(
+    name_or_path: str | PreTrainedConfig,
+    labels: dict[str, Any],
+    *,
+    pretrained: bool,
+    weights: str | None,
+    image_size: int | None,
+    hub: dict[str, Any],
+    **kwargs: Any,
+) -> tuple[PreTrainedModel, BaseImageProcessor, bool]:
+    """
+    A model that predicts a number for each pixel, and its processor, which shows it the whole image.
+
+    - A checkpoint for depth estimation (DPT, Depth Anything, GLPN) or semantic segmentation (SegFormer, UperNet, ...)
+      stays what it is, with one output.
+    - Any other checkpoint that transformers has as a backbone (ConvNeXt, Swin, DINOv2, ...), and any model of timm
+      that gives feature maps, gets the dense head of UperNet with 64 channels. A plain vision transformer's maps are
+      as coarse as its patches.
+
+    Args:
+        name_or_path, pretrained, weights, image_size, kwargs: As in [`~conr_hf.models.load_regressor`].
+        labels (`dict`): `num_labels`, `id2label`, `label2id` and `problem_type` of the configuration.
+        hub (`dict`): Those of `kwargs` that say where on the Hub.
+
+    Returns:
+        The model, the processor, and whether the head arrived trained on labels like these: of a regression, or of a
+        model of metric depth.
+
+    Raises:
+        `ValueError`: for a model that predicts no maps.
+    """
+    if isinstance(name_or_path, str) and name_or_path.startswith("timm/") and not os.path.isdir(name_or_path):
+        model, processor = _on_timm(name_or_path.removeprefix("timm/"), labels, pretrained, weights, image_size)
+        return model, processor, False
+    if weights is not None:
+        raise ValueError(f'weights="{weights}" needs a timm model; "{name_or_path}" does not start with "timm/".')
+    if isinstance(name_or_path, PreTrainedConfig):
+        config, name, pretrained = name_or_path, None, False
+    else:
+        check_config(name_or_path, **hub)
+        name = name_or_path
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False, **kwargs)
+    if isinstance(config, TimmWrapperConfig):
+        raise ValueError(f'"{name}" is a model of timm for whole images. Name it as timm/{config.architecture}.')
+    kind = _kind(config)
+    if kind is None:
+        return *_on_backbone(name, config, labels, pretrained, image_size, hub), False
+    trained = pretrained and (config.problem_type == "regression" or _is_metric(config))
+    if not pretrained or name is None:
+        config = type(config).from_dict({**config.to_dict(), **_without_auxiliary(config, labels)})
+        config._name_or_path = ""  # no weights are from there
+        model = kind.from_config(config, dtype=torch.float32)
+    else:
+        model = kind.from_pretrained(
+            name,
+            **_without_auxiliary(config, labels),
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            trust_remote_code=False,
+            **kwargs,
+        )
+    if name is None:
+        return model, _whole_image(image_size or _side(config)), trained
+    processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False, **hub)
+    return model, _sized(processor, image_size), trained
+
+
+def _kind(config: PreTrainedConfig) -> Any:
+    """The class that loads a checkpoint which predicts maps, or `None`."""
+    made_as = (config.architectures or [""])[0]
+    if type(config) in MODEL_FOR_DEPTH_ESTIMATION_MAPPING and (not made_as or made_as.endswith("ForDepthEstimation")):
+        return AutoModelForDepthEstimation
+    if made_as.endswith("ForSemanticSegmentation") or isinstance(config, UperNetConfig):
+        return AutoModelForSemanticSegmentation
+    return None
+
+
+def _is_metric(config: PreTrainedConfig) -> bool:
+    return config.model_type == "glpn" or config.to_dict().get("depth_estimation_type") == "metric"
+
+
+def _without_auxiliary(config: PreTrainedConfig, labels: dict[str, Any]) -> dict[str, Any]:
+    """`labels`, and no second head, which learns nothing here."""
+    return {**labels, **({"use_auxiliary_head": False} if "use_auxiliary_head" in config.to_dict() else {})}
+
+
+def _on_timm(
+    architecture: str, labels: dict[str, Any], pretrained: bool, weights: str | None, image_size: int | None
+) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    overlay = {"pretrained_cfg_overlay": {"file": weights}} if weights is not None else {}
+    make = partial(timm.create_model, architecture, features_only=True, **overlay)
+    try:
+        source = make(pretrained=pretrained or weights is not None)
+    except (RuntimeError, AttributeError) as error:  # a model that gives no feature maps
+        raise ValueError(f"timm/{architecture} gives no feature maps to predict a map from: {error}.") from error
+    if weights is not None:
+        _check_filled(source.state_dict(), make(pretrained=False).state_dict(), weights)
+    stages = tuple(source.feature_info.out_indices)
+    config = TimmBackboneConfig(backbone=architecture, out_indices=stages, use_pretrained_backbone=False)
+    model = _under_light_head(config, labels)
+    model.backbone._backbone.load_state_dict(source.state_dict())
+    cfg = timm.get_pretrained_cfg(architecture)
+    looks = {**_IMAGENET, **({} if cfg is None else {"image_mean": cfg.mean, "image_std": cfg.std})}
+    return model, _whole_image(image_size or (224 if cfg is None else cfg.input_size[-1]), **looks)
+
+
+def _check_filled(loaded: dict[str, torch.Tensor], drawn: dict[str, torch.Tensor], weights: str) -> None:
+    """timm says nothing of weights that a file lacks; they are drawn at random or stay 0 and 1."""
+    file = timm.models.load_state_dict(weights, weights_only=True)
+    lacking = [key for key in loaded if key not in file and not key.endswith("num_batches_tracked")]
+    lacking = [key for key in lacking if drawn[key].shape == loaded[key].shape]
+    if len(lacking) > len(loaded) // 2:
+        raise ValueError(f"{weights} has no weights for {', '.join(lacking[:4])} and others: is it of another model?")
+
+
+def _on_backbone(
+    name: str | None,
+    config: PreTrainedConfig,
+    labels: dict[str, Any],
+    pretrained: bool,
+    image_size: int | None,
+    hub: dict[str, Any],
+) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    stages = config.to_dict().get("stage_names")
+    if not stages:
+        raise ValueError(
+            f'"{name or config.model_type}" predicts no maps and gives no feature maps to predict them from. Name a '
+            "model for depth estimation or semantic segmentation, a backbone such as ConvNeXt, Swin or DINOv2, or "
+            "timm/NAME."
+        )
+    last = len(stages) - 1
+    wanted = list(range(1, last + 1)) if last <= 5 else [last * quarter // 4 for quarter in (1, 2, 3, 4)]
+    if pretrained and name is not None:
+        source = AutoBackbone.from_pretrained(
+            name, out_indices=wanted, dtype=torch.float32, trust_remote_code=False, **hub
+        )
+        own = source.config
+    else:
+        own = type(config).from_dict({**config.to_dict(), "out_features": None, "out_indices": wanted})
+        source = AutoBackbone.from_config(own)
+    model = _under_light_head(own, labels)
+    model.backbone.load_state_dict(source.state_dict())
+    looks: dict[str, Any] = dict(_IMAGENET)
+    if name is not None:
+        settings = AutoImageProcessor.from_pretrained(name, trust_remote_code=False, **hub).to_dict()
+        looks = {key: settings[key] for key in ("image_mean", "image_std") if settings.get(key) is not None}
+    return model, _whole_image(image_size or _side(config), **looks)
+
+
+def _under_light_head(backbone: PreTrainedConfig, labels: dict[str, Any]) -> Any:
+    config = UperNetConfig(backbone_config=backbone, hidden_size=LIGHT, use_auxiliary_head=False, **labels)
+    return UperNetForSemanticSegmentation(config)
+
+
+def _whole_image(side: int, **looks: Any) -> BaseImageProcessor:
+    return ViTImageProcessor(size={"height": side, "width": side}, **(looks or _IMAGENET))
+
+
+def _sized(processor: BaseImageProcessor, side: int | None) -> BaseImageProcessor:
+    """`processor` for the whole image, in a square of `side` pixels if that is given."""
+    settings = processor.to_dict()
+    changed: dict[str, Any] = {name: False for name in ("do_center_crop", "do_pad") if settings.get(name)}
+    if side is not None:
+        changed["size"] = {"height": side, "width": side}
+        changed |= {name: value for name, value in {"keep_aspect_ratio": False}.items() if name in settings}
+    return type(processor).from_dict({**settings, **changed}) if changed else processor
+
+
+def _side(config: PreTrainedConfig) -> int:
+    declared = config.to_dict()
+    side = declared.get("image_size") or (declared.get("backbone_config") or {}).get("image_size") or 224
+    return int(side[0] if isinstance(side, list | tuple) else side)

@@ -1,0 +1,157 @@
+"""`MinimisingTrainer`: what a training step minimises, over views of images and over pixels of maps."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from conr_hf.adopting import prediction, resized
+from conr_hf.base_loss import base_loss
+from conr_hf.distributed import rank, world_size
+from conr_hf.head import MapHead
+from conr_hf.pixels import Rows, mean_rows, on_grid, sampled_rows
+from conr_hf.pushing import PushingTrainer
+
+_OURS = ("labels", "pixel_values", "position", "sample_weight")  # of a batch; whatever else it holds is the model's
+
+
+class MinimisingTrainer(PushingTrainer):
+    """
+    What [`ConRTrainer`] minimises: the base loss and regularisers of a batch, as its share of the step.
+
+    Args:
+        args, kwargs: As in [`ConRTrainer`].
+    """
+
+    @property
+    def is_map(self) -> bool:
+        """Whether the model predicts maps: a number for each pixel."""
+        return isinstance(self.head, MapHead)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """
+        Base loss plus ConR, scaled so that gradients, averaged over processes and summed over micro-batches, are those
+        of the mean over the step's samples. In evaluation: the mean base loss of the batch's rows, or labelled pixels.
+        """
+        labels, pixels, training = inputs["labels"].float(), inputs["pixel_values"], model.training
+        if training and self.head_alone():  # batch norm and dropout of what does not learn
+            model.eval()
+            self.head.train()
+        views = pixels.shape[1] if pixels.dim() == 5 else 1
+        others = {name: value for name, value in inputs.items() if name not in _OURS}
+        # Channels last is faster for convolutions on CPU and GPU, and nothing to a transformer.
+        pixels = pixels.reshape(-1, *pixels.shape[-3:]).contiguous(memory_format=torch.channels_last)
+        rows = self._labels_of_views(labels, views)
+        if training:
+            self.step_objective.rows = rows
+        outputs = model(pixel_values=pixels, **others)
+        predictions = prediction(outputs).float()
+        predictions = resized(predictions, rows.shape[-2:]) if self.is_map else predictions.reshape(rows.shape)
+        if training:
+            loss = self._training_loss(inputs, outputs, predictions, rows, views, num_items_in_batch)
+        elif self.compute_loss_func is not None:
+            loss = self.compute_loss_func(outputs, labels, num_items_in_batch=None)
+        elif self.is_map:
+            predicted, known, valid = _labelled(predictions, rows)
+            loss = (base_loss(predicted, known, self.resolved) * valid).sum() / valid.sum().clamp(min=1)
+        else:
+            loss = base_loss(predictions, rows, self.resolved).mean()
+        return (loss, {"loss": loss, "logits": predictions}) if return_outputs else loss
+
+    def _labels_of_views(self, labels: Tensor, views: int) -> Tensor:
+        """Labels of the B * V views: `(B * V,)`, `(B * V, T)` or `(B * V, H, W)`."""
+        if labels.ndim == (4 if self.is_map else 3):  # each view has its own
+            return labels.flatten(0, 1)
+        return labels.repeat_interleave(views, 0)
+
+    def _training_loss(
+        self,
+        inputs: dict[str, Any],
+        outputs: Any,
+        predictions: Tensor,
+        rows: Tensor,
+        views: int,
+        step_samples: Tensor | int | None,
+    ) -> Tensor:
+        objective, samples = self.step_objective, self.samples(inputs)
+        total = sum(samples) if step_samples is None else step_samples
+        features = self.head.take_features()
+        count = samples[rank()] * views
+        # Neither of a sharded head, nor where the head reads other features than ConR, nor of maps.
+        plain = not (self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.fds != "none" or self.is_map)
+        compares = self.resolved.weight > 0 or self.resolved.rnc_weight > 0
+        with_gradient = plain and compares and features.requires_grad and self.compute_loss_func is None
+        if self.compute_loss_func is not None:
+            # Without repeats, or times 0 where all are repeats: a mean over no rows would not be a number.
+            name = "predicted_depth" if "predicted_depth" in outputs else "logits"
+            outputs[name] = outputs[name][: count or views]
+            loss = self.compute_loss_func(outputs, rows[: count or views], num_items_in_batch=total * views)
+            loss = loss * (count > 0)
+        else:
+            loss = self._base(inputs, predictions, rows, views, samples, total, with_gradient)
+        objective.count_features(features[:count], rows[:count])
+        of_sample = views
+        if self.is_map:
+            compared = self._compared_pixels(features, rows, predictions.detach(), inputs.get("position", 0), views)
+            of_sample = len(compared.labels) // len(inputs["labels"])
+        else:
+            compared = Rows(features, rows, predictions)
+        regularisers = objective.regularisers(compared, samples, of_sample, with_gradient, self.is_map)
+        if regularisers is not None:
+            loss = loss + regularisers * sum(samples) / total
+        return loss * world_size()
+
+    def _base(
+        self,
+        inputs: dict[str, Any],
+        predictions: Tensor,
+        rows: Tensor,
+        views: int,
+        samples: list[int],
+        total: Tensor | int,
+        with_gradient: bool,
+    ) -> Tensor:
+        """The base loss: a sample is the mean of its views, a view of a map that of its labelled pixels."""
+        shares = torch.ones(len(rows) // views, device=rows.device)
+        if "sample_weight" in inputs:
+            shares = shares * inputs["sample_weight"]
+        shares = torch.where(torch.arange(len(shares), device=rows.device) < samples[rank()], shares, 0)
+        shares = (shares / (views * total)).repeat_interleave(views)
+        candidates = rows.view(-1, views, *rows.shape[1:])[:, 0]
+        if self.is_map:
+            predictions, rows, valid = _labelled(predictions, rows)
+            # All pixels count alike, so that a view with few of them counts less. Their usual number is that of the
+            # training set, and not the batch's, so that no pixel's weight hangs on its company.
+            pixels = valid[0].numel() * self.valid_share()
+            shares = (shares[:, None, None] * valid / pixels).flatten()
+            predictions, rows = predictions.flatten(), rows.flatten()
+        loss = self.step_objective.base(predictions, rows, shares, candidates, samples)
+        self.step_objective.remember_base(
+            loss, samples, total, predictions, self.head.weight if with_gradient else None
+        )
+        return loss
+
+    def _compared_pixels(
+        self, features: Tensor, maps: Tensor, predictions: Tensor, position: int, views: int
+    ) -> Rows:
+        """Pixels, or means of views, that ConR compares."""
+        size = features.shape[-2:]
+        labels, predictions = on_grid(maps, size), on_grid(predictions, size)
+        if self.args.conr_pixels == 0:
+            return mean_rows(features, labels, predictions)
+        weights = self.step_objective.conr_density.weights(labels.flatten()).view_as(labels)
+        place = (self.args.seed, self.order.epoch)
+        seeds = [(*place, position + i // views, i % views) for i in range(len(maps))]
+        return sampled_rows(features, labels, predictions, weights, self.args.conr_pixels, seeds)
+
+
+def _labelled(predictions: Tensor, maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Predictions and labels, both 0 where there is no label, and where there is one."""
+    valid = maps.isfinite()
+    return torch.where(valid, predictions, 0), torch.where(valid, maps, 0), valid
