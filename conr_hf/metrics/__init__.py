@@ -15,11 +15,13 @@ from conr_hf.metrics.shots import (
     shot_metrics,
     shot_metrics_from_bins,
 )
+from conr_hf.metrics.streamed import StreamedErrors
 
 __all__ = [
     "THRESHOLDS",
     "DepthErrors",
     "ShotMetrics",
+    "StreamedErrors",
     "Thresholds",
     "angular_error",
     "constant_median",
