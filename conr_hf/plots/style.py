@@ -15,7 +15,7 @@ COLOURS = {"many": "#0072B2", "median": "#E69F00", "few": "#D55E00"}
 _RUN_COLOURS = ("#000000", "#009E73", "#CC79A7", "#56B4E9")  # the same palette, none that a shot has
 _MARKERS, _DASHES = ("o", "s", "^", "D", "v"), ("-", "--", ":")
 INK, FAINT = "#333333", "#8a8a8a"
-LABEL_MAP = "viridis"
+LABEL_MAP, ERROR_MAP = "viridis", "RdBu_r"
 
 
 def new_figure(width: float, height: float) -> "Figure":
