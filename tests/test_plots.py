@@ -5,6 +5,7 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from conr_hf.imbalance import make_bins
@@ -16,6 +17,7 @@ from conr_hf.plots import (
     errors_of_runs,
     feature_map,
     label_and_feature_distances,
+    map_pictures,
     predicted_against_true,
     training_curves,
     world_map,
@@ -170,6 +172,42 @@ def test_map_of_the_world(samples, tmp_path):
     words = texts(tmp_path / "map.svg")
     assert all(part in words for part in ("true height", "predicted height", "error (m)", "60°W", "30°N"))
     world_map([10.0], [20.0], np.ones(1), np.ones(1), tmp_path / "one", unit="", title="T")  # no error, no range
+
+
+def test_pictures_of_maps(samples, tmp_path):
+    truth = np.add.outer(np.linspace(0, 10, 12), np.linspace(0, 10, 16))
+    holed = truth.copy()
+    holed[:3] = np.nan
+    images = [Image.new("RGB", (32, 24), colour) for colour in ((255, 0, 0), (0, 255, 0))]
+    draw = {"unit": "m", "target": "depth"}
+    predictions = [truth + 2.0, torch.tensor(truth - 1.0)[None]]
+    for name in ("a", "b"):
+        map_pictures(images, [truth, holed], predictions, tmp_path / name, title="T", names=["row 4", "row 7"], **draw)
+    words = texts(tmp_path / "a.svg")
+    parts = ("row 4", "row 7", "true depth", "predicted depth", "depth (m)", "error (m)", "no label")
+    assert all(part in words for part in parts)
+    assert "MAE 2 m" in words  # of a map without holes
+    assert "MAE 1 m" in words  # of the pixels with a label
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    map_pictures(images, [truth, truth], predictions, tmp_path / "whole", title="T", **draw)
+    assert "no label" not in texts(tmp_path / "whole.svg")
+    map_pictures(images[:1], None, predictions[:1], tmp_path / "alone", title="T", **draw)
+    words = texts(tmp_path / "alone.svg")
+    assert "predicted depth" in words
+    assert not any(part in words for part in ("true", "error", "no label"))
+
+
+@pytest.mark.filterwarnings("error")
+def test_pictures_of_a_map_without_labels_of_a_constant_and_of_no_error(tmp_path):
+    pytest.importorskip("matplotlib")
+    image, flat = Image.new("L", (8, 20)), np.full((5, 2), 3.0)
+    labels = [np.full((5, 2), np.nan), flat]
+    map_pictures([image, image], labels, [flat, flat], tmp_path / "maps", unit="", title="T")
+    words = texts(tmp_path / "maps.svg")
+    assert "no label to compare with" in words
+    assert "error, MAE 0" in words
+    with pytest.raises(ValueError, match=r"^predictions\[0\] is of shape \(2, 5\) and labels of \(5, 2\)"):
+        map_pictures([image], [flat], [flat.T], tmp_path / "x.png", unit="", title="")
 
 
 def test_pca_is_the_one_of_scikit_learn():

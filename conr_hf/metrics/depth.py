@@ -5,9 +5,10 @@ import numpy.typing as npt
 from torch import Tensor
 
 from conr_hf.imbalance.bins import FloatArray
-from conr_hf.metrics.inputs import DIVERGED
+from conr_hf.metrics.inputs import DIVERGED, as_float64, refuse_where, reshaped
 
 SMALLEST_SHARE = 1e-3
+FIGURES = ("abs_rel", "log10", "delta1", "delta2", "delta3")
 
 
 class DepthErrors:
@@ -53,20 +54,18 @@ class DepthErrors:
             `ValueError`: For shapes that do not fit together, a mask of other numbers, and, where the mask is true,
                 labels that are not greater than 0 and NaN or infinite values (naming the first one's index).
         """
-        p, y = _array(predictions), _array(labels)
-        counted = np.ones(y.shape) if mask is None else _array(mask)
-        for name, array in {"predictions": p, "mask": counted}.items():
-            if array.squeeze().shape != y.squeeze().shape:
-                raise ValueError(f"{name} is of shape {array.shape} and labels of {y.shape}. Pass maps of one shape.")
+        y = as_float64(labels)
+        p = reshaped(as_float64(predictions), y, "predictions")
+        counted = np.ones(y.shape) if mask is None else reshaped(as_float64(mask), y, "mask")
         if not np.isin(counted, (0, 1)).all():
             raise ValueError("The mask holds other numbers than 0 and 1. Pass booleans: true where a pixel counts.")
-        p, inside = p.reshape(y.shape), counted.reshape(y.shape) == 1
-        _refuse(inside & ~np.isfinite(p), p, "predictions", DIVERGED)
-        _refuse(inside & ~(np.isfinite(y) & (y > 0)), y, "labels", "Leave pixels without depth out: mask=labels > 0.")
+        inside = counted == 1
+        refuse_where(inside & ~np.isfinite(p), p, "predictions", DIVERGED)
+        without = inside & ~(np.isfinite(y) & (y > 0))
+        refuse_where(without, y, "labels", "Leave pixels without depth out: mask=labels > 0.")
         p, y = p[inside], y[inside]
-        error, positive = np.abs(p - y), np.maximum(p, SMALLEST_SHARE * y)
-        ratio = np.maximum(positive / y, y / positive)
-        parts = [error**2, error, error / y, np.log10(ratio), *(ratio <= 1.25**k for k in (1, 2, 3))]
+        error = np.abs(p - y)
+        parts = [error**2, error, *depth_errors(p, y)]
         self.sums += [len(y), *(float(part.sum()) for part in parts)]
 
     def compute(self) -> dict[str, float]:
@@ -78,8 +77,7 @@ class DepthErrors:
         if n == 0:
             return {"n": 0}
         mse, *means = (float(total) for total in self.sums[1:] / n)
-        names = ("mae", "abs_rel", "log10", "delta1", "delta2", "delta3")
-        return {"n": n, "rmse": mse**0.5, **dict(zip(names, means, strict=True))}
+        return {"n": n, "rmse": mse**0.5, **dict(zip(("mae", *FIGURES), means, strict=True))}
 
 
 def depth_metrics(
@@ -122,11 +120,13 @@ def depth_metrics(
     return errors.compute()
 
 
-def _array(values: npt.ArrayLike | Tensor) -> FloatArray:
-    return np.asarray(values.detach().cpu().double().numpy() if isinstance(values, Tensor) else values, np.float64)
+def depth_errors(p: FloatArray, y: FloatArray) -> FloatArray:
+    """
+    What the means of [`depth_metrics`] are taken of, for each pixel: `FIGURES`, an `np.ndarray` of shape `(5, N)`.
 
-
-def _refuse(bad: npt.NDArray[np.bool_], values: FloatArray, name: str, mend: str) -> None:
-    if bad.any():
-        place = tuple(int(i) for i in np.argwhere(bad)[0])
-        raise ValueError(f"{name}[{', '.join(map(str, place))}] is {values[place]}. {mend}")
+    Args:
+        p, y (`np.ndarray` of shape `(N,)`): Predicted and true depths, the latter greater than 0.
+    """
+    positive = np.maximum(p, SMALLEST_SHARE * y)
+    ratio = np.maximum(positive / y, y / positive)
+    return np.stack([np.abs(p - y) / y, np.log10(ratio), *(ratio <= 1.25**k for k in (1, 2, 3))])

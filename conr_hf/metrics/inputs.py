@@ -38,3 +38,30 @@ def like_labels(predictions: npt.ArrayLike | Tensor, labels: npt.ArrayLike | Ten
             "Pass one prediction for each label, with the same label dimensions."
         )
     return p.reshape(np.shape(labels))
+
+
+def as_float64(values: npt.ArrayLike | Tensor) -> FloatArray:
+    """Numbers of any kind, on any device, as a float64 array."""
+    return np.asarray(values.detach().cpu().double().numpy() if isinstance(values, Tensor) else values, np.float64)
+
+
+def reshaped(values: FloatArray, labels: FloatArray, name: str) -> FloatArray:
+    """
+    Maps in the shape of the labels, but for axes of length 1.
+
+    Raises:
+        `ValueError`: For another shape.
+    """
+    if values.squeeze().shape != labels.squeeze().shape:
+        raise ValueError(f"{name} is of shape {values.shape} and labels of {labels.shape}. Pass maps of one shape.")
+    return values.reshape(labels.shape)
+
+
+def refuse_where(bad: npt.NDArray[np.bool_], values: FloatArray, name: str, mend: str) -> None:
+    """
+    Raises:
+        `ValueError`: If any of `bad` is true, naming the first one's index and value.
+    """
+    if bad.any():
+        place = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise ValueError(f"{name}[{', '.join(map(str, place))}] is {values[place]}. {mend}")

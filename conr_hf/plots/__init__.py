@@ -5,6 +5,7 @@ from conr_hf.plots.density import density_with_error, errors_of_runs
 from conr_hf.plots.distances import label_and_feature_distances
 from conr_hf.plots.feature_map import feature_map
 from conr_hf.plots.histogram import label_histogram
+from conr_hf.plots.maps import map_pictures
 from conr_hf.plots.pictures import contact_sheet
 from conr_hf.plots.scatter import predicted_against_true
 from conr_hf.plots.style import COLOURS
@@ -18,6 +19,7 @@ __all__ = [
     "feature_map",
     "label_and_feature_distances",
     "label_histogram",
+    "map_pictures",
     "predicted_against_true",
     "training_curves",
     "world_map",

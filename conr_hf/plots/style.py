@@ -15,7 +15,7 @@ COLOURS = {"many": "#0072B2", "median": "#E69F00", "few": "#D55E00"}
 _RUN_COLOURS = ("#000000", "#009E73", "#CC79A7", "#56B4E9")  # the same palette, none that a shot has
 _MARKERS, _DASHES = ("o", "s", "^", "D", "v"), ("-", "--", ":")
 INK, FAINT = "#333333", "#8a8a8a"
-LABEL_MAP = "viridis"
+LABEL_MAP, ERROR_MAP = "viridis", "RdBu_r"
 
 
 def new_figure(width: float, height: float) -> "Figure":
@@ -97,11 +97,11 @@ def tidy(panel: "Axes", grid: str = "y") -> None:
     panel.set_axisbelow(True)
 
 
-def shot_patches(thresholds: tuple[int, int]) -> "list[Artist]":
+def shot_patches(thresholds: tuple[float, float]) -> "list[Artist]":
     """Legend entries of the three shots."""
     from matplotlib.patches import Patch
 
-    low, high = thresholds
+    low, high = (f"{threshold:,.10g}" for threshold in thresholds)
     texts = {"many": f"many (> {high})", "median": f"median ({low} to {high})", "few": f"few (< {low})"}
     return [Patch(color=COLOURS[shot], label=text) for shot, text in texts.items()]
 

@@ -5,9 +5,7 @@ from os import PathLike
 import numpy as np
 import numpy.typing as npt
 
-from conr_hf.plots.style import FAINT, INK, LABEL_MAP, heading, new_figure, save, tidy, with_unit
-
-ERROR_MAP = "RdBu_r"
+from conr_hf.plots.style import ERROR_MAP, FAINT, INK, LABEL_MAP, heading, new_figure, save, tidy, with_unit
 
 
 def world_map(
