@@ -30,7 +30,7 @@ _CHOICES = {
     "conr_push": PUSHES,
     "conr_formulation": FORMULATIONS,
     "conr_reduction": REDUCTIONS,
-    "conr_distance": ("mean_abs", "euclidean"),
+    "conr_distance": ("mean_abs", "euclidean", "angular"),
     "conr_reweight": get_args(DensityMethod),
     "train_sampling_strategy": ("random", "sequential"),
     "eval_strategy": ("no", "steps", "epoch"),
@@ -65,7 +65,8 @@ class ConRConfig(CompanionConfig, TrainingArguments):
         conr_reduction (`str`, *optional*, defaults to `"mean"`):
             Mean over all rows (`"mean"`) or over the anchors (`"anchors"`).
         conr_distance (`str`, *optional*, defaults to `"mean_abs"`):
-            Distance of labels of several dimensions: `"mean_abs"` or `"euclidean"`.
+            Distance of labels of several dimensions: `"mean_abs"` or `"euclidean"`, or `"angular"`, the angle between
+            directions, of two columns that are pitch and yaw in radians.
         conr_reweight (`str`, *optional*, defaults to `"sqrt_inverse"`):
             Density weights of the push (the paper's eta), whatever `reweight` says: `"none"`, `"inverse"` or
             `"sqrt_inverse"`.
@@ -143,7 +144,8 @@ class ConRConfig(CompanionConfig, TrainingArguments):
     )
     conr_reduction: str = field(default="mean", metadata=about("Mean over all rows (mean) or over anchors (anchors)."))
     conr_distance: str = field(
-        default="mean_abs", metadata=about("Distance of labels of several dimensions: mean_abs or euclidean.")
+        default="mean_abs",
+        metadata=about("Distance of labels of several dimensions: mean_abs, euclidean, or angular for pitch and yaw."),
     )
     conr_reweight: DensityMethod = field(
         default="sqrt_inverse", metadata=about("Density weights of the push: none, inverse or sqrt_inverse.")
@@ -271,6 +273,11 @@ class ConRConfig(CompanionConfig, TrainingArguments):
             raise ValueError(
                 f'flipped_columns names "{unknown[0]}", which is none of the label_columns '
                 f"({', '.join(self.label_columns)})."
+            )
+        if self.conr_distance == "angular" and len(self.label_columns) != 2:
+            raise ValueError(
+                f"conr_distance is angular, the angle between directions, but label_columns is {self.label_columns}; "
+                "name two columns, pitch and yaw in radians."
             )
         if self.lr_drop_epochs is not None:
             self._check_drops(self.lr_drop_epochs)

@@ -20,6 +20,11 @@ _BY_DENSITY = {
     "inverse": "in inverse proportion to the density of their label",
     "sqrt_inverse": "in inverse proportion to the root of the density of their label",
 }
+_DISTANCES = {
+    "mean_abs": "mean absolute label distance",
+    "euclidean": "Euclidean label distance",
+    "angular": "angle between labels",
+}
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,7 @@ def _conr(conr: Mapping[str, Any], unit: str) -> Method:
     if conr["reduction"] == "anchors":
         words.append("mean over anchors")
     if len(conr["label_columns"]) > 1:
-        words.append("mean absolute label distance" if conr["distance"] == "mean_abs" else "Euclidean label distance")
+        words.append(_DISTANCES[conr["distance"]])
     return Method("ConR", "; ".join(words), "conr")
 
 

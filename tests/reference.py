@@ -10,7 +10,18 @@ from conr_hf.losses import within_window
 
 def distance_between(a: Tensor, b: Tensor, distance: str = "mean_abs") -> Tensor:
     """Distance of two labels of shape `(T,)`."""
+    if distance == "angular":
+        return a.new_tensor(angle_between(a.tolist(), b.tolist()))
     return (a - b).square().sum().sqrt() if distance == "euclidean" else (a - b).abs().mean()
+
+
+def angle_between(a, b):
+    """Angle between two directions (pitch, yaw), from the cross and dot product of unit vectors, in radians."""
+    (x, y, z), (u, v, w) = (
+        (math.cos(pitch) * math.sin(yaw), math.sin(pitch), math.cos(pitch) * math.cos(yaw)) for pitch, yaw in (a, b)
+    )
+    across = math.hypot(y * w - z * v, z * u - x * w, x * v - y * u)
+    return math.atan2(across, x * u + y * v + z * w)
 
 
 def find_partners(labels, predictions, window, distance="mean_abs"):
@@ -107,6 +118,23 @@ def random_batch(seed: int) -> dict:
         "distance": pick("mean_abs", "mean_abs", "euclidean"),
         "anchors": pick(None, None, slice(first, None), slice(first, first + 3)),
     }
+
+
+def random_gazes(seed: int) -> dict:
+    """[`random_batch`] with directions for labels: around straight ahead, anywhere, tiny angles, pitch of any size."""
+    generator = torch.Generator().manual_seed(seed)
+    batch = random_batch(seed)
+    shape = (len(batch["features"]), 2)
+    spread = (0.4, 3.0, 1e-3, 20.0)[seed % 4]
+    labels = spread * torch.randint(-3, 4, shape, generator=generator).double() / 3
+    noise = spread * torch.randn(shape, generator=generator).double()
+    if seed % 3 == 0:
+        labels = labels + 0.3 * noise
+    predictions = (labels + 0.3 * noise, labels.roll(1, 0), labels.mean(0) + 0.2 * noise)[seed % 5 % 3]
+    # No angle on the grid is on the border of a window, where roundings would decide.
+    window = (0.0, 0.3147, 0.5123, 0.9871)[seed // 4 % 4] * min(spread, 1.0)
+    own = {"labels": labels, "predictions": predictions, "window": window, "distance": "angular"}
+    return {**batch, **own, "temperature": max(batch["temperature"], 0.2)}
 
 
 def plain_conr_loss(features, labels, predictions, weights=None, *, window, push_scale, temperature=0.07):

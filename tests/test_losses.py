@@ -1,6 +1,8 @@
 import math
 import shutil
 
+import mpmath
+import numpy as np
 import pytest
 import reference
 import torch
@@ -84,8 +86,20 @@ def test_agrees_with_loops_over_pairs(first_seed):
         torch.testing.assert_close(gradient / scale, expected_gradient / scale, rtol=0, atol=1e-10, msg=f"seed {seed}")
 
 
-def test_the_random_batches_are_not_idle():
-    batches = [reference.random_batch(seed) for seed in range(300)]
+@pytest.mark.parametrize("first_seed", range(0, 300, 20))
+def test_gazes_agree_with_loops_over_pairs(first_seed):
+    for seed in range(first_seed, first_seed + 20):
+        batch = reference.random_gazes(seed)
+        expected, expected_gradient = value_and_gradient(batch, reference.conr_loss)
+        loss, gradient = value_and_gradient(batch)
+        torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-14, msg=f"seed {seed}")
+        scale = max(expected_gradient.abs().max().item(), 1e-5)
+        torch.testing.assert_close(gradient / scale, expected_gradient / scale, rtol=0, atol=1e-10, msg=f"seed {seed}")
+
+
+@pytest.mark.parametrize("make", [reference.random_batch, reference.random_gazes])
+def test_the_random_batches_are_not_idle(make):
+    batches = [make(seed) for seed in range(300)]
     losses = torch.stack([conr_loss(**batch) for batch in batches])
     assert (losses > 0).sum() > 150
     assert (losses == 0).sum() > 20
@@ -152,6 +166,46 @@ def test_the_parts_add_up_to_the_whole(formulation, reduction):
     parts = [value_and_gradient({**batch, "anchors": anchors}) for anchors in slices]
     torch.testing.assert_close(sum(loss for loss, _ in parts), whole, rtol=1e-12, atol=0)
     torch.testing.assert_close(sum(part for _, part in parts), gradient, rtol=1e-10, atol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1e-7, 1e-3, 0.5, 3.0, 20.0])
+def test_angles_are_exact_however_small(size, dtype):
+    """The arc cosine of a dot product makes 0 or 3e-4 of every smaller angle in float32."""
+    generator = torch.Generator().manual_seed(0)
+    base = torch.rand(30, 2, generator=generator) * 1.2 - 0.6
+    a = (base * size if size > 1 else base).to(dtype)
+    b = (a + size * torch.randn(30, 2, generator=generator).to(dtype)).to(dtype)
+    found = label_distance(a, b, "angular")
+    assert found.dtype == dtype
+    for i in range(30):
+        for j in range(30):
+            exact = _exact_angle(a[i].tolist(), b[j].tolist())
+            rounding = torch.finfo(dtype).eps * (exact + 4 * (a[i].abs().max() + b[j].abs().max()) * (size > 1))
+            assert abs(found[i, j] - exact) <= 8 * rounding
+
+
+def _exact_angle(a, b):
+    """In 50 digits."""
+    with mpmath.workdps(50):
+        (p, y), (q, z) = ([mpmath.mpf(angle) for angle in direction] for direction in (a, b))
+        dot = mpmath.cos(p) * mpmath.cos(q) * mpmath.cos(y - z) + mpmath.sin(p) * mpmath.sin(q)
+        return float(mpmath.acos(dot))
+
+
+def test_angles_are_distances():
+    generator = torch.Generator().manual_seed(0)
+    for size in (1e-6, 0.3, 3.0, 100.0):
+        a, b = size * torch.randn(2, 60, 2, generator=generator)
+        angles = label_distance(a, b, "angular")
+        torch.testing.assert_close(label_distance(b, a, "angular"), angles.T, rtol=1e-6, atol=0)
+        assert ((angles >= 0) & (angles <= math.pi + 1e-6)).all()
+        assert torch.equal(label_distance(a, a, "angular").diagonal(), torch.zeros(60))
+    poles = torch.tensor([[math.pi / 2, 0.3], [math.pi / 2, -2.0], [-math.pi / 2, 1.0], [0.0, 0.0], [0.0, math.pi]])
+    expected = torch.tensor([[0, 0, 2, 1, 1], [0, 0, 2, 1, 1], [2, 2, 0, 1, 1], [1, 1, 1, 0, 2], [1, 1, 1, 2, 0]])
+    torch.testing.assert_close(label_distance(poles, poles, "angular"), expected * math.pi / 2, rtol=1e-6, atol=3e-7)
+    degrees = label_distance(a.double(), b.double(), "angular").diagonal().rad2deg()
+    assert np.allclose(degrees, [np.degrees(reference.angle_between(*pair)) for pair in zip(a, b, strict=True)])
 
 
 def test_statistics_are_those_of_loops():
@@ -394,7 +448,8 @@ def test_a_feature_of_zeros_gets_a_gradient_of_ordinary_size():
         ({"push": "cubic"}, "push is 'cubic'; it must be one of exponential, linear"),
         ({"formulation": "paper"}, "formulation is 'paper'; it must be one of exact, reference"),
         ({"reduction": "sum"}, "reduction is 'sum'; it must be one of mean, anchors"),
-        ({"distance": "cosine"}, "distance is 'cosine'; it must be one of mean_abs, euclidean, or a function"),
+        ({"distance": "cosine"}, "distance is 'cosine'; it must be one of mean_abs, euclidean, angular, or a"),
+        ({"distance": "angular"}, r"distance is 'angular' and labels have 1 dimension; .* of shape \(M, 2\)"),
         ({"distance": lambda a, b: (a - b).abs()}, r"distance returned shape \(48, 48, 1\)"),
         ({"distance": lambda a, b: (a - b).sum(-1)}, "distance returned -"),
         ({"distance": lambda a, b: (a - b).sum(-1) / 0.0}, "distance returned nan for labels 0 and 0"),

@@ -50,6 +50,19 @@ def test_rank_n_contrast_agrees_with_loops(distance):
         assert_same(found, expected, 1e-7, msg=f"seed {seed}")  # equal features are at distance 0 but for rounding
 
 
+def test_rank_n_contrast_of_gazes_agrees_with_loops():
+    for seed in range(12):
+        features, _ = random_case(seed)
+        generator = torch.Generator().manual_seed(seed)
+        labels = (1e-3, 0.4, 3.0)[seed % 3] * torch.randn(12, 2, generator=generator, dtype=torch.float64)
+        labels[3] = labels[8]
+        found = value_and_gradient(rank_n_contrast, features, labels, distance="angular")
+        expected = value_and_gradient(reference.rank_n_contrast, features, labels, distance="angular", tolerance=1e-18)
+        assert_same(found, expected, 1e-7, msg=f"seed {seed}")
+    with pytest.raises(ValueError, match="labels have 1 dimension; it is the angle between"):
+        rank_n_contrast(torch.eye(3), torch.arange(3.0), distance="angular")
+
+
 def test_rank_n_contrast_worked_by_hand():
     # Similarities over tau = 2: s01 = -1, s02 = -3, s12 = -2; label distances 1, 20, 19.
     # Row 0, nearest first: against both log(e^-1 + e^-3) + 1 = log(1 + e^-2); against itself 0.

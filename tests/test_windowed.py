@@ -5,7 +5,7 @@ import reference
 import torch
 from test_losses import EDGES, SETTINGS, assert_close_in_norm, plain_batch, value_and_gradient
 
-from conr_hf.losses import conr_loss, slices
+from conr_hf.losses import conr_loss, label_distance, slices
 from conr_hf.losses import dense as dense_form
 from conr_hf.losses.checks import Settings
 
@@ -53,16 +53,18 @@ def assert_same(batch, expected_function, tolerance=1e-10):
 # ---- the same loss -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("make", [reference.random_batch, reference.random_gazes])
 @pytest.mark.parametrize("first_seed", range(0, 300, 20))
-def test_agrees_with_loops_over_pairs(first_seed, tiles):
+def test_agrees_with_loops_over_pairs(first_seed, make, tiles):
     for seed in range(first_seed, first_seed + 20):
-        assert_same(reference.random_batch(seed), reference.conr_loss)
+        assert_same(make(seed), reference.conr_loss)
 
 
+@pytest.mark.parametrize("make", [reference.random_batch, reference.random_gazes])
 @pytest.mark.parametrize("first_seed", range(0, 300, 100))
-def test_float32_agrees_with_loops_over_pairs_in_float64(first_seed):
+def test_float32_agrees_with_loops_over_pairs_in_float64(first_seed, make):
     for seed in range(first_seed, first_seed + 100):
-        wide = reference.random_batch(seed)
+        wide = make(seed)
         batch = {name: value.float() if torch.is_tensor(value) else value for name, value in wide.items()}
         expected, expected_gradient = value_and_gradient(wide, reference.conr_loss)
         loss, gradient = value_and_gradient(batch, windowed)
@@ -80,6 +82,21 @@ def test_agrees_with_the_dense_form(formulation, push, anchors, label_dims):
     batch = large_batch(700, dtype=torch.float64, label_dims=label_dims)
     batch |= {"formulation": formulation, "push": push, "anchors": anchors, "reduction": "anchors", "window": 1.5}
     assert_same(batch, conr_loss_dense)
+
+
+@pytest.mark.parametrize("spread", [0.2, 2.0, 30.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gazes_agree_with_the_dense_form(spread, dtype):
+    """Pitch beyond a right angle is a direction too, as a model may predict it at first."""
+    batch = large_batch(700, dtype=dtype, label_dims=2) | {"distance": "angular", "push_scale": 1.0}
+    generator = torch.Generator().manual_seed(1)
+    batch["labels"] = spread * torch.randn(700, 2, generator=generator, dtype=dtype)
+    batch["predictions"] = batch["labels"] + 0.1 * spread * torch.randn(700, 2, generator=generator, dtype=dtype)
+    for window in (0.0, 0.03, 0.4):
+        for anchors in (None, slice(50, 300)):
+            some = batch | {"window": window, "anchors": anchors}
+            assert_same(some, conr_loss_dense, 1e-10 if dtype == torch.float64 else 1e-4)
+            assert windowed(**some, return_statistics=True)[1] == conr_loss_dense(**some, return_statistics=True)[1]
 
 
 def conr_loss_dense(**batch):
@@ -328,6 +345,15 @@ def test_a_key_of_several_label_dimensions_never_exceeds_the_distance():
             distances = torch.cdist(some, some, p=float(exponent)) / (some.shape[1] if exponent == 1 else 1)
             assert ((key[:, None] - key).abs() <= distances + 1e-9).all()
             assert key.std() > 0
+
+
+@pytest.mark.parametrize("size", [1e-3, 0.3, 2.0, 30.0])
+def test_a_key_of_gazes_never_exceeds_the_angle(size):
+    values = size * torch.randn(300, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for some in (values, values * torch.tensor([1.0, 0.01]), values * torch.tensor([0.01, 1.0])):
+        key = slices._sort_key(some, "angular")
+        assert ((key[:, None] - key).abs() <= label_distance(some, some, "angular") + 1e-14 * size).all()
+        assert key.std() > 0
 
 
 @pytest.mark.parametrize(

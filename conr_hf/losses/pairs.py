@@ -1,5 +1,6 @@
 """Who is similar to whom, and who is confused with whom: label distances, the window, and the masks of pairs."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -10,7 +11,7 @@ Distance = str | Callable[[Tensor, Tensor], Tensor]
 # Up to which distance labels, or predictions, are similar.
 Reach = Tensor | float
 
-DISTANCES = ("mean_abs", "euclidean")
+DISTANCES = ("mean_abs", "euclidean", "angular")
 
 
 def label_distance(a: Tensor, b: Tensor, distance: Distance = "mean_abs") -> Tensor:
@@ -22,18 +23,20 @@ def label_distance(a: Tensor, b: Tensor, distance: Distance = "mean_abs") -> Ten
         b (`torch.Tensor` of shape `(K,)` or `(K, T)`): Labels, in label units, of any dtype.
         distance (`str` or a function, *optional*, defaults to `"mean_abs"`):
             `"mean_abs"`, the mean absolute difference over the label dimensions (the paper's inverse-MAE similarity
-            turned over); `"euclidean"`; or a function of two tensors of shapes `(M, 1, T)` and `(1, K, T)` that
-            returns the distances, of shape `(M, K)`. With one label dimension the two names are the same.
+            turned over); `"euclidean"`; `"angular"`, the angle between two directions, of labels that are pitch and
+            yaw in radians; or a function of two tensors of shapes `(M, 1, T)` and `(1, K, T)` that returns the
+            distances, of shape `(M, K)`. With one label dimension the first two are the same.
 
     Returns:
-        `torch.Tensor` of shape `(M, K)`: distances in label units, never negative, in float64 if `a` or `b` is
-        float64 and in float32 otherwise.
+        `torch.Tensor` of shape `(M, K)`: distances in label units (angles in radians), never negative, in float64 if
+        `a` or `b` is float64 and in float32 otherwise.
 
     Raises:
-        `ValueError`: if `a` and `b` differ in label dimensions, if the name is unknown, or if the user's function
-            returns another shape, a negative number or a nan (the numbers are looked at in eager mode on CPU only).
+        `ValueError`: if `a` and `b` differ in label dimensions, if the name is unknown, for `"angular"` with other
+            than two label dimensions, or if the user's function returns another shape, a negative number or a nan
+            (the numbers are looked at in eager mode on CPU only).
 
-    Source: ConR, arXiv 2309.06651 (`d(y_i, y_j)`).
+    Source: ConR, arXiv 2309.06651 (`d(y_i, y_j)`). Pitch and yaw: see [`~conr_hf.metrics.angular_error`].
 
     Example:
         >>> label_distance(torch.tensor([20.0, 40.0]), torch.tensor([21.0]))
@@ -50,6 +53,7 @@ def label_distance(a: Tensor, b: Tensor, distance: Distance = "mean_abs") -> Ten
     if callable(distance):
         return _checked(distance(a[:, None], b[None]), len(a), len(b))
     check_distance(distance)
+    check_dimensions(distance, a)
     return named_distance(a, b, distance)
 
 
@@ -57,10 +61,47 @@ def named_distance(a: Tensor, b: Tensor, distance: Distance) -> Tensor:
     """[`label_distance`] of tensors that are known to fit, of shapes `(M, T)` and `(K, T)`, by a distance's name."""
     if a.shape[1] == 1:
         return (a - b.T).abs_()
+    if distance == "angular":
+        return _angles(fold_pitch(a), fold_pitch(b))
     # cdist needs no (M, K, T) tensor. The matrix-product shortcut is off: it finds equal labels a little apart.
     if distance == "euclidean":
         return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
     return torch.cdist(a, b, p=1.0) / a.shape[1]
+
+
+def fold_pitch(directions: Tensor) -> Tensor:
+    """
+    The same directions with the pitch inside -pi/2 to pi/2: who looks up beyond the zenith looks back and down.
+
+    Args:
+        directions (`torch.Tensor` of shape `(M, 2)`): Pitch and yaw, in radians.
+
+    Returns:
+        `torch.Tensor` of shape `(M, 2)`; a row whose pitch is inside already is as it was.
+
+    Example:
+        >>> fold_pitch(torch.tensor([[0.5, 0.2], [2.0, 0.0]]))
+        tensor([[0.5000, 0.2000],
+                [1.1416, 3.1416]])
+    """
+    pitch, yaw = directions.unbind(1)
+    turned = pitch - 2 * math.pi * (pitch / (2 * math.pi)).round()  # -pi to pi
+    beyond = turned.abs() > math.pi / 2
+    inside = torch.where(pitch.abs() > math.pi / 2, turned, pitch)
+    over = (math.pi - turned.abs()).copysign(turned)
+    return torch.stack([torch.where(beyond, over, inside), torch.where(beyond, yaw + math.pi, yaw)], 1)
+
+
+def _angles(a: Tensor, b: Tensor) -> Tensor:
+    """Angles between directions of shapes `(M, 2)` and `(K, 2)` with folded pitch, by the haversine of both ends."""
+    pitch_a, yaw_a = a.unsqueeze(1).unbind(2)  # (M, 1)
+    pitch_b, yaw_b = b.unsqueeze(0).unbind(2)  # (1, K)
+    # sin^2 and cos^2 of half the angle, each a sum of what is not negative: exact for angles near 0 and near pi.
+    both = pitch_a.cos().clamp(min=0) * pitch_b.cos().clamp(min=0)
+    half_yaw = (yaw_a - yaw_b).div_(2)
+    near = torch.addcmul((pitch_a - pitch_b).div_(2).sin_().square_(), both, half_yaw.sin().square_())
+    far = torch.addcmul((pitch_a + pitch_b).div_(2).sin_().square_(), both, half_yaw.cos_().square_())
+    return torch.atan2(near.sqrt_(), far.sqrt_()).mul_(2)
 
 
 def within_window(distances: Tensor, window: float, labels: Tensor) -> Tensor:
@@ -187,6 +228,16 @@ def check_distance(distance: Distance) -> None:
         raise ValueError(
             f"distance is {distance!r}; it must be one of {', '.join(DISTANCES)}, or a function of two tensors of "
             "shape (..., T)."
+        )
+
+
+def check_dimensions(distance: Distance, labels: Tensor) -> None:
+    """Raises `ValueError` for the angle between labels that are no directions."""
+    dims = 1 if labels.ndim == 1 else labels.shape[1]
+    if distance == "angular" and dims != 2:
+        raise ValueError(
+            f"distance is 'angular' and labels have {dims} dimension{'s' * (dims != 1)}; it is the angle between "
+            "directions given as pitch and yaw, of shape (M, 2), in radians."
         )
 
 

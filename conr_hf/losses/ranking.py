@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from conr_hf.losses.checks import bounds, check_numbers, check_shapes
 from conr_hf.losses.dense import BLOCK_PAIRS, normalise, normalise_backward
-from conr_hf.losses.pairs import Distance, Reach, check_distance, label_distance, window_reach
+from conr_hf.losses.pairs import Distance, Reach, check_dimensions, check_distance, label_distance, window_reach
 
 
 def rank_n_contrast(
@@ -64,6 +64,7 @@ def rank_n_contrast(
         )
     check_distance(distance)
     features, labels, tolerance = _prepare(features, labels)
+    check_dimensions(distance, labels)
     rows = len(features)
     first, last = bounds(anchors, rows)
     if rows < 2:

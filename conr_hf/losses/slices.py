@@ -8,7 +8,7 @@ from torch import Tensor
 
 from conr_hf.losses.checks import Settings
 from conr_hf.losses.dense import LOG_INFINITY
-from conr_hf.losses.pairs import Distance, Reach, label_distance
+from conr_hf.losses.pairs import Distance, Reach, fold_pitch, label_distance
 
 # Blocks start at multiples of this many rows, so that their bounds can be read before their size is chosen.
 GRAIN = 32
@@ -111,7 +111,10 @@ def make_plan(
         parts.append((0, rows))
 
     low, high = (labels.reshape(rows, -1).aminmax(dim=0)[k].unsqueeze(0) for k in (0, 1))
-    farthest = label_distance(low, high, settings.distance).reshape(1)
+    if settings.distance == "angular":  # no greater than the distance in the plane of pitch and yaw
+        farthest = label_distance(low, high, "euclidean").clamp(max=math.pi).reshape(1)
+    else:
+        farthest = label_distance(low, high, settings.distance).reshape(1)
     heaviest = farthest.new_ones(1) if weights is None else weights.amax().reshape(1)
     found = [_sort(*some, settings.distance, parts) for some in zip((labels, predictions), reaches, strict=True)]
     # In the labels' dtype, which holds every number of rows up to 2^24: not every device has float64.
@@ -170,7 +173,11 @@ def _sort_key(values: Tensor, distance: Distance) -> Tensor:
         return values.reshape(-1)
     # |mean dy| and |dy_k| / T are at most mean |dy|; |dy_k| and |sum dy| / sqrt(T) are at most the Euclidean distance.
     dims = values.shape[1]
-    if distance == "euclidean":
+    if distance == "angular":
+        # An angle is at least its difference in pitch, and at least the chord, which is at least what it is sideways.
+        pitch, yaw = fold_pitch(values).unbind(1)
+        keys = torch.stack([pitch, pitch.cos() * yaw.sin()], 1)
+    elif distance == "euclidean":
         keys = torch.cat([values, values.sum(1, keepdim=True) / math.sqrt(dims)], 1)
     else:
         keys = torch.cat([values / dims, values.mean(1, keepdim=True)], 1)
