@@ -66,7 +66,8 @@ def adopt_head(model: nn.Module, pixel_values: Tensor, name: str | None = None) 
 
 def prediction(outputs: Any) -> Tensor:
     """What a model predicts: its logits, or depth; maps of one label without a dimension for it, `(B, H, W)`."""
-    found: Tensor = outputs.predicted_depth if "predicted_depth" in outputs else outputs.logits
+    is_depth = isinstance(outputs, dict) and "predicted_depth" in outputs
+    found: Tensor = outputs["predicted_depth"] if is_depth else outputs.logits
     return found.squeeze(1) if found.ndim == 4 else found
 
 

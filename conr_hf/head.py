@@ -126,7 +126,8 @@ class MapHead(_Head, nn.Conv2d):
         with torch.autocast(input.device.type, enabled=False):
             features = input.float()
             self.features = features
-            return self._conv_forward(self._smoothed(features), *self._parameters_in_float32())
+            weight, bias = self._parameters_in_float32()
+            return F.conv2d(self._smoothed(features), weight, bias, padding=self.kernel_size[0] // 2)
 
 
 Head = LinearHead | ConvHead | MapHead

@@ -118,8 +118,8 @@ def _without_auxiliary(config: PreTrainedConfig, labels: dict[str, Any]) -> dict
 def _on_timm(
     architecture: str, labels: dict[str, Any], pretrained: bool, weights: str | None, image_size: int | None
 ) -> tuple[PreTrainedModel, BaseImageProcessor]:
-    overlay = {"pretrained_cfg_overlay": {"file": weights}} if weights is not None else {}
-    make = partial(timm.create_model, architecture, features_only=True, **overlay)
+    overlay: dict[str, Any] = {"pretrained_cfg_overlay": {"file": weights}} if weights is not None else {}
+    make: Any = partial(timm.create_model, architecture, features_only=True, **overlay)
     try:
         source = make(pretrained=pretrained or weights is not None)
     except (RuntimeError, AttributeError) as error:  # a model that gives no feature maps
@@ -127,7 +127,8 @@ def _on_timm(
     if weights is not None:
         _check_filled(source.state_dict(), make(pretrained=False).state_dict(), weights)
     stages = tuple(source.feature_info.out_indices)
-    config = TimmBackboneConfig(backbone=architecture, out_indices=stages, use_pretrained_backbone=False)
+    options: dict[str, Any] = {"out_indices": stages, "use_pretrained_backbone": False}
+    config = TimmBackboneConfig(backbone=architecture, **options)
     model = _under_light_head(config, labels)
     model.backbone._backbone.load_state_dict(source.state_dict())
     cfg = timm.get_pretrained_cfg(architecture)

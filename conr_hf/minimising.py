@@ -91,8 +91,8 @@ class MinimisingTrainer(PushingTrainer):
             # Without repeats, or times 0 where all are repeats: a mean over no rows would not be a number.
             name = "predicted_depth" if "predicted_depth" in outputs else "logits"
             outputs[name] = outputs[name][: count or views]
-            loss = self.compute_loss_func(outputs, rows[: count or views], num_items_in_batch=total * views)
-            loss = loss * (count > 0)
+            own: Tensor = self.compute_loss_func(outputs, rows[: count or views], num_items_in_batch=total * views)
+            loss = own * (count > 0)
         else:
             loss = self._base(inputs, predictions, rows, views, samples, total, with_gradient)
         objective.count_features(features[:count], rows[:count])

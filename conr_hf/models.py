@@ -145,7 +145,7 @@ def _load_map_model(
 ) -> tuple[PreTrainedModel, BaseImageProcessor]:
     if isinstance(name_or_path, str) and name_or_path.startswith("timm/"):
         _check_timm_name(name_or_path.removeprefix("timm/"))
-    sources = {"pretrained": pretrained, "weights": weights, "image_size": image_size}
+    sources: dict[str, Any] = {"pretrained": pretrained, "weights": weights, "image_size": image_size}
     hub = {option: value for option, value in kwargs.items() if option in HUB_OPTIONS}
     try:
         model, processor, trained = load_map_model(name_or_path, labels, hub=hub, **sources, **kwargs)

@@ -1,5 +1,6 @@
 """From maps to rows: what a head reads at each pixel, its label and prediction, and a sample of them for ConR."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -44,7 +45,7 @@ def on_grid(maps: Tensor, size: tuple[int, ...]) -> Tensor:
     return F.interpolate(maps[:, None], size, mode="nearest-exact")[:, 0]
 
 
-def sample_pixels(weights: Tensor, count: int, seeds: list[tuple[int, ...]]) -> Tensor:
+def sample_pixels(weights: Tensor, count: int, seeds: Sequence[tuple[int, ...]]) -> Tensor:
     """
     Draws pixels of each map without replacement, in proportion to weights.
 
@@ -53,7 +54,7 @@ def sample_pixels(weights: Tensor, count: int, seeds: list[tuple[int, ...]]) -> 
     Args:
         weights (`torch.Tensor` of shape `(N, P)`): Not negative; pixels of weight 0 are taken last.
         count (`int`): Pixels of each map, at most P.
-        seeds (`list[tuple[int, ...]]`): N seeds, of numbers that are not negative.
+        seeds (`Sequence[tuple[int, ...]]`): N seeds, of numbers that are not negative.
 
     Returns:
         `torch.Tensor` of shape `(N, count)`, int64: indices of pixels.
@@ -72,7 +73,7 @@ def sample_pixels(weights: Tensor, count: int, seeds: list[tuple[int, ...]]) -> 
 
 
 def sampled_rows(
-    features: Tensor, labels: Tensor, predictions: Tensor, weights: Tensor, count: int, seeds: list[tuple[int, ...]]
+    features: Tensor, labels: Tensor, predictions: Tensor, weights: Tensor, count: int, seeds: Sequence[tuple[int, ...]]
 ) -> Rows:
     """
     `count` pixels of each map, or all of its feature points if there are fewer.
@@ -83,7 +84,7 @@ def sampled_rows(
         predictions (`torch.Tensor` of shape `(N, h, w)`): In label units.
         weights (`torch.Tensor` of shape `(N, h, w)`): Pixels are drawn in proportion to these.
         count (`int`): Pixels of each map.
-        seeds (`list[tuple[int, ...]]`): See [`sample_pixels`].
+        seeds (`Sequence[tuple[int, ...]]`): See [`sample_pixels`].
 
     Returns:
         [`Rows`] of N times the number of pixels drawn, map by map. Of a map with fewer labels than that the rest are

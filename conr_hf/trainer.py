@@ -115,6 +115,7 @@ class ConRTrainer(MinimisingTrainer):
         self._user_metrics = compute_metrics
         self._resolved: Resolved | None = None
         self._bins: Bins | None = None
+        self._streamed: StreamedErrors | None = None  # of the evaluation that is going on
         super().__init__(
             model,
             args.settled(evaluation_sets),
@@ -149,8 +150,8 @@ class ConRTrainer(MinimisingTrainer):
         """Bins of the training labels with their counts; without a training set, those saved beside the model."""
         if self._bins is None and self.train_dataset is not None:
             self._bins = self._given_bins or make_bins(self.training_labels(), self.bin_width())
-            if self.is_map:
-                self._bins = dataclasses.replace(self._bins, thresholds=self.shot_thresholds())
+            if (thresholds := self.shot_thresholds()) is not None:
+                self._bins = dataclasses.replace(self._bins, thresholds=thresholds)
         return self._bins if self._bins is not None else self._saved()[1]
 
     def _saved(self) -> tuple[Resolved, Bins]:
