@@ -9,7 +9,7 @@ from torch import Tensor
 
 from conr_hf.imbalance import Bins, label_columns
 from conr_hf.imbalance.bins import FloatArray, IntArray
-from conr_hf.metrics import THRESHOLDS, shot_masks, shot_metrics_from_bins
+from conr_hf.metrics import shot_masks, shot_metrics_from_bins
 from conr_hf.metrics.errors import average_ranks
 
 MOST_PAIRS = 200_000
@@ -143,7 +143,7 @@ def rare_among_frequent(
     labels: npt.ArrayLike | Tensor,
     train_labels: npt.ArrayLike | Tensor,
     neighbours: IntArray,
-    thresholds: tuple[int, int] = THRESHOLDS,
+    thresholds: tuple[float, float] | None = None,
 ) -> dict[str, float]:
     """
     How many rare samples lie among frequent ones: few-shot samples most of whose nearest training samples are
@@ -153,12 +153,14 @@ def rare_among_frequent(
         bins, labels: As in [`knn_error`].
         train_labels (`array_like` or `torch.Tensor` of shape `(M,)` or `(M, T)`): Labels that `neighbours` points to.
         neighbours (`np.ndarray` of shape `(N, K)`, int64): What [`nearest`] returned among the training samples.
-        thresholds (`tuple[int, int]`, *optional*, defaults to `(20, 100)`): As in [`~conr_hf.metrics.shot_metrics`].
+        thresholds (`tuple[float, float]`, *optional*, defaults to those of the bins):
+            As in [`~conr_hf.metrics.shot_metrics`].
 
     Returns:
         `dict`: `"samples"`, the few-shot samples; `"share"` of them that lie among many-shot ones, absent where there
         are none; and `"training_share"`, the share of many-shot samples among the training samples.
     """
+    thresholds = bins.thresholds if thresholds is None else thresholds
     rare = shot_masks(bins.train_count_of(labels), thresholds)["few"]
     frequent = shot_masks(bins.train_count_of(train_labels), thresholds)["many"]  # (M,)
     result: dict[str, float] = {"samples": int(rare.sum()), "training_share": float(frequent.mean())}
@@ -172,7 +174,7 @@ def neighbour_bins(
     labels: npt.ArrayLike | Tensor,
     train_labels: npt.ArrayLike | Tensor,
     neighbours: IntArray,
-    thresholds: tuple[int, int] = THRESHOLDS,
+    thresholds: tuple[float, float] | None = None,
 ) -> list[dict[str, Any]]:
     """
     Which frequent labels each rare one lies among: for every few-shot bin that has samples, the bins in which their
@@ -187,6 +189,7 @@ def neighbour_bins(
         the share of their neighbours in many-shot bins; and `"neighbours"`, the three commonest bins of these with
         `"bin"`, `"training_samples"` and `"share"`.
     """
+    thresholds = bins.thresholds if thresholds is None else thresholds
     index, theirs = bins.index(labels), bins.index(train_labels)
     table = []
     for t, (edges, counts) in enumerate(zip(bins.edges, bins.train_counts, strict=True)):

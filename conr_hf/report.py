@@ -128,7 +128,7 @@ def write_predictions(
         writer = csv.writer(file)
         writer.writerow(["split", "row", *labels_of, *predictions_of, "shot", "bin"])
         for split, (ids, labels, predictions) in splits.items():
-            shots = shot_masks(bins.train_count_of(labels))
+            shots = shot_masks(bins.train_count_of(labels), bins.thresholds)
             columns = zip(ids, labels.reshape(len(ids), -1), predictions.reshape(len(ids), -1), strict=True)
             for index, ((row, label, prediction), bin_index) in enumerate(
                 zip(columns, bins.index(labels), strict=True)

@@ -122,6 +122,18 @@ def test_saved_bins_come_back():
     assert (Bins.from_dict(without).index([[0.1, 3], [0.7, 9]]) == bins.index([[0.1, 3], [0.7, 9]])).all()
 
 
+def test_thresholds_belong_to_the_bins_and_come_back():
+    bins = make_bins([0.1, 0.7], bin_width=0.1, thresholds=(300, 2_000))
+    assert bins.thresholds == (300, 2000)
+    saved = json.loads(json.dumps(bins.to_dict()))
+    assert Bins.from_dict(saved).thresholds == (300, 2000)
+    del saved["thresholds"]  # as saved before there were any
+    assert Bins.from_dict(saved).thresholds == make_bins([1]).thresholds == (20, 100)
+    for wrong in ((100, 20), (20,), (math.nan, 20)):
+        with pytest.raises(ValueError, match=r"few are below the first, many above the second\.$"):
+            make_bins([1], thresholds=wrong)
+
+
 def test_bins_cannot_be_written_to():
     bins = make_bins([1, 2, 3])
     with pytest.raises(ValueError, match="read-only"):

@@ -224,6 +224,15 @@ def test_other_thresholds():
         shot_metrics(y, y, train, thresholds=(math.nan, 20))
 
 
+def test_thresholds_are_those_of_the_bins_unless_others_are_given():
+    train, y = [1] * 2 + [2] * 10 + [3] * 30, [1, 2, 3]
+    bins = make_bins(train, bin_width=1, thresholds=(3, 20))
+    expected = shot_metrics(y, y, train, bin_width=1, thresholds=(3, 20))
+    assert set(expected) == {"all", "many", "median", "few"}
+    assert shot_metrics_from_bins(y, y, bins) == expected
+    assert set(shot_metrics_from_bins(y, y, bins, (20, 100))) == {"all", "median", "few"}
+
+
 def test_thresholds_of_pixels():
     """As depth has them: counts far beyond those of images."""
     bins = Bins((np.arange(4.0),), (np.array([30_000_000, 20_000_000, 9_000_000]),))

@@ -13,6 +13,7 @@ IntArray = npt.NDArray[np.int64]
 
 MAX_BINS = 1_000_000
 FLOAT32_EPS = float(np.finfo(np.float32).eps)
+THRESHOLDS: tuple[float, float] = (20, 100)
 
 
 def label_columns(
@@ -69,9 +70,12 @@ class Bins:
             Absolute tolerance in label units; 4 float32 eps times the largest absolute training label where
             `make_bins` made the bins. Unset: the same of the edges. At any edge it is never more than a sixteenth of
             the narrower bin beside it, which is the rounding of a float32 label in the millionth bin.
+        thresholds (`tuple[float, float]`, *optional*, defaults to `(20, 100)`):
+            Labels of a bin are few below the first and many above the second number of training labels in it.
 
     Raises:
-        `ValueError`: For edges that do not ascend, and for lengths that do not fit together.
+        `ValueError`: For edges that do not ascend, for lengths that do not fit together, and for thresholds that are
+            not two or do not ascend.
 
     Example:
         >>> bins = Bins((np.array([0.0, 10.0, 20.0]),), (np.array([7, 2]),))
@@ -84,6 +88,7 @@ class Bins:
     edges: tuple[FloatArray, ...]
     train_counts: tuple[IntArray, ...]
     tolerance: tuple[float, ...] | None = None
+    thresholds: tuple[float, float] = THRESHOLDS
     # B + 1 numbers per dimension: `searchsorted(boundaries, label, side="right")` is 0 below the bins, 1 .. B in them
     # and B + 1 above, for numpy and torch alike.
     boundaries: tuple[FloatArray, ...] = field(init=False, repr=False)
@@ -109,6 +114,11 @@ class Bins:
             tolerance = tuple(4 * FLOAT32_EPS * float(np.abs(e).max()) for e in edges)
         if len(tolerance) != len(edges):
             raise ValueError(f"Bins got {len(tolerance)} tolerances for {len(edges)} label dimensions. Pass one each.")
+        thresholds = tuple(float(t) for t in self.thresholds)
+        if len(thresholds) != 2 or not thresholds[0] <= thresholds[1]:
+            raise ValueError(
+                f"Bins got thresholds {thresholds}. Pass two: few are below the first, many above the second."
+            )
         boundaries = tuple(_boundaries(e, t) for e, t in zip(edges, tolerance, strict=True))
         for array in (*edges, *counts, *boundaries):
             array.setflags(write=False)
@@ -116,6 +126,7 @@ class Bins:
             ("edges", edges),
             ("train_counts", counts),
             ("tolerance", tuple(float(t) for t in tolerance)),
+            ("thresholds", thresholds),
             ("boundaries", boundaries),
         ):
             object.__setattr__(self, name, value)  # the dataclass is frozen
@@ -162,14 +173,19 @@ class Bins:
             "edges": [e.tolist() for e in self.edges],
             "train_counts": [c.tolist() for c in self.train_counts],
             "tolerance": list(self.tolerance or ()),
+            "thresholds": list(self.thresholds),
         }
 
     @classmethod
     def from_dict(cls, saved: dict[str, list[Any]]) -> "Bins":
-        """Bins from what [`~Bins.to_dict`] returned; `"tolerance"` may be left out."""
+        """Bins from what [`~Bins.to_dict`] returned; `"tolerance"` and `"thresholds"` may be left out."""
         tolerance = saved.get("tolerance")
+        few, many = saved.get("thresholds", THRESHOLDS)
         return cls(
-            tuple(saved["edges"]), tuple(saved["train_counts"]), None if tolerance is None else tuple(tolerance)
+            tuple(saved["edges"]),
+            tuple(saved["train_counts"]),
+            None if tolerance is None else tuple(tolerance),
+            (few, many),
         )
 
     def _places(self, labels: npt.ArrayLike | Tensor) -> IntArray:
@@ -187,6 +203,7 @@ def make_bins(
     train_labels: npt.ArrayLike | Tensor,
     bin_width: float | Sequence[float] | None = None,
     edges: npt.ArrayLike | Sequence[npt.ArrayLike] | None = None,
+    thresholds: tuple[float, float] = THRESHOLDS,
 ) -> Bins:
     """
     Bins over the range of the training labels, with their counts.
@@ -201,6 +218,7 @@ def make_bins(
             dimension's range, rounded up to a whole number where all its labels are whole; 1 where the range is 0.
         edges (ascending numbers, or a sequence of T such, *optional*):
             Bin edges, in label units, in place of `bin_width`; a single list serves every dimension.
+        thresholds (`tuple[float, float]`, *optional*, defaults to `(20, 100)`): As in [`Bins`].
 
     Returns:
         [`Bins`], with no training label outside them unless `edges` leave it out.
@@ -234,7 +252,7 @@ def make_bins(
         np.bincount(index[index[:, t] >= 0, t], minlength=len(e) - 1).astype(np.int64)
         for t, e in enumerate(empty.edges)
     )
-    return Bins(empty.edges, counts, tolerance)
+    return Bins(empty.edges, counts, tolerance, thresholds)
 
 
 def _boundaries(edges: FloatArray, tolerance: float) -> FloatArray:

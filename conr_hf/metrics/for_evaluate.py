@@ -9,7 +9,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from conr_hf.imbalance import Bins, make_bins
-from conr_hf.metrics.shots import THRESHOLDS, Thresholds, flat, shot_metrics_from_bins
+from conr_hf.metrics.shots import Thresholds, flat, shot_metrics_from_bins
 
 
 class ShotMetrics(evaluate.Metric):  # type: ignore[misc]
@@ -27,7 +27,7 @@ class ShotMetrics(evaluate.Metric):  # type: ignore[misc]
 
     Args:
         bins ([`~conr_hf.imbalance.Bins`], *optional*): Bins of the training labels. Unset: `compute` is told.
-        thresholds (`tuple`, *optional*, defaults to `(20, 100)`): As in [`~conr_hf.metrics.shot_metrics`].
+        thresholds (`tuple`, *optional*, defaults to those of the bins): As in [`~conr_hf.metrics.shot_metrics`].
         keep_in_memory (`bool`, *optional*, defaults to `True`): As in `evaluate.Metric`; files with several processes.
         **kwargs: What `evaluate.Metric` takes.
 
@@ -48,7 +48,7 @@ class ShotMetrics(evaluate.Metric):  # type: ignore[misc]
     def __init__(
         self,
         bins: Bins | None = None,
-        thresholds: Thresholds = THRESHOLDS,
+        thresholds: Thresholds | None = None,
         *,
         keep_in_memory: bool = True,
         **kwargs: Any,

@@ -7,7 +7,7 @@ from torch import Tensor
 from conr_hf.imbalance import Bins
 from conr_hf.imbalance.bins import FloatArray, IntArray
 from conr_hf.metrics.errors import errors
-from conr_hf.metrics.shots import THRESHOLDS, Thresholds, prepared
+from conr_hf.metrics.shots import Thresholds, prepared
 
 AT_ONCE = 2**21  # samples times resamples that are held in memory together
 
@@ -16,7 +16,7 @@ def shot_intervals(
     predictions: npt.ArrayLike | Tensor,
     labels: npt.ArrayLike | Tensor,
     bins: Bins,
-    thresholds: Thresholds = THRESHOLDS,
+    thresholds: Thresholds | None = None,
     *,
     groups: npt.ArrayLike | None = None,
     level: float = 0.95,
@@ -39,7 +39,7 @@ def shot_intervals(
         labels (`array_like` or `torch.Tensor` of shape `(N,)` or `(N, T)`): True labels of the same samples.
         bins ([`~conr_hf.imbalance.Bins`]):
             Bins of the training labels; [`~conr_hf.imbalance.make_bins`] makes them.
-        thresholds (`tuple`, *optional*, defaults to `(20, 100)`): As in [`~conr_hf.metrics.shot_metrics`].
+        thresholds (`tuple`, *optional*, defaults to those of the bins): As in [`~conr_hf.metrics.shot_metrics`].
         groups (`array_like` of shape `(N,)`, *optional*): What each sample belongs to, numbers or strings.
         level (`float`, *optional*, defaults to 0.95): Share of the resamples inside the interval.
         resamples (`int`, *optional*, defaults to 1000): How often it is drawn.

@@ -7,11 +7,10 @@ import numpy.typing as npt
 from torch import Tensor
 
 from conr_hf.imbalance import Bins, label_columns, make_bins
-from conr_hf.imbalance.bins import FLOAT32_EPS, FloatArray, IntArray
+from conr_hf.imbalance.bins import FLOAT32_EPS, THRESHOLDS, FloatArray, IntArray
 from conr_hf.metrics.errors import errors
 from conr_hf.metrics.inputs import like_labels
 
-THRESHOLDS = (20, 100)
 Thresholds = tuple[npt.ArrayLike, npt.ArrayLike]
 Masks = dict[str, npt.NDArray[np.bool_]]
 
@@ -75,7 +74,7 @@ def shot_metrics_from_bins(
     predictions: npt.ArrayLike | Tensor,
     labels: npt.ArrayLike | Tensor,
     bins: Bins,
-    thresholds: Thresholds = THRESHOLDS,
+    thresholds: Thresholds | None = None,
 ) -> dict[str, dict[str, float]]:
     """
     [`shot_metrics`] where the bins with their training counts are at hand, saved with a model for example.
@@ -84,7 +83,7 @@ def shot_metrics_from_bins(
         predictions (`array_like` or `torch.Tensor` of shape `(N,)`, `(N, 1)` or `(N, T)`): In label units.
         labels (`array_like` or `torch.Tensor` of shape `(N,)` or `(N, T)`): True labels of the same samples.
         bins ([`~conr_hf.imbalance.Bins`]): Bins of the training labels.
-        thresholds (`tuple`, *optional*, defaults to `(20, 100)`): As in [`shot_metrics`].
+        thresholds (`tuple`, *optional*, defaults to those of the bins): As in [`shot_metrics`].
 
     Returns:
         `dict`: As [`shot_metrics`].
@@ -96,14 +95,14 @@ def shot_metrics_from_bins(
     return {shot: _of_all(p[rows], y[rows], index[rows], floor) for shot, rows in shots.items()}
 
 
-def sample_shots(labels: npt.ArrayLike | Tensor, bins: Bins, thresholds: Thresholds = THRESHOLDS) -> Masks:
+def sample_shots(labels: npt.ArrayLike | Tensor, bins: Bins, thresholds: Thresholds | None = None) -> Masks:
     """
     Which samples are many, median and few shots: few where a coordinate of the label is, many where all are.
 
     Args:
         labels (`array_like` or `torch.Tensor` of shape `(N,)` or `(N, T)`): In label units.
         bins ([`~conr_hf.imbalance.Bins`]): Bins of the training labels.
-        thresholds (`tuple`, *optional*, defaults to `(20, 100)`): As in [`shot_metrics`].
+        thresholds (`tuple`, *optional*, defaults to those of the bins): As in [`shot_metrics`].
 
     Returns:
         `dict`: `{"many": mask, "median": mask, "few": mask}`, boolean arrays of shape `(N,)`; every sample is in
@@ -118,6 +117,7 @@ def sample_shots(labels: npt.ArrayLike | Tensor, bins: Bins, thresholds: Thresho
         array([False,  True,  True])
     """
     index = bins.index(labels)
+    thresholds = bins.thresholds if thresholds is None else thresholds
     of_bins = [shot_masks(counts, thresholds) for counts in bins.train_counts]
     # The index of a label outside all bins is -1: the entry put last.
     few = np.any([np.append(masks["few"], True)[index[:, t]] for t, masks in enumerate(of_bins)], axis=0)
@@ -215,7 +215,7 @@ def constant_median(train_labels: npt.ArrayLike | Tensor, n: int) -> FloatArray:
 
 
 def prepared(
-    predictions: npt.ArrayLike | Tensor, labels: npt.ArrayLike | Tensor, bins: Bins, thresholds: Thresholds
+    predictions: npt.ArrayLike | Tensor, labels: npt.ArrayLike | Tensor, bins: Bins, thresholds: Thresholds | None
 ) -> tuple[FloatArray, FloatArray, IntArray, float, Masks]:
     """
     What errors per shot are computed from: predictions, labels and bin indices, `(N, T)` each, the floor of errors in

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from conr_hf.imbalance import Bins, label_columns
 from conr_hf.imbalance.bins import FloatArray
-from conr_hf.metrics import THRESHOLDS, like_labels, shot_masks
+from conr_hf.metrics import like_labels, shot_masks
 from conr_hf.plots.style import (
     COLOURS,
     FAINT,
@@ -39,7 +39,7 @@ def density_with_error(
     title: str,
     baseline: npt.ArrayLike | Tensor | None = None,
     target: str | Sequence[str] = "label",
-    thresholds: tuple[int, int] = THRESHOLDS,
+    thresholds: tuple[float, float] | None = None,
 ) -> None:
     """
     One picture over the label range: above how many training labels each bin holds, below the error in each bin.
@@ -59,13 +59,15 @@ def density_with_error(
             Predictions to compare with, drawn as a thin line and named "constant median": what
             [`~conr_hf.metrics.constant_median`] returns.
         target (`str` or a sequence of T `str`, *optional*, defaults to `"label"`): What the labels are, for the axes.
-        thresholds (`tuple[int, int]`, *optional*, defaults to `(20, 100)`): As in [`~conr_hf.metrics.shot_metrics`].
+        thresholds (`tuple[float, float]`, *optional*, defaults to those of the bins):
+            As in [`~conr_hf.metrics.shot_metrics`].
 
     Raises:
         `ImportError`: Without matplotlib.
         `ValueError`: For labels, predictions and bins that do not fit together, and for NaN or infinite values.
     """
     y = label_columns(labels)  # (N, T)
+    thresholds = bins.thresholds if thresholds is None else thresholds
     p = like_labels(predictions, labels).reshape(y.shape)
     b = None if baseline is None else like_labels(baseline, labels).reshape(y.shape)
     index = bins.index(y)
@@ -104,7 +106,7 @@ def errors_of_runs(
     unit: str,
     title: str,
     target: str | Sequence[str] = "label",
-    thresholds: tuple[int, int] = THRESHOLDS,
+    thresholds: tuple[float, float] | None = None,
 ) -> None:
     """
     Several runs against each other: above the training labels in each bin, below a line of errors for each run.
@@ -119,6 +121,7 @@ def errors_of_runs(
         `ImportError`, `ValueError`: As [`density_with_error`].
     """
     y = label_columns(labels)  # (N, T)
+    thresholds = bins.thresholds if thresholds is None else thresholds
     index = bins.index(y)
     dimensions = y.shape[1]
     names = axis_names(target, unit, dimensions)
@@ -162,7 +165,7 @@ def _draw_counts(
     edges: FloatArray,
     counts: npt.NDArray[np.int64],
     masks: dict[str, npt.NDArray[np.bool_]],
-    thresholds: tuple[int, int],
+    thresholds: tuple[float, float],
 ) -> None:
     for shot, mask in masks.items():
         _bars(panel, edges, counts, mask & (counts > 0), COLOURS[shot], bottom=0.6)

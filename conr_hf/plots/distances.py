@@ -23,7 +23,7 @@ def label_and_feature_distances(
     unit: str,
     title: str,
     target: str = "label",
-    thresholds: tuple[int, int] = THRESHOLDS,
+    thresholds: tuple[float, float] = THRESHOLDS,
 ) -> None:
     """
     Two panels: how far pairs of samples are apart in labels and in features, and which labels each sample lies among.

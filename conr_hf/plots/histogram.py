@@ -6,7 +6,7 @@ from os import PathLike
 import numpy as np
 
 from conr_hf.imbalance import Bins
-from conr_hf.metrics import THRESHOLDS, shot_masks
+from conr_hf.metrics import shot_masks
 from conr_hf.plots.style import COLOURS, FAINT, heading, new_figure, save, shot_patches, tidy, with_unit
 
 
@@ -18,7 +18,7 @@ def label_histogram(
     title: str,
     target: Sequence[str],
     whole: Sequence[bool],
-    thresholds: tuple[int, int] = THRESHOLDS,
+    thresholds: tuple[float, float] | None = None,
 ) -> None:
     """
     A PNG of the training labels per bin, on a logarithmic axis, coloured by shot; a panel for each label dimension.
@@ -30,11 +30,13 @@ def label_histogram(
         title (`str`): Title of the figure.
         target (sequence of T `str`): What the labels are, for the axes.
         whole (sequence of T `bool`): Whether they are whole numbers; bars then stand over the numbers they hold.
-        thresholds (`tuple[int, int]`, *optional*, defaults to `(20, 100)`): As in [`~conr_hf.metrics.shot_metrics`].
+        thresholds (`tuple[float, float]`, *optional*, defaults to those of the bins):
+            As in [`~conr_hf.metrics.shot_metrics`].
 
     Raises:
         `ImportError`: Without matplotlib.
     """
+    thresholds = bins.thresholds if thresholds is None else thresholds
     figure = new_figure(7.6 if len(bins.edges) == 1 else 5.2 * len(bins.edges), 3.8)
     from matplotlib.ticker import MaxNLocator
 

@@ -7,7 +7,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from conr_hf.imbalance import Bins, label_columns
-from conr_hf.metrics import THRESHOLDS, like_labels, shot_masks
+from conr_hf.metrics import like_labels, shot_masks
 from conr_hf.plots.style import COLOURS, INK, axis_names, heading, new_figure, save, shot_patches, tidy
 
 
@@ -20,7 +20,7 @@ def predicted_against_true(
     unit: str,
     title: str,
     target: str | Sequence[str] = "label",
-    thresholds: tuple[int, int] = THRESHOLDS,
+    thresholds: tuple[float, float] | None = None,
 ) -> None:
     """
     A point for each sample, coloured by shot, and the line on which all would lie were there no error.
@@ -37,6 +37,7 @@ def predicted_against_true(
     from matplotlib.lines import Line2D
 
     y = label_columns(labels)  # (N, T)
+    thresholds = bins.thresholds if thresholds is None else thresholds
     p = like_labels(predictions, labels).reshape(y.shape)
     dimensions = y.shape[1]
     names = axis_names(target, unit, dimensions)

@@ -97,11 +97,11 @@ def tidy(panel: "Axes", grid: str = "y") -> None:
     panel.set_axisbelow(True)
 
 
-def shot_patches(thresholds: tuple[int, int]) -> "list[Artist]":
+def shot_patches(thresholds: tuple[float, float]) -> "list[Artist]":
     """Legend entries of the three shots."""
     from matplotlib.patches import Patch
 
-    low, high = thresholds
+    low, high = (f"{threshold:,.10g}" for threshold in thresholds)
     texts = {"many": f"many (> {high})", "median": f"median ({low} to {high})", "few": f"few (< {low})"}
     return [Patch(color=COLOURS[shot], label=text) for shot, text in texts.items()]
 
