@@ -21,9 +21,9 @@ from conr_hf.data.mixing import CMixup
 from conr_hf.data.rows import Row, column_names
 from conr_hf.data.views import ImageCollator
 from conr_hf.distributed import rank, world_size
-from conr_hf.feeding import DataSets
 from conr_hf.head import adopt_head
 from conr_hf.imbalance import Bins, density_weights, make_bins
+from conr_hf.labelled import DataSets
 from conr_hf.launch import check_processes, checkpoint_to_resume
 from conr_hf.metrics import flat, shot_metrics_from_bins
 from conr_hf.models import check_vanilla

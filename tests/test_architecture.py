@@ -22,7 +22,18 @@ ROOT_MODULE = "__init__"
 MODEL = {"distributed", "head", "models", "opening"}
 BELOW = {"losses", "imbalance", "data", "metrics", *MODEL}
 TRAINING = {
-    *("companions", "config", "resolved", "checks", "launch", "feeding", "base_loss", "objective", "averaging"),
+    *(
+        "companions",
+        "config",
+        "resolved",
+        "checks",
+        "launch",
+        "labelled",
+        "feeding",
+        "base_loss",
+        "objective",
+        "averaging",
+    ),
     *("layer_decay", "schedule", "modes", "state", "keeping", "learning", "card", "card_template", "methods_used"),
     *("card_metadata", "origins", "describing", "report", "publishing", "hub", "pushing", "trainer"),
 }
