@@ -143,7 +143,10 @@ class ImageTrainer(LabelledTrainer):
         if not data_sets:
             raise ValueError("Give a data set or processing_class, so that it is known what the model takes in.")
         first = next(iter(data_sets[0])) if isinstance(data_sets[0], IterableDataset) else data_sets[0][0]
-        pixels: Tensor = self.collator()([(None, first)])["pixel_values"]
+        if self._user_collator is None and "pixel_values" in first:
+            pixels = torch.as_tensor(first["pixel_values"], dtype=torch.float32)
+        else:
+            pixels = self.collator()([(None, first)])["pixel_values"]
         return pixels.reshape(-1, *pixels.shape[-3:])[:1]
 
     def _get_dataloader(self, dataset: Dataset[Row], description: str, *args: Any, **kwargs: Any) -> DataLoader[Any]:

@@ -163,8 +163,9 @@ def thinned(index: int, one: ReadMap, most: int) -> ReadMap:
     count = len(one.values)
     if count <= most:
         return one
-    places = (np.arange(most) + np.random.default_rng(index).random(most)) * count / most
-    return one._replace(values=one.values[np.minimum(places.astype(np.int64), count - 1)])
+    starts = np.arange(most + 1) * count // most
+    places = starts[:-1] + (np.random.default_rng(index).random(most) * np.diff(starts)).astype(np.int64)
+    return one._replace(values=one.values[places])
 
 
 def in_words(size: Sequence[int]) -> str:
