@@ -6,6 +6,8 @@ from torch.utils.data import Dataset, IterableDataset
 from transformers.utils import logging
 
 from conr_hf.config import ConRConfig
+from conr_hf.data import map_labels
+from conr_hf.data.map_labels import MapLabels, ReadMap, has_maps, in_words, read_maps, thinned
 from conr_hf.data.rows import Row, column_names, label_cells, read_labels, unreadable_rows
 from conr_hf.distributed import gather_objects, rank, world_size
 from conr_hf.imbalance import Bins, label_columns
@@ -46,12 +48,8 @@ def usable_rows(
     """
     count = len(dataset)  # type: ignore[arg-type]
     labels, wrong = read_labels(dataset, args.label_columns, name) if with_labels else (None, {})
-    if with_labels and "sample_weight" in column_names(dataset):
-        weights, unusable = read_labels(dataset, ["sample_weight"], name)
-        negative = {
-            int(row): f'column "sample_weight": {weights[row]} is less than 0' for row in np.where(weights < 0)[0]
-        }
-        wrong = {**unusable, **negative, **wrong}
+    if with_labels:
+        wrong = {**wrong_weights(dataset, name), **wrong}
     if with_images:
         check_image_column(dataset, name, args.image_column)
         mine = range(rank(), count, world_size())
@@ -61,6 +59,77 @@ def usable_rows(
     report_wrong(wrong, count, name, args.skip_bad_rows)
     indices = np.setdiff1d(np.arange(count), np.fromiter(wrong, int))
     return indices, None if labels is None else labels[indices]
+
+
+def usable_maps(
+    dataset: Dataset[Row], name: str, args: ConRConfig, *, with_images: bool
+) -> tuple[np.ndarray, MapLabels]:
+    """
+    [`usable_rows`] of a data set whose labels are maps: every map is read once, by one of the processes.
+
+    Args:
+        dataset: A map-style data set.
+        name (`str`): What messages call it.
+        args ([`ConRConfig`]): Names the columns, says what a stored number of a map is, and whether bad rows are left
+            out (`skip_bad_rows`).
+        with_images (`bool`): Read the images too, whose aspect the maps must have.
+
+    Returns:
+        `np.ndarray` of shape `(N,)`, the rows that can be used, in order; and the labels of their maps.
+
+    Raises:
+        `ValueError`: at the first row that cannot be used, or, with `skip_bad_rows`, if none can.
+    """
+    if with_images:
+        check_image_column(dataset, name, args.image_column)
+    count = len(dataset)  # type: ignore[arg-type]
+    most = max(map_labels.MOST_PIXELS // count, 1)
+    mine = read_maps(
+        dataset,
+        args.image_column if with_images else None,
+        args.label_columns,
+        range(rank(), count, world_size()),
+        name,
+        scale=args.map_scale,
+        invalid=args.map_invalid,
+        most=most,
+        show_progress=rank() == 0 and not args.disable_tqdm,
+    )
+    maps = {row: one for row, one in mine.items() if isinstance(one, ReadMap)}
+    wrong = {row: one for row, one in mine.items() if isinstance(one, str)}
+    if sum(gather_objects(sum(one.valid for one in maps.values()))) > map_labels.MOST_PIXELS:
+        maps = {row: thinned(row, one, most) for row, one in maps.items()}
+    parts = gather_objects((maps, wrong))
+    wrong = wrong_weights(dataset, name)
+    for _, of_process in parts:
+        wrong |= of_process
+    report_wrong(wrong, count, name, args.skip_bad_rows)
+    maps = {row: one for of_process, _ in parts for row, one in of_process.items() if row not in wrong}
+    indices = np.array(sorted(maps))
+    return indices, MapLabels.of([maps[row] for row in indices.tolist()])
+
+
+def wrong_weights(dataset: Dataset[Row], name: str) -> dict[int, str]:
+    """What is wrong with the weights of a data set's rows, by row; nothing where they have none."""
+    if "sample_weight" not in column_names(dataset):
+        return {}
+    weights, wrong = read_labels(dataset, ["sample_weight"], name)
+    negative = np.flatnonzero(weights < 0).tolist()
+    return {**wrong, **{row: f'column "sample_weight": {weights[row]} is less than 0' for row in negative}}
+
+
+def check_one_size(maps: MapLabels, indices: np.ndarray, name: str) -> None:
+    """
+    Raises:
+        `ValueError`: if the maps of an evaluation set, which are put side by side, are not of one size.
+    """
+    others = np.flatnonzero((maps.sizes != maps.sizes[0]).any(axis=1))
+    if len(others):
+        first, other = in_words(maps.sizes[0]), in_words(maps.sizes[others[0]])
+        raise ValueError(
+            f"{name}, rows {indices[0]:,} and {indices[others[0]]:,}: their maps have {first} and {other} pixels, but "
+            "the maps of an evaluation set must be of one size. Scale them to one, or make a set for each size."
+        )
 
 
 def check_image_column(dataset: Dataset[Row], name: str, column: str) -> None:
@@ -79,9 +148,11 @@ def check_image_column(dataset: Dataset[Row], name: str, column: str) -> None:
 def check_columns(stream: IterableDataset[Row], name: str, args: ConRConfig, *, with_image: bool) -> None:
     """
     Raises:
-        `ValueError`: if a stream has no column of a label, or, `with_image` and without `pixel_values`, of an image.
+        `ValueError`: if a stream has no column of a label, or, `with_image` and without `pixel_values`, of an image;
+            and if its labels are maps.
     """
     names = column_names(stream)
+    has_maps(stream, args.label_columns, name)
     if not all(column in names for column in args.label_columns) and "labels" not in names:
         label_cells(dict.fromkeys(names), args.label_columns, name)
     if with_image and "pixel_values" not in names:

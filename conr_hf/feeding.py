@@ -13,35 +13,25 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import (
     BaseImageProcessor,
     PreTrainedModel,
-    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
 )
 
-from conr_hf.checks import (
-    check_columns,
-    check_has_rows,
-    check_train_labels,
-    labels_of,
-    streamed_labels,
-    usable_rows,
-)
+from conr_hf.checks import check_has_rows, check_train_labels, labels_of
 from conr_hf.config import ConRConfig
-from conr_hf.data.benchmarks import benchmark_of
 from conr_hf.data.mixing import CMixup
 from conr_hf.data.rows import Row, column_names
 from conr_hf.data.streamed_rows import StreamedRows
 from conr_hf.data.views import DrawnRows, ImageCollator, TrainingSampler, UserCollator
 from conr_hf.distributed import rank, world_size
 from conr_hf.imbalance import Bins
+from conr_hf.labelled import DataSets, LabelledTrainer, named
 from conr_hf.models import example_pixels
 
-DataSets = Dataset[Row] | dict[str, Dataset[Row]]
 
-
-class ImageTrainer(Trainer):
+class ImageTrainer(LabelledTrainer):
     """
     What [`ConRTrainer`] does with data: takes raw rows, checks them, orders them, makes views and counts samples.
 
@@ -50,10 +40,8 @@ class ImageTrainer(Trainer):
         kwargs: Passed to `Trainer`.
     """
 
-    args: ConRConfig
     model: PreTrainedModel
     processing_class: BaseImageProcessor | None
-    train_dataset: Any
     order: TrainingSampler | StreamedRows  # what the rows of an epoch come from, in which order
 
     def __init__(
@@ -74,8 +62,9 @@ class ImageTrainer(Trainer):
                 check_has_rows(dataset, name)
         # Set early: super().__init__() calls model_init, which adopts the head by a forward of these pixels.
         self.args, self.processing_class, self._user_collator = args, processing_class, data_collator
-        self._usable: dict[int, tuple[DrawnRows, np.ndarray | None, bool]] = {}
-        self._streamed_labels: np.ndarray | None = None
+        self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
+        self._usable = {}
+        self._streamed_labels = None
         if train_labels is not None:
             check_train_labels(train_labels, args, is_stream)
             self._streamed_labels = labels_of(train_labels)
@@ -112,58 +101,6 @@ class ImageTrainer(Trainer):
             args.map_invalid,
         )
 
-    def check_data(self) -> None:
-        """Reads every label and image of all data sets once, so that no bad one ends a run in its middle."""
-        for name, dataset in named(self.train_dataset, self.eval_dataset).items():
-            if isinstance(dataset, IterableDataset):
-                check_columns(dataset, name, self.args, with_image=self._user_collator is None)
-                self.training_labels()
-            else:
-                self.usable(dataset, name, before_training=True)
-
-    def usable(
-        self, dataset: Dataset[Row], name: str, before_training: bool = False
-    ) -> tuple[DrawnRows, np.ndarray | None]:
-        """
-        The rows of a data set that can be used, and their labels; each is read once. Before training, images are read
-        and labels must be there; otherwise labels are read where there are any.
-        """
-        if isinstance(dataset, IterableDataset):
-            check_has_rows(dataset, name)  # a stream is refused
-        names = column_names(dataset)
-        raw = "pixel_values" not in names and self._user_collator is None
-        with_images = raw and (before_training or self.args.skip_bad_rows)
-        rows, labels, images_were_read = self._usable.get(id(dataset), (None, None, False))
-        if rows is None or (with_images and not images_were_read):
-            labelled = raw and (before_training or all(column in names for column in self.args.label_columns))
-            indices, labels = usable_rows(
-                dataset,
-                name,
-                self.args,
-                with_labels=labelled or dataset is self.train_dataset,
-                with_images=with_images,
-            )
-            rows = DrawnRows(dataset, name, indices)
-            self._usable[id(dataset)] = rows, labels, with_images
-        return rows, labels
-
-    def training_labels(self) -> np.ndarray:
-        """Labels of the usable training rows: `np.ndarray` of shape `(N,)` or `(N, T)`, in label units."""
-        if isinstance(self.train_dataset, IterableDataset):
-            if self._streamed_labels is None:
-                self._streamed_labels = streamed_labels(self.train_dataset, "train_dataset", self.args)
-            return self._streamed_labels
-        labels = self.usable(self.train_dataset, "train_dataset")[1]
-        assert labels is not None
-        return labels
-
-    def bin_width(self) -> float | None:
-        """The width of the bins in label units: the user's, or the benchmark's, or `None`."""
-        if self.args.bin_width is not None:
-            return self.args.bin_width
-        benchmark = benchmark_of(self.train_dataset, self.training_labels())
-        return None if benchmark is None else benchmark.bin_width
-
     def global_batch(self) -> int:
         """Samples of a micro-batch over all processes."""
         return self._train_batch_size * (1 if self.accelerator.split_batches else self.args.world_size)
@@ -182,7 +119,7 @@ class ImageTrainer(Trainer):
 
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch."""
-        rows = len(self.training_labels())
+        rows = self.training_rows()
         batch = self.global_batch()
         batches = rows // batch if self.args.dataloader_drop_last else math.ceil(rows / batch)
         return max(math.ceil(batches / self.args.gradient_accumulation_steps), 1)
@@ -209,7 +146,10 @@ class ImageTrainer(Trainer):
         if not data_sets:
             raise ValueError("Give a data set or processing_class, so that it is known what the model takes in.")
         first = next(iter(data_sets[0])) if isinstance(data_sets[0], IterableDataset) else data_sets[0][0]
-        pixels: Tensor = self.collator()([(None, first)])["pixel_values"]
+        if self._user_collator is None and "pixel_values" in first:
+            pixels = torch.as_tensor(first["pixel_values"], dtype=torch.float32)
+        else:
+            pixels = self.collator()([(None, first)])["pixel_values"]
         return pixels.reshape(-1, *pixels.shape[-3:])[:1]
 
     def _get_dataloader(self, dataset: Dataset[Row], description: str, *args: Any, **kwargs: Any) -> DataLoader[Any]:
@@ -276,12 +216,3 @@ class _EpochForSampler(TrainerCallback):
     ) -> None:
         self.trainer.order.epoch = self.epoch
         self.epoch += 1  # counted, as an epoch that a callback cuts short ends before state.epoch is whole
-
-
-def named(train_dataset: Dataset[Row] | None, eval_dataset: DataSets | None) -> dict[str, Dataset[Row]]:
-    """The data sets that there are, by the names messages call them."""
-    if isinstance(eval_dataset, dict):
-        evaluation: dict[str, Any] = {f"eval_dataset[{name!r}]": data for name, data in eval_dataset.items()}
-    else:
-        evaluation = {"eval_dataset": eval_dataset}
-    return {name: data for name, data in {"train_dataset": train_dataset, **evaluation}.items() if data is not None}

@@ -16,14 +16,14 @@ from transformers import BaseImageProcessor, EvalPrediction, PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from transformers.utils import logging
 
+from conr_hf.adopting import adopt_head
 from conr_hf.config import ConRConfig
 from conr_hf.data.mixing import CMixup
 from conr_hf.data.rows import Row, column_names
 from conr_hf.data.views import ImageCollator
-from conr_hf.feeding import DataSets
-from conr_hf.adopting import adopt_head
 from conr_hf.head import MapHead
 from conr_hf.imbalance import Bins, density_weights, make_bins
+from conr_hf.labelled import DataSets
 from conr_hf.launch import check_processes, checkpoint_to_resume
 from conr_hf.map_modes import check_kinds, check_map_modes, check_range
 from conr_hf.metrics import flat, shot_metrics_from_bins

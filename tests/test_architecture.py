@@ -22,8 +22,9 @@ ROOT_MODULE = "__init__"
 MODEL = {"adopting", "distributed", "head", "map_models", "models", "opening"}
 BELOW = {"losses", "imbalance", "data", "metrics", *MODEL}
 TRAINING = {
-    *("companions", "config", "resolved", "checks", "launch", "feeding", "base_loss", "objective", "averaging"),
-    *("layer_decay", "schedule", "modes", "map_modes", "pixels", "minimising", "state", "keeping", "learning", "card", "card_template", "methods_used"),
+    *("companions", "config", "resolved", "checks", "launch", "labelled", "feeding", "base_loss", "objective"),
+    *("averaging", "layer_decay", "schedule", "modes", "map_modes", "pixels", "minimising", "state", "keeping"),
+    *("learning", "card", "card_template", "methods_used"),
     *("card_metadata", "origins", "describing", "report", "publishing", "hub", "pushing", "trainer"),
 }
 TOP = {

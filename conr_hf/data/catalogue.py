@@ -25,6 +25,10 @@ class Benchmark:
         split_file (`str`, *optional*): The file of labels and splits that may lie in a folder of its images.
         label_columns (`tuple[str, ...]`, *optional*): Columns of the label, as loaded.
         columns (`Mapping[str, str]`, *optional*): What the source may call a column, and what it is called as loaded.
+        maps (`bool`, *optional*, defaults to `False`): Whether the label is a map, one number for each pixel.
+        shot_thresholds (`tuple[float, float]`, *optional*):
+            Of maps: labels of a bin are few below the first and many above the second number, times the labels that a
+            training map has in the mean. Unset: 20 and 100.
         people (`str`, *optional*): What of people its images show, if they show people.
     """
 
@@ -40,6 +44,8 @@ class Benchmark:
     split_file: str | None = None
     label_columns: tuple[str, ...] = ("label",)
     columns: Mapping[str, str] = field(default_factory=dict)
+    maps: bool = False
+    shot_thresholds: tuple[float, float] | None = None
     people: str = ""
 
 

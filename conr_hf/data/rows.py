@@ -6,9 +6,9 @@ import math
 import os
 import warnings
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 import numpy as np
@@ -17,7 +17,11 @@ from torch.utils.data import Dataset, IterableDataset
 from tqdm.auto import tqdm
 from transformers.image_utils import load_image
 
+from conr_hf.data.image_files import open_image
+from conr_hf.data.maps import is_map
+
 Row = Mapping[str, Any]
+T = TypeVar("T")
 
 
 def column_names(dataset: Dataset[Any]) -> list[str]:
@@ -64,7 +68,7 @@ def to_image(value: Any, mode: str = "RGB") -> Image.Image:
     if isinstance(value, np.ndarray):
         value = Image.fromarray(value)
     if isinstance(value, io.BytesIO) or (isinstance(value, str | os.PathLike) and not _is_url(value)):
-        value = _open(value)
+        value = open_image(value)
     if isinstance(value, Image.Image):
         value = _for_pipelines(value)
     image: Image.Image = load_image(value)
@@ -103,13 +107,15 @@ def read_labels(dataset: Dataset[Any], columns: Sequence[str], name: str) -> tup
 
 
 def label_cells(row: Row, columns: Sequence[str], name: str) -> list[Any]:
-    """The T label cells of a row, from its label columns or, in a row ready for the model, from `labels`."""
+    """The T label cells of a row, or its map, from its label columns or, in one ready for the model, from `labels`."""
     if all(column in row for column in columns):
         return [row[column] for column in columns]
     if "labels" in row:
         cells = np.asarray(row["labels"]).reshape(-1).tolist()
         if len(cells) == len(columns):
             return list(cells)
+        if len(columns) == 1 and is_map(row["labels"]):
+            return [row["labels"]]
         raise ValueError(f'{name}: "labels" holds {len(cells)} numbers, but label_columns names {len(columns)}.')
     missing = next(column for column in columns if column not in row)
     near = difflib.get_close_matches(missing, list(row), n=1)
@@ -136,32 +142,49 @@ def unreadable_rows(
     Returns:
         `dict[int, str]`: the reason, by row.
     """
-
-    # Not decoded by the data set, so that what is too large is refused before it fills the memory.
-    unopened: Dataset[Any] = dataset
-    plain = isinstance(dataset, datasets.Dataset) and dataset.format["type"] is None
-    if plain and isinstance(dataset.features.get(image_column), datasets.Image):  # type: ignore[attr-defined]
-        unopened = dataset.cast_column(image_column, datasets.Image(decode=False))  # type: ignore[attr-defined]
+    unopened = undecoded(dataset, [image_column])
 
     def reason(index: int) -> str | None:
         try:
-            cell = unopened[index][image_column]
-            in_archive = isinstance(cell, dict) and cell["bytes"] is None and "://" in (cell["path"] or "")
-            to_image(dataset[index][image_column] if in_archive else cell)
+            to_image(cell_of(dataset, unopened[index], index, image_column))
         except Exception as error:  # whatever a decoder raises, the row cannot be used
             return f'column "{image_column}": the image cannot be read ({describe(error)})'
         return None
 
-    # Threads for what is known to bear them: a data set of the user's own may hold a file or a database open.
-    with (
-        ThreadPoolExecutor(os.cpu_count() if isinstance(dataset, datasets.Dataset) else 1) as pool,
-        warnings.catch_warnings(),
-    ):
+    reasons = zip(rows, in_threads(reason, dataset, rows, name, show_progress), strict=True)
+    return {index: why for index, why in reasons if why is not None}
+
+
+def undecoded(dataset: Dataset[Any], columns: Sequence[str]) -> Dataset[Any]:
+    """A data set that does not decode the images of `columns`, so that one too large is refused before it is."""
+    unopened: Any = dataset
+    if isinstance(dataset, datasets.Dataset) and dataset.format["type"] is None:
+        for column in columns:
+            if isinstance(dataset.features.get(column), datasets.Image):
+                unopened = unopened.cast_column(column, datasets.Image(decode=False))
+    return unopened
+
+
+def cell_of(dataset: Dataset[Any], row: Row, index: int, column: str) -> Any:
+    """A cell of an [`undecoded`] row; of the decoded one where it lies in an archive, which `datasets` can open."""
+    cell = row[column]
+    in_archive = isinstance(cell, dict) and cell["bytes"] is None and "://" in (cell["path"] or "")
+    return dataset[index][column] if in_archive else cell
+
+
+def in_threads(
+    read: Callable[[int], T], dataset: Dataset[Any], rows: Sequence[int], name: str, show_progress: bool
+) -> Iterator[T]:
+    """
+    What `read` returns of each row, in order, behind a progress bar.
+
+    In threads for what is known to bear them: a data set of the user's own may hold a file or a database open.
+    """
+    threads = isinstance(dataset, datasets.Dataset)
+    with ThreadPoolExecutor(os.cpu_count() if threads else 1) as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused instead
-        found = pool.map(reason, rows) if isinstance(dataset, datasets.Dataset) else map(reason, rows)
-        bar = tqdm(found, f"Reading {name}", len(rows), leave=False, disable=not show_progress)
-        reasons = dict(zip(rows, bar, strict=True))
-    return {index: why for index, why in reasons.items() if why is not None}
+        found = pool.map(read, rows) if threads else map(read, rows)
+        yield from tqdm(found, f"Reading {name}", len(rows), leave=False, disable=not show_progress)
 
 
 def describe(error: Exception) -> str:
@@ -175,24 +198,6 @@ def describe(error: Exception) -> str:
 
 def _is_url(value: str | os.PathLike[str]) -> bool:
     return os.fspath(value).startswith(("http://", "https://"))
-
-
-def _open(source: io.BytesIO | str | os.PathLike[str]) -> Image.Image:
-    empty = not source.getbuffer() if isinstance(source, io.BytesIO) else os.path.getsize(source) == 0
-    if empty:
-        raise ValueError("the file is empty")
-    try:
-        image = Image.open(source)
-    except Image.DecompressionBombError as error:
-        raise ValueError(str(error)) from error
-    limit, pixels = Image.MAX_IMAGE_PIXELS, image.width * image.height
-    if limit is not None and pixels > limit:
-        image.close()
-        raise ValueError(
-            f"{image.width:,} x {image.height:,} pixels may be a decompression bomb; "
-            f"PIL.Image.MAX_IMAGE_PIXELS allows {limit:,} pixels"
-        )
-    return image
 
 
 def _for_pipelines(image: Image.Image) -> Image.Image:
@@ -230,6 +235,8 @@ def label_problem(cell: Any) -> str | None:
     """What keeps a label from being a finite number."""
     if cell is None:
         return "the label is missing"
+    if is_map(cell):
+        return "the label is a map, not one number"
     try:
         number = float(cell)
     except (TypeError, ValueError):

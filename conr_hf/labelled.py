@@ -1,0 +1,159 @@
+"""`LabelledTrainer`: which rows of a trainer's data sets can be used, and the labels they have."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch.utils.data import Dataset, IterableDataset
+from transformers import Trainer
+
+from conr_hf.checks import check_columns, check_has_rows, check_one_size, streamed_labels, usable_maps, usable_rows
+from conr_hf.config import ConRConfig
+from conr_hf.data.benchmarks import benchmark_of
+from conr_hf.data.map_labels import MapLabels, has_maps
+from conr_hf.data.rows import Row, column_names
+from conr_hf.data.views import DrawnRows
+from conr_hf.imbalance.bins import THRESHOLDS
+
+DataSets = Dataset[Row] | dict[str, Dataset[Row]]
+
+
+class _Usable(NamedTuple):
+    """What is known of a data set: its usable rows, their labels, one number a row or maps, and what was read."""
+
+    rows: DrawnRows
+    labels: np.ndarray | None
+    maps: MapLabels | None
+    images_were_read: bool
+
+
+class LabelledTrainer(Trainer):
+    """What [`ConRTrainer`] knows of its data: each row is checked, and its label read, once."""
+
+    args: ConRConfig
+    train_dataset: Any
+    eval_dataset: Any
+    _user_collator: Callable[[list[Row]], dict[str, Any]] | None
+    _usable: dict[int, _Usable]
+    _streamed_labels: np.ndarray | None
+
+    def check_data(self) -> None:
+        """Reads every label and image of all data sets once, so that no bad one ends a run in its middle."""
+        for name, dataset in named(self.train_dataset, self.eval_dataset).items():
+            if isinstance(dataset, IterableDataset):
+                check_columns(dataset, name, self.args, with_image=self._user_collator is None)
+                self.training_labels()
+            else:
+                self.usable(dataset, name, before_training=True)
+
+    def usable(
+        self, dataset: Dataset[Row], name: str, before_training: bool = False
+    ) -> tuple[DrawnRows, np.ndarray | None]:
+        """
+        The rows of a data set that can be used, and their labels unless these are maps; each is read once. Before
+        training, images are read and labels must be there; otherwise labels are read where there are any.
+        """
+        found = self._read(dataset, name, before_training)
+        if found.maps is not None and name != "train_dataset":
+            check_one_size(found.maps, np.asarray(found.rows.indices), name)
+        return found.rows, found.labels
+
+    @property
+    def labels_are_maps(self) -> bool:
+        """Whether the labels of the training data, or else of the evaluation data, are maps."""
+        data_sets = named(self.train_dataset, self.eval_dataset)
+        return any(has_maps(dataset, self.args.label_columns, name) for name, dataset in list(data_sets.items())[:1])
+
+    def training_labels(self) -> np.ndarray:
+        """
+        Labels of the usable training rows, in label units: `np.ndarray` of shape `(N,)` or `(N, T)`. Of maps: those of
+        the valid pixels, `(P,)`, float32; of more than 10 million of them a sample, as many of each map.
+        """
+        if isinstance(self.train_dataset, IterableDataset):
+            if self._streamed_labels is None:
+                self._streamed_labels = streamed_labels(self.train_dataset, "train_dataset", self.args)
+            return self._streamed_labels
+        _, labels, maps, _ = self._read(self.train_dataset, "train_dataset")
+        if maps is not None:
+            return maps.values
+        assert labels is not None
+        return labels
+
+    def training_rows(self) -> int:
+        """Number of usable training rows."""
+        if isinstance(self.train_dataset, IterableDataset):
+            return len(self.training_labels())
+        return len(self._read(self.train_dataset, "train_dataset").rows)
+
+    def pixel_rows(self) -> np.ndarray:
+        """Which usable training row each of the pixels' labels is of: `np.ndarray` of shape `(P,)`, int64."""
+        counts = self._training_maps().counts
+        return np.repeat(np.arange(len(counts)), counts)
+
+    def valid_pixels(self) -> float:
+        """Mean number of valid pixels of a training map."""
+        return float(self._training_maps().valid.mean())
+
+    def valid_share(self) -> float:
+        """Mean share of valid pixels of a training map."""
+        maps = self._training_maps()
+        return float((maps.valid / maps.sizes.prod(axis=1)).mean())
+
+    def shot_thresholds(self) -> tuple[float, float] | None:
+        """
+        Below and above how many of [`~LabelledTrainer.training_labels`] in a bin the labels of maps are few and many:
+        the benchmark's numbers, or else 20 and 100, times the pixels that a map has of them. `None` where labels are
+        no maps.
+        """
+        if isinstance(self.train_dataset, IterableDataset) or not self.labels_are_maps:
+            return None
+        labels = self.training_labels()
+        benchmark = benchmark_of(self.train_dataset, labels)
+        few, many = (benchmark.shot_thresholds if benchmark is not None else None) or THRESHOLDS
+        pixels = len(labels) / self.training_rows()
+        return few * pixels, many * pixels
+
+    def bin_width(self) -> float | None:
+        """The width of the bins in label units: the user's, or the benchmark's, or `None`."""
+        if self.args.bin_width is not None:
+            return self.args.bin_width
+        benchmark = benchmark_of(self.train_dataset, self.training_labels())
+        return None if benchmark is None else benchmark.bin_width
+
+    def _training_maps(self) -> MapLabels:
+        maps = self._read(self.train_dataset, "train_dataset").maps
+        if maps is None:
+            raise ValueError("The training labels are no maps, so they have no pixels.")
+        return maps
+
+    def _read(self, dataset: Dataset[Row], name: str, before_training: bool = False) -> _Usable:
+        if isinstance(dataset, IterableDataset):
+            check_has_rows(dataset, name)  # a stream is refused
+        names = column_names(dataset)
+        is_own = self._user_collator is not None
+        raw = "pixel_values" not in names and not is_own
+        with_images = raw and (before_training or self.args.skip_bad_rows)
+        found = self._usable.get(id(dataset))
+        if found is None or (with_images and not found.images_were_read):
+            is_training = dataset is self.train_dataset
+            labels: np.ndarray | None = None
+            maps: MapLabels | None = None
+            if (is_training or not is_own) and has_maps(dataset, self.args.label_columns, name):
+                indices, maps = usable_maps(dataset, name, self.args, with_images=with_images)
+            else:
+                labelled = raw and (before_training or all(column in names for column in self.args.label_columns))
+                indices, labels = usable_rows(
+                    dataset, name, self.args, with_labels=labelled or is_training, with_images=with_images
+                )
+            found = _Usable(DrawnRows(dataset, name, indices), labels, maps, with_images)
+            self._usable[id(dataset)] = found
+        return found
+
+
+def named(train_dataset: Dataset[Row] | None, eval_dataset: DataSets | None) -> dict[str, Dataset[Row]]:
+    """The data sets that there are, by the names messages call them."""
+    if isinstance(eval_dataset, dict):
+        evaluation: dict[str, Any] = {f"eval_dataset[{name!r}]": data for name, data in eval_dataset.items()}
+    else:
+        evaluation = {"eval_dataset": eval_dataset}
+    return {name: data for name, data in {"train_dataset": train_dataset, **evaluation}.items() if data is not None}

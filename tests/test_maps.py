@@ -1,0 +1,392 @@
+"""Labels that are maps: what counts as one, how it is read, and what the trainer knows of all of them."""
+
+import io
+
+import datasets
+import numpy as np
+import pytest
+import small
+import torch
+from PIL import Image
+from transformers import ViTConfig, ViTForImageClassification
+
+from conr_hf.data import map_labels
+from conr_hf.data.map_labels import has_maps
+from conr_hf.data.maps import is_map, to_map
+from conr_hf.data.rows import read_labels
+from conr_hf.feeding import ImageTrainer
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def stored(image, form="PNG"):
+    file = io.BytesIO()
+    image.save(file, form)
+    return file.getvalue()
+
+
+def npy(array, **options):
+    file = io.BytesIO()
+    np.save(file, array, **options)
+    return file.getvalue()
+
+
+def heights(shape=(3, 4), dtype=np.uint16, seed=0):
+    values = np.random.default_rng(seed).integers(1, 200, shape)
+    values[0, 0] = 0
+    return values.astype(dtype)
+
+
+# ---- A map ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        (Image.new("L", (2, 2)), True),
+        (np.zeros((2, 2)), True),
+        (torch.zeros(2, 2), True),
+        ([[1.0, 2.0]], True),
+        ([np.zeros(2), np.zeros(2)], True),
+        ({"bytes": b"", "path": None}, True),
+        ("depth/1.NPY", True),
+        ("1.tiff", True),
+        ("31 years", False),
+        ("31.5", False),
+        (31, False),
+        (np.float32(3), False),
+        (np.zeros(2), False),
+        (np.zeros((2, 2, 3)), False),
+        ([1, 2], False),
+        ([], False),
+        ({"a": 1}, False),
+        (None, False),
+    ],
+)
+def test_what_a_map_is(cell, expected):
+    assert is_map(cell) is expected
+
+
+def ways(folder):
+    """One map in all that it may be stored as."""
+    values = heights()
+    sixteen, eight = Image.fromarray(values), Image.fromarray(values.astype(np.uint8))
+    floats = Image.fromarray(values.astype(np.float32))
+    for name, content in {
+        "16.png": stored(sixteen),
+        "8.PNG": stored(eight),
+        "32.tif": stored(floats, "TIFF"),
+        "16.tiff": stored(sixteen, "TIFF"),
+        "a.npy": npy(values.astype(np.int64)),
+    }.items():
+        (folder / name).write_bytes(content)
+        yield str(folder / name)
+        yield {"bytes": content, "path": None}
+        yield {"bytes": None, "path": str(folder / name)}
+    yield folder / "a.npy"
+    yield from (eight, sixteen, floats, Image.fromarray(values.astype(np.int32)))
+    yield Image.frombytes("I;16B", (4, 3), values.astype(">u2").tobytes())
+    yield from (values.astype(dtype) for dtype in ("u1", "i2", "i8", "f2", "f4", "f8", ">f4"))
+    yield from (torch.tensor(values.astype(np.int32)), torch.tensor(values.astype(np.float32)).bfloat16())
+    yield values.tolist()
+    yield [row.astype(float) for row in values]
+
+
+def test_every_kind_of_map_gives_the_same(tmp_path):
+    expected = heights().astype(np.float64) * 0.5
+    expected[0, 0] = np.nan
+    for cell in ways(tmp_path):
+        found = to_map(cell, scale=0.5, invalid=0)
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, expected.astype(np.float32))
+        plain = to_map(cell)
+        assert plain[0, 0] == 0
+        np.testing.assert_array_equal(plain, heights())
+
+
+def test_what_no_number_can_be_is_no_label():
+    values = np.array([[1, np.nan, np.inf], [-np.inf, -9999.9, 2]], np.float32)
+    expected = [[1, np.nan, np.nan], [np.nan, np.nan, 2]]
+    np.testing.assert_array_equal(to_map(values, invalid=-9999.9), np.array(expected, np.float32))
+    np.testing.assert_array_equal(to_map([[1.0, None]]), np.array([[1, np.nan]], np.float32))
+    np.testing.assert_array_equal(to_map([[1e39, 1.0]]), np.array([[np.nan, 1]], np.float32))
+    assert values[0, 1] != values[0, 1]  # the caller's own is left as it was
+    assert values[1, 1] == np.float32(-9999.9)
+
+
+def test_maps_are_upright_as_their_images_are():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees, clockwise
+    file = io.BytesIO()
+    Image.fromarray(heights()).save(file, "PNG", exif=exif)
+    np.testing.assert_array_equal(to_map({"bytes": file.getvalue(), "path": None}), np.rot90(heights(), -1))
+
+
+class Harm:
+    def __reduce__(self):
+        return exec, ("raise SystemExit",)
+
+
+@pytest.mark.parametrize(
+    ("cell", "says"),
+    [
+        (None, "the map is missing"),
+        ({"bytes": None, "path": None}, "the map is missing"),
+        (Image.new("RGB", (4, 4)), "mode RGB"),
+        (Image.new("P", (4, 4)), "mode P"),
+        (np.zeros((2, 2, 3)), r"shape \(2, 2, 3\)"),
+        (np.zeros((0, 3)), "it is empty"),
+        (np.array([["a", "b"]]), "it holds <U1"),
+        (np.zeros((2, 2), complex), "complex"),
+        ([[1, 2], [3]], "not as many in each"),
+        ([["a", "b"]], "not numbers"),
+        ("31 years", "no path of a map"),
+        (5, 'it is "5", which is no map'),
+        ({"bytes": b"", "path": None}, "the file is empty"),
+        ({"bytes": npy(np.array([[Harm()]]), allow_pickle=True), "path": None}, "allow_pickle=False"),
+        ({"bytes": npy(np.zeros((9, 9)))[:-8], "path": None}, "."),
+        ("gone.npy", "gone.npy"),
+    ],
+)
+def test_what_is_no_map_is_told_in_a_sentence(cell, says):
+    with pytest.raises((OSError, ValueError), match=says) as refused:
+        to_map(cell)
+    assert "\n" not in str(refused.value)
+
+
+def test_text_named_npy_is_not_unpickled(tmp_path):
+    for content in (b"no array", b""):
+        (tmp_path / "a.npy").write_bytes(content)
+        with pytest.raises(ValueError, match=r"no \.npy file"):
+            to_map(tmp_path / "a.npy")
+
+
+# ---- The maps of a data set -----------------------------------------------------------------------------------------
+
+
+def processor():
+    return small.models["vit"]()[1]
+
+
+def rows(maps, image_size=(32, 32), label=datasets.List(datasets.List(datasets.Value("float32")))):
+    """Images of `image_size` (width, height) and maps, as they are stored in a data set."""
+    images = [Image.new("RGB", image_size, (index, 0, 0)) for index in range(len(maps))]
+    features = datasets.Features({"image": datasets.Image(), "label": label})
+    return datasets.Dataset.from_dict({"image": images, "label": maps}, features=features)
+
+
+def trainer(folder, train=None, evaluation=None, **changed):
+    model = ViTForImageClassification(ViTConfig(**{**small.TRANSFORMER, "intermediate_size": 32, "num_labels": 1}))
+    return ImageTrainer(model, small.settings(folder, **changed), None, train, evaluation, processor(), None)
+
+
+def varied(n=7, shape=(4, 4), seed=0):
+    """Maps with more and fewer pixels without a label."""
+    random = np.random.default_rng(seed)
+    maps = random.normal(50, 20, (n, *shape)).astype(np.float32)
+    for index, one in enumerate(maps):
+        one.ravel()[: 2 * index] = np.nan
+    return list(maps)
+
+
+def test_a_trainer_knows_the_labels_of_all_valid_pixels(tmp_path):
+    maps = varied()
+    of = trainer(tmp_path, rows(maps))
+    of.check_data()
+    assert of.labels_are_maps
+    assert of.training_rows() == 7
+    valid = [one[np.isfinite(one)] for one in maps]
+    np.testing.assert_array_equal(of.training_labels(), np.concatenate(valid))
+    assert of.training_labels().dtype == np.float32
+    np.testing.assert_array_equal(of.pixel_rows(), np.concatenate([[i] * len(v) for i, v in enumerate(valid)]))
+    assert of.valid_pixels() == np.mean([len(v) for v in valid])
+    assert of.valid_share() == pytest.approx(np.mean([len(v) / 16 for v in valid]))
+    mean = np.mean([len(v) for v in valid])
+    assert of.shot_thresholds() == pytest.approx((20 * mean, 100 * mean))
+    assert of.steps_per_epoch() == 1  # 7 rows in a batch of 8
+    assert of.usable(of.train_dataset, "train_dataset")[1] is None
+
+
+def test_one_number_a_row_is_as_it_was(tmp_path):
+    of = trainer(tmp_path, small.images(10))
+    assert not of.labels_are_maps
+    assert of.shot_thresholds() is None
+    assert of.training_rows() == len(of.training_labels()) == 10
+    with pytest.raises(ValueError, match="no maps"):
+        of.valid_share()
+
+
+def test_stored_numbers_become_label_units(tmp_path):
+    values = [heights((8, 8), np.uint16, seed) for seed in range(3)]
+    data = rows([stored(Image.fromarray(one)) for one in values], label=datasets.Image())
+    of = trainer(tmp_path, data, map_scale=0.001, map_invalid=0)
+    expected = np.concatenate([one[one > 0] for one in values]) * 0.001
+    np.testing.assert_allclose(of.training_labels(), expected, rtol=1e-6)
+    assert of.valid_pixels() == 63
+
+
+@pytest.mark.parametrize("ready", ["plain", "transform"])
+def test_rows_that_are_ready_for_the_model(tmp_path, ready):
+    maps = varied(4)
+
+    class Ready:
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            return {"pixel_values": np.zeros((3, 32, 32), np.float32), "labels": maps[index]}
+
+    def transform(batch):
+        return {"pixel_values": [np.zeros((3, 32, 32), np.float32)] * len(batch["label"]), "labels": batch["label"]}
+
+    data = Ready() if ready == "plain" else rows(maps).with_transform(transform)
+    of = trainer(tmp_path, data)
+    assert of.labels_are_maps
+    of.check_data()
+    np.testing.assert_array_equal(of.training_labels(), np.concatenate([one[np.isfinite(one)] for one in maps]))
+
+
+@pytest.mark.parametrize(("most", "sampled"), [(83, False), (82, True), (20, True), (3, True)])
+def test_of_too_many_pixels_as_many_of_each_map(tmp_path, monkeypatch, most, sampled):
+    """7 maps with 16, 14, ... 4 valid pixels, 70 in all, and an eighth with 13."""
+    maps = [*varied(), *varied(1, seed=5)]
+    maps[7][:1, :3] = np.nan
+    monkeypatch.setattr(map_labels, "MOST_PIXELS", most)
+    of = trainer(tmp_path / "a", rows(maps))
+    valid = [one[np.isfinite(one)] for one in maps]
+    counts = [min(len(v), max(most // 8, 1)) for v in valid] if sampled else [len(v) for v in valid]
+    found = np.split(of.training_labels(), np.cumsum(counts)[:-1])
+    for part, whole in zip(found, valid, strict=True):
+        places = [int(np.flatnonzero(whole == label)[0]) for label in part]
+        assert places == sorted(set(places))
+        starts = [index * len(whole) // len(part) for index in range(len(part) + 1)]  # no part of a map is missing
+        assert all(starts[index] <= place < starts[index + 1] for index, place in enumerate(places))
+    np.testing.assert_array_equal(of.pixel_rows(), np.repeat(np.arange(8), counts))
+    assert of.valid_pixels() == np.mean([len(v) for v in valid])
+    assert of.shot_thresholds() == pytest.approx((20 * sum(counts) / 8, 100 * sum(counts) / 8))
+    again = trainer(tmp_path / "b", rows(maps))
+    np.testing.assert_array_equal(again.training_labels(), of.training_labels())
+
+
+def test_a_sample_is_the_same_for_any_number_of_processes(monkeypatch):
+    """Each process thins when its own maps are too many; what none had to thin is thinned when all are known."""
+    monkeypatch.setattr(map_labels, "MOST_PIXELS", 40)
+    data = rows(varied(), image_size=(4, 4))
+    options = {"scale": 1.0, "invalid": None, "most": 40 // 7, "show_progress": False}
+    whole = map_labels.read_maps(data, "image", ["label"], range(7), "x", **options)
+    parts = [map_labels.read_maps(data, "image", ["label"], range(start, 7, 2), "x", **options) for start in (0, 1)]
+    for index, one in {**parts[0], **parts[1]}.items():
+        np.testing.assert_array_equal(
+            map_labels.thinned(index, one, 5).values, map_labels.thinned(index, whole[index], 5).values
+        )
+
+
+def test_has_maps_looks_at_the_first_row_alone(tmp_path):
+    assert has_maps(rows([b"no image"] * 2, label=datasets.Image()), ["label"], "x")  # nothing is decoded
+    assert not has_maps(rows(varied(2)), ["label", "other"], "x")
+    assert not has_maps(rows(varied(2)).select_columns("image"), ["label"], "x")
+    files = datasets.Dataset.from_dict({"image": ["a.png"], "label": ["depth/a.npy"]})
+    assert has_maps(files, ["label"], "x")
+
+
+def test_streams_of_maps_are_refused(tmp_path):
+    stream = rows(varied()).to_iterable_dataset()
+    with pytest.raises(ValueError, match=r"^train_dataset is a stream, and its labels are maps\. Give maps by index"):
+        has_maps(stream, ["label"], "train_dataset")
+    of = trainer(tmp_path, stream)
+    with pytest.raises(ValueError, match="stream, and its labels are maps"):
+        of.check_data()
+
+
+@pytest.mark.parametrize(
+    ("shape", "image_size", "fits"),
+    [
+        ((32, 32), (32, 32), True),
+        ((16, 16), (32, 32), True),
+        ((48, 64), (640, 480), True),
+        ((53, 71), (640, 480), True),  # a ninth, rounded down
+        ((54, 71), (640, 480), True),
+        ((960, 1280), (640, 480), True),
+        ((64, 48), (640, 480), False),
+        ((48, 48), (640, 480), False),
+        ((50, 64), (640, 480), False),
+        ((33, 32), (32, 32), False),
+    ],
+)
+def test_a_map_has_the_aspect_of_its_image(tmp_path, shape, image_size, fits):
+    of = trainer(tmp_path, rows([np.ones(shape, np.float32)], image_size))
+    if fits:
+        of.check_data()
+        return
+    with pytest.raises(ValueError) as refused:
+        of.check_data()
+    assert str(refused.value).startswith(
+        f'train_dataset, row 0, column "label": its map has {shape[1]} x {shape[0]} pixels and its image '
+        f"{image_size[0]} x {image_size[1]}; "
+    )
+
+
+def bad_rows():
+    good = stored(Image.fromarray(heights((8, 8))))
+    wrong = {
+        1: (b"no image", "the map cannot be read (it is not an image)"),
+        2: (stored(Image.new("RGB", (8, 8))), "mode RGB"),
+        3: (stored(Image.new("I;16", (8, 8))), "its map has no valid pixel"),
+        5: (stored(Image.new("L", (8, 4), 1)), "its map has 8 x 4 pixels"),
+        6: (None, "the map cannot be read (the map is missing)"),
+    }
+    return [wrong[index][0] if index in wrong else good for index in range(8)], wrong
+
+
+def test_maps_that_cannot_be_used_are_named_by_row(tmp_path, caplog):
+    cells, wrong = bad_rows()
+    data = rows(cells, label=datasets.Image())
+    with pytest.raises(ValueError) as refused:
+        trainer(tmp_path, data, map_invalid=0).check_data()
+    text = str(refused.value)
+    assert text.startswith('train_dataset, row 1, column "label": the map cannot be read (it is not an image). 4 more')
+    of = trainer(tmp_path, data, map_invalid=0, skip_bad_rows=True)
+    of.check_data()
+    assert of.usable(data, "train_dataset")[0].indices.tolist() == [0, 4, 7]
+    assert of.training_rows() == 3
+    assert sorted(set(of.pixel_rows().tolist())) == [0, 1, 2]
+    for index, (_, why) in wrong.items():
+        assert f"row {index}, " in caplog.text
+        assert why in caplog.text
+
+
+def test_images_and_weights_are_checked_beside_maps(tmp_path):
+    data = rows(varied(4)).add_column("sample_weight", [1.0, 1.0, -1.0, 1.0])
+    with pytest.raises(ValueError, match=r'row 2, column "sample_weight": -1\.0 is less than 0'):
+        trainer(tmp_path, data).check_data()
+    images = [stored(Image.new("RGB", (4, 4))), b"no image"]
+    features = datasets.Features({"image": datasets.Image(), "label": rows(varied(1)).features["label"]})
+    broken = datasets.Dataset.from_dict({"image": images, "label": varied(2)}, features=features)
+    with pytest.raises(ValueError, match=r'row 1, column "image": the image cannot be read \(it is not an image\)'):
+        trainer(tmp_path, broken).check_data()
+
+
+def test_a_transform_that_fails_names_the_row(tmp_path):
+    def transform(batch):
+        if batch["label"][0][0][0] == 3:
+            raise ValueError("the scanner was off")
+        return batch
+
+    data = rows([np.full((4, 4), value) for value in (1, 2, 3)]).with_transform(transform)
+    with pytest.raises(ValueError, match=r"^train_dataset, row 2, it cannot be read \(the scanner was off\)\."):
+        trainer(tmp_path, data).check_data()
+
+
+def test_maps_of_an_evaluation_set_are_of_one_size(tmp_path):
+    several = rows([np.ones((4, 4)), np.ones((4, 4)), np.ones((8, 8))])
+    trainer(tmp_path, several).check_data()
+    for of in (trainer(tmp_path, rows(varied()), several), trainer(tmp_path, several, several)):
+        with pytest.raises(ValueError, match=r"^eval_dataset, rows 0 and 2: their maps have 4 x 4 and 8 x 8 pixels"):
+            of.check_data()
+
+
+def test_a_map_where_one_number_is_read_is_told():
+    assert read_labels(rows(varied(1)), ["label"], "x")[1] == {0: 'column "label": the label is a map, not one number'}
