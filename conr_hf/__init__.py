@@ -33,10 +33,10 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from conr_hf.adopting import adopt_head
     from conr_hf.config import ConRConfig
     from conr_hf.data.benchmarks import load_benchmark
     from conr_hf.data.splits import dir_split
-    from conr_hf.adopting import adopt_head
     from conr_hf.losses import ConRLoss, conr_loss
     from conr_hf.metrics import shot_metrics
     from conr_hf.models import load_regressor

@@ -55,8 +55,7 @@ def adopt_head(model: nn.Module, pixel_values: Tensor, name: str | None = None) 
     if layer is None or not _could_be_head(layer, predicts_maps(model)):
         kind = "convolution to one map" if predicts_maps(model) else "linear layer or 1x1 convolution"
         raise ValueError(
-            f'head="{layer_name}" is not a {kind} of {type(model).__name__}. '
-            f"Its layers: {_described(model)}."
+            f'head="{layer_name}" is not a {kind} of {type(model).__name__}. Its layers: {_described(model)}.'
         )
     head = _map_head(model, layer, pixel_values, layer_name) if predicts_maps(model) else _adopted(layer)
     parent, _, attribute = layer_name.rpartition(".")
@@ -112,7 +111,9 @@ def find_head(model: nn.Module, pixel_values: Tensor) -> str:
 
 
 @torch.no_grad()
-def _forward(model: nn.Module, pixel_values: Tensor, watched: dict[str, nn.Module]) -> tuple[Tensor, dict[str, Tensor]]:
+def _forward(
+    model: nn.Module, pixel_values: Tensor, watched: dict[str, nn.Module]
+) -> tuple[Tensor, dict[str, Tensor]]:
     """The prediction, and the outputs of the layers watched."""
     outputs: dict[str, Tensor] = {}
 
@@ -157,9 +158,7 @@ def _link(model: nn.Module, layer: nn.Module, pixel_values: Tensor) -> tuple[str
                 layer.bias -= (output.max() + 1 if sign < 0 else output.min() - 1).to(layer.bias.dtype)
             predicted, outputs = _forward(model, pixel_values, {"": layer})
             output = resized(outputs[""].squeeze(1), predicted.shape[-2:])
-            links = {
-                link: make for link, make in links.items() if torch.allclose(make(output), predicted, atol=1e-6)
-            }
+            links = {link: make for link, make in links.items() if torch.allclose(make(output), predicted, atol=1e-6)}
     finally:
         if before is not None:
             layer.bias.copy_(before)  # type: ignore[union-attr]

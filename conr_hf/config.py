@@ -174,13 +174,6 @@ class ConRConfig(CompanionConfig, TrainingArguments):
             "Largest shift of a view, as a share of its side; 0 where it changes the label, as in counting."
         ),
     )
-    map_scale: float = field(
-        default=1.0,
-        metadata=about("Label units per number stored in a label map; 0.001 for millimetres read as metres."),
-    )
-    map_invalid: float | None = field(
-        default=None, metadata=about('Stored number of a label map that means "no label", besides NaN.')
-    )
     label_scale: float | None = field(
         default=None,
         metadata=about("Label scale, in label units. Unset: standard deviation of the training labels."),

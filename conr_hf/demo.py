@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from conr_hf.adopting import adopt_head
 from conr_hf.conformal import load_intervals
 from conr_hf.data.benchmarks import load_benchmark
 from conr_hf.data.catalogue import BENCHMARKS
 from conr_hf.data.rows import describe, to_image
 from conr_hf.demo_page import Target, answer, number, page, style
 from conr_hf.feature_index import FeatureIndex, load_index
-from conr_hf.adopting import adopt_head
 from conr_hf.models import example_pixels
 from conr_hf.saved import load_saved, targets_of, unit_beside
 from conr_hf.state import load_state

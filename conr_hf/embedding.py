@@ -9,8 +9,8 @@ import torch
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from conr_hf.data.rows import describe, to_image
 from conr_hf.adopting import adopt_head
+from conr_hf.data.rows import describe, to_image
 from conr_hf.models import example_pixels
 
 BATCH = 64

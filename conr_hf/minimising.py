@@ -125,21 +125,19 @@ class MinimisingTrainer(PushingTrainer):
         shares = (shares / (views * total)).repeat_interleave(views)
         candidates = rows.view(-1, views, *rows.shape[1:])[:, 0]
         if self.is_map:
-            predictions, rows, valid = _labelled(predictions, rows)
+            maps = rows
+            predictions, rows, valid = _labelled(predictions, maps)
             # All pixels count alike, so that a view with few of them counts less. Their usual number is that of the
             # training set, and not the batch's, so that no pixel's weight hangs on its company.
-            pixels = valid[0].numel() * self.valid_share()
-            shares = (shares[:, None, None] * valid / pixels).flatten()
-            predictions, rows = predictions.flatten(), rows.flatten()
+            pixels = maps[0].numel() * self.valid_share()
+            shares = shares.repeat_interleave(maps[0].numel()) * valid / pixels
         loss = self.step_objective.base(predictions, rows, shares, candidates, samples)
         self.step_objective.remember_base(
             loss, samples, total, predictions, self.head.weight if with_gradient else None
         )
         return loss
 
-    def _compared_pixels(
-        self, features: Tensor, maps: Tensor, predictions: Tensor, position: int, views: int
-    ) -> Rows:
+    def _compared_pixels(self, features: Tensor, maps: Tensor, predictions: Tensor, position: int, views: int) -> Rows:
         """Pixels, or means of views, that ConR compares."""
         size = features.shape[-2:]
         labels, predictions = on_grid(maps, size), on_grid(predictions, size)
@@ -152,6 +150,7 @@ class MinimisingTrainer(PushingTrainer):
 
 
 def _labelled(predictions: Tensor, maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Predictions and labels, both 0 where there is no label, and where there is one."""
-    valid = maps.isfinite()
-    return torch.where(valid, predictions, 0), torch.where(valid, maps, 0), valid
+    """Predictions and labels of all pixels, both 0 where there is no label, and where there is one: `(P,)` each."""
+    predictions, labels = predictions.flatten(), maps.flatten()
+    valid = labels.isfinite()
+    return torch.where(valid, predictions, 0), torch.where(valid, labels, 0), valid

@@ -73,7 +73,12 @@ def sample_pixels(weights: Tensor, count: int, seeds: Sequence[tuple[int, ...]])
 
 
 def sampled_rows(
-    features: Tensor, labels: Tensor, predictions: Tensor, weights: Tensor, count: int, seeds: Sequence[tuple[int, ...]]
+    features: Tensor,
+    labels: Tensor,
+    predictions: Tensor,
+    weights: Tensor,
+    count: int,
+    seeds: Sequence[tuple[int, ...]],
 ) -> Rows:
     """
     `count` pixels of each map, or all of its feature points if there are fewer.

@@ -38,6 +38,7 @@ from conr_hf.state import load_state
 
 logger = logging.get_logger(__name__)
 
+
 class ConRTrainer(MinimisingTrainer):
     """
     Trains an image-regression model with ConR (Contrastive Regularizer, [arXiv

@@ -229,9 +229,7 @@ class ImageCollator:
         pixels: Tensor = self.processor(images=images, return_tensors="pt")["pixel_values"]
         return pixels
 
-    def _moves(
-        self, draws: Sequence[Draw | None], size: tuple[int, ...], of_partners: bool
-    ) -> list[list["Move"]]:
+    def _moves(self, draws: Sequence[Draw | None], size: tuple[int, ...], of_partners: bool) -> list[list["Move"]]:
         """The V moves of each row's views; none in evaluation."""
         moves = []
         for draw in draws:
@@ -270,9 +268,7 @@ class Move(NamedTuple):
     flipped: bool
 
 
-def draw_move(
-    size: tuple[int, ...], crop_padding: float, random: np.random.Generator, horizontal_flip: bool
-) -> Move:
+def draw_move(size: tuple[int, ...], crop_padding: float, random: np.random.Generator, horizontal_flip: bool) -> Move:
     """
     Draws a view: a crop, of the image's size, of the padded image, and a flip from left to right in half of the draws.
 
