@@ -7,7 +7,6 @@ from typing import Any
 import timm
 import torch
 from transformers import (
-    AutoBackbone,
     AutoConfig,
     AutoImageProcessor,
     AutoModelForDepthEstimation,
@@ -21,7 +20,7 @@ from transformers import (
     UperNetForSemanticSegmentation,
     ViTImageProcessor,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_DEPTH_ESTIMATION_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING, MODEL_FOR_DEPTH_ESTIMATION_MAPPING
 
 from conr_hf.opening import check_config
 
@@ -153,23 +152,21 @@ def _on_backbone(
     image_size: int | None,
     hub: dict[str, Any],
 ) -> tuple[PreTrainedModel, BaseImageProcessor]:
-    stages = config.to_dict().get("stage_names")
-    if not stages:
+    if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
         raise ValueError(
             f'"{name or config.model_type}" predicts no maps and gives no feature maps to predict them from. Name a '
             "model for depth estimation or semantic segmentation, a backbone such as ConvNeXt, Swin or DINOv2, or "
             "timm/NAME."
         )
-    last = len(stages) - 1
+    kind: Any = MODEL_FOR_BACKBONE_MAPPING[type(config)]
+    last = len(config.to_dict()["stage_names"]) - 1
     wanted = list(range(1, last + 1)) if last <= 5 else [last * quarter // 4 for quarter in (1, 2, 3, 4)]
     if pretrained and name is not None:
-        source = AutoBackbone.from_pretrained(
-            name, out_indices=wanted, dtype=torch.float32, trust_remote_code=False, **hub
-        )
+        source = kind.from_pretrained(name, out_indices=wanted, dtype=torch.float32, **hub)
         own = source.config
     else:
         own = type(config).from_dict({**config.to_dict(), "out_features": None, "out_indices": wanted})
-        source = AutoBackbone.from_config(own)
+        source = kind(own)
     model = _under_light_head(own, labels)
     model.backbone.load_state_dict(source.state_dict())
     looks: dict[str, Any] = dict(_IMAGENET)

@@ -2,11 +2,15 @@
 
 import numpy as np
 import torch
-from datasets import Dataset, Features, Image, Value
+from datasets import Dataset, Features, Image, List, Value
 from transformers import (
     ConvNextV2Config,
+    DepthAnythingConfig,
     Dinov2Config,
+    DPTConfig,
+    GLPNConfig,
     ResNetConfig,
+    SegformerConfig,
     SiglipConfig,
     SwinConfig,
     ViTConfig,
@@ -32,6 +36,22 @@ def images(n, size=32, seed=0, dimensions=1):
     columns = {name: labels[:, dimension].tolist() for dimension, name in enumerate(names)}
     features = Features({"image": Image(), **{name: Value("float64") for name in names}})
     return Dataset.from_dict({"image": pixels, **columns}, features=features)
+
+
+def maps(n, size=32, map_size=16, seed=0):
+    """
+    `n` images and, in column `label`, a long-tailed number (20 to 80) for each of `map_size` x `map_size` pixels,
+    which the image's blocks show by their colour; every fifth pixel or so has none, NaN.
+    """
+    random = np.random.default_rng(seed)
+    labels = 20 + np.minimum(random.exponential(15, (n, map_size, map_size)), 60)
+    labels = np.round(64 * labels) / 64
+    noise = random.integers(0, 60, (n, size, size, 3))
+    shown = noise + (2 * labels).astype(int).repeat(size // map_size, 1).repeat(size // map_size, 2)[..., None]
+    labels[random.random(labels.shape) < 0.2] = np.nan
+    features = Features({"image": Image(), "label": List(List(Value("float64")))})
+    pixels = list(np.clip(shown, 0, 255).astype(np.uint8))
+    return Dataset.from_dict({"image": pixels, "label": list(labels)}, features=features)
 
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -98,6 +118,49 @@ models = {
     "siglip": _from_config(_siglip_config),
     "timm-resnet": _from_timm("test_resnet"),
     "timm-vit": _from_timm("test_vit"),
+}
+
+
+FOUR_STAGES = {
+    "depths": [1, 1, 1, 1],
+    "hidden_sizes": [8, 8, 16, 16],
+    "num_attention_heads": [1, 1, 2, 2],
+    "decoder_hidden_size": 8,
+    "drop_path_rate": 0.0,
+    **NO_DROPOUT,
+}
+NECK = {"neck_hidden_sizes": [16, 16, 16, 16], "fusion_hidden_size": 16}
+FOUR_LAYERS = {**TRANSFORMER, "num_hidden_layers": 4, **NO_DROPOUT}
+
+
+def _dpt_config():
+    return DPTConfig(**FOUR_LAYERS, intermediate_size=32, backbone_out_indices=[0, 1, 2, 3], is_hybrid=False, **NECK)
+
+
+def _depth_anything_config(kind, **changed):
+    stages = {"out_indices": [1, 2, 3, 4], "reshape_hidden_states": False}
+    backbone = Dinov2Config(**FOUR_LAYERS, mlp_ratio=2, **stages)
+    sizes = {"reassemble_hidden_size": 16, "patch_size": 8, "head_hidden_size": 8, **NECK}
+    return DepthAnythingConfig(backbone_config=backbone, depth_estimation_type=kind, **sizes, **changed)
+
+
+def _for_maps(make_config):
+    def make(target="label", side=32):
+        torch.manual_seed(0)
+        return load_regressor(make_config(), target, task="depth", pretrained=False, image_size=side)
+
+    return make
+
+
+# name -> function(target="label", side=32) that returns (model, processor) of a model that predicts maps
+map_models = {
+    "upernet": _for_maps(_convnextv2_config),
+    "timm": _for_maps(lambda: "timm/test_resnet"),
+    "dpt": _for_maps(_dpt_config),
+    "depth-anything": _for_maps(lambda: _depth_anything_config("relative", max_depth=1)),
+    "metric-depth-anything": _for_maps(lambda: _depth_anything_config("metric", max_depth=100)),
+    "glpn": _for_maps(lambda: GLPNConfig(**FOUR_STAGES, num_encoder_blocks=4, sr_ratios=[8, 4, 2, 1], max_depth=100)),
+    "segformer": _for_maps(lambda: SegformerConfig(**FOUR_STAGES, architectures=["SegformerForSemanticSegmentation"])),
 }
 
 

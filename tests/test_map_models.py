@@ -1,0 +1,171 @@
+"""Models that predict maps: which there are, the head that is adopted, and what comes out of a saved one."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from small import map_models, models
+from torch import nn
+from transformers import AutoImageProcessor, AutoModelForDepthEstimation, AutoModelForSemanticSegmentation, LevitConfig
+
+from conr_hf import adopt_head, load_regressor
+from conr_hf.adopting import find_head, prediction, resized
+from conr_hf.head import MapHead
+from conr_hf.models import example_pixels
+
+LINKS = {  # name -> the link, and whether the model is one of depth estimation
+    "upernet": ("identity", False),
+    "timm": ("identity", False),
+    "dpt": ("relu", True),
+    "depth-anything": ("relu", True),
+    "metric-depth-anything": ("sigmoid", True),
+    "glpn": ("sigmoid", True),
+    "segformer": ("identity", False),
+}
+
+
+def made(name):
+    model, processor = map_models[name](side=64)
+    return model.eval(), processor, example_pixels(processor)
+
+
+@pytest.mark.parametrize("name", map_models)
+def test_the_last_convolution_is_adopted_and_nothing_changes(name):
+    model, _, pixels = made(name)
+    with torch.no_grad():
+        before, keys = prediction(model(pixel_values=pixels)), set(model.state_dict())
+        head = adopt_head(model, pixels)
+        after = prediction(model(pixel_values=pixels))
+    assert isinstance(head, MapHead)
+    assert head.link == LINKS[name][0]
+    assert set(model.state_dict()) == keys
+    assert torch.equal(before, after)
+    assert before.shape == (1, *before.shape[1:])
+    assert before.ndim == 3
+    assert adopt_head(model, pixels) is head
+
+
+@pytest.mark.parametrize("name", map_models)
+def test_features_and_link_give_the_prediction(name):
+    """So the features are those that the prediction of each pixel is made of."""
+    model, _, pixels = made(name)
+    head = adopt_head(model, pixels)
+    head.start(torch.tensor([40.0]), 20.0, seed=0)
+    with torch.no_grad():
+        predicted = prediction(model(pixel_values=pixels))
+        features = head.take_features()
+        side = head.kernel_size[0]
+        output = nn.functional.conv2d(features, head.weight, head.bias, padding=side // 2)[:, 0]
+        linked = {"relu": output.relu(), "sigmoid": 100 * output.sigmoid(), "identity": output}[head.link]
+    assert torch.allclose(resized(linked, predicted.shape[-2:]), predicted, atol=1e-4)
+    assert predicted.mean().item() == pytest.approx(40, abs=4)
+
+
+@pytest.mark.parametrize("name", map_models)
+def test_a_saved_model_is_a_vanilla_one(name, tmp_path):
+    """It loads without this package, and again by `load_regressor`, which keeps its head."""
+    model, processor, pixels = made(name)
+    adopt_head(model, pixels).start(torch.tensor([40.0]), 20.0, seed=0)
+    with torch.no_grad():
+        expected = prediction(model(pixel_values=pixels))
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    is_depth = LINKS[name][1]
+    kind = "AutoModelForDepthEstimation" if is_depth else "AutoModelForSemanticSegmentation"
+    torch.save(pixels, tmp_path / "pixels.pt")
+    code = f"""
+import sys, torch
+from transformers import AutoImageProcessor, {kind}
+model = {kind}.from_pretrained({str(tmp_path)!r}).eval()
+AutoImageProcessor.from_pretrained({str(tmp_path)!r})
+pixels = torch.load({str(tmp_path / "pixels.pt")!r})
+with torch.no_grad():
+    outputs = model(pixel_values=pixels)
+torch.save(outputs.{"predicted_depth" if is_depth else "logits"}, {str(tmp_path / "out.pt")!r})
+assert not any(name.startswith("conr_hf") for name in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    assert torch.equal(torch.load(tmp_path / "out.pt").reshape(expected.shape), expected)
+    again, its_processor = load_regressor(str(tmp_path), "label", task="depth")
+    with torch.no_grad():
+        assert torch.equal(prediction(again.eval()(pixel_values=pixels)), expected)
+    assert its_processor.to_dict()["size"] == processor.to_dict()["size"]
+
+
+def test_the_head_of_relative_depth_is_renewed_and_that_of_metric_depth_kept(tmp_path):
+    for name, kept in (("depth-anything", False), ("metric-depth-anything", True)):
+        model, processor, pixels = made(name)
+        adopt_head(model, pixels).start(torch.tensor([40.0]), 20.0, seed=0)
+        model.config.problem_type = None  # as the checkpoints of others
+        model.save_pretrained(tmp_path / name)
+        processor.save_pretrained(tmp_path / name)
+        again, _ = load_regressor(str(tmp_path / name), "depth", task="depth")
+        assert adopt_head(again, pixels).is_fresh() == (not kept)
+
+
+def test_weights_of_a_timm_backbone_come_from_a_file(tmp_path):
+    """And a file of another model is found out, which timm passes over."""
+    source, _ = models["timm-resnet"]()
+    state = {key.removeprefix("timm_model."): value for key, value in source.state_dict().items()}
+    save_file(state, tmp_path / "weights.safetensors")
+    model, _ = load_regressor("timm/test_resnet", task="depth", weights=str(tmp_path / "weights.safetensors"))
+    loaded = model.backbone._backbone.state_dict()
+    same = [key for key in loaded if key in state and torch.equal(loaded[key], state[key])]
+    assert len(same) == len(loaded)
+    save_file({"other.weight": torch.ones(3)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"no weights for .* is it of another model\?"):
+        load_regressor("timm/test_resnet", task="depth", weights=str(tmp_path / "other.safetensors"))
+
+
+def test_a_backbone_of_a_checkpoint_keeps_its_weights(tmp_path):
+    source, processor = models["convnextv2"]()
+    source.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    model, its_processor = load_regressor(str(tmp_path), "height", task="depth")
+    own = source.state_dict()
+    of_backbone = {f"convnextv2.{key}": value for key, value in model.backbone.state_dict().items()}
+    shared = [key for key in of_backbone if key in own]
+    assert len(shared) > 20
+    assert all(torch.equal(of_backbone[key], own[key]) for key in shared)
+    assert model.config.id2label == {0: "height"}
+    assert not its_processor.to_dict().get("do_center_crop")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        (LevitConfig(), {}, '"levit" predicts no maps and gives no feature maps'),
+        ("timm/resnet-10", {}, "Did you mean"),
+        ("timm/test_resnet", {"target": ["a", "b"]}, "a map has one target"),
+        ("timm/test_resnet", {"task": "deep"}, 'must be "image" or "depth"'),
+        ("no/such/folder", {}, "could not be loaded as a model of maps"),
+    ],
+)
+def test_what_predicts_no_maps_is_refused(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        load_regressor(name, **{"task": "depth", "pretrained": False, **options})
+
+
+def test_a_layer_that_is_not_the_prediction_is_refused():
+    model, _, pixels = made("dpt")
+    with pytest.raises(ValueError, match="is not a convolution to one map"):
+        adopt_head(model, pixels, "head.head.0")
+    assert find_head(model, pixels) == "head.head.4"
+
+
+def test_processors_show_the_whole_image(tmp_path):
+    """A centre crop would put the map beside the image."""
+    for name in ("dpt", "segformer"):
+        model, _, _ = made(name)
+        kind = AutoModelForDepthEstimation if name == "dpt" else AutoModelForSemanticSegmentation
+        model.save_pretrained(tmp_path / name)
+        settings = {"do_center_crop": True, "crop_size": {"height": 32, "width": 32}}
+        models["dinov2"]()[1].from_dict({**models["dinov2"]()[1].to_dict(), **settings}).save_pretrained(
+            tmp_path / name
+        )
+        _, processor = load_regressor(str(tmp_path / name), task="depth")
+        assert not processor.to_dict()["do_center_crop"]
+        assert kind.from_pretrained(tmp_path / name) is not None
+        assert AutoImageProcessor.from_pretrained(tmp_path / name).to_dict()["do_center_crop"]
