@@ -171,10 +171,10 @@ def processor():
     return small.models["vit"]()[1]
 
 
-NESTED = datasets.List(datasets.List(datasets.Value("float32")))
+NUMBERS = datasets.List(datasets.List(datasets.Value("float32")))
 
 
-def rows(maps, image_size=(32, 32), label=NESTED):
+def rows(maps, image_size=(32, 32), label=NUMBERS):
     """Images of `image_size` (width, height) and maps, as they are stored in a data set."""
     images = [Image.new("RGB", image_size, (index, 0, 0)) for index in range(len(maps))]
     features = datasets.Features({"image": datasets.Image(), "label": label})
