@@ -36,14 +36,16 @@ def load_benchmark(
     """
     A benchmark with its training, validation and test splits.
 
-    `"earth-elevation"` comes with the package: it is read into memory, nothing is downloaded and nothing is written to
-    a cache. `"ellipses"` is drawn, as `source` says: `"imbalance=100, dimensions=1, rows=4000, seed=0"`. The others
+    `"earth-elevation"` and `"earth-elevation-map"` come with the package: they are read into memory, nothing is
+    downloaded and nothing is written to a cache. `"ellipses"` is drawn, as `source` says: `"imbalance=100, dimensions=1, rows=4000, seed=0"`. The others
     are read from where the user has them, since we know no public copy of them with the published splits; without
     `source` the error says what to download from where, and the licence.
 
     Args:
         name (`str`): A key of `BENCHMARKS`, for example `"earth-elevation"`: `image` (RGB, 32 x 32 pixels), `label`
-            (metres, float32), `latitude` and `longitude` of the tile's centre (degrees, float32).
+            (metres, float32), `latitude` and `longitude` of the tile's centre (degrees, float32). In
+            `"earth-elevation-map"` the images have 64 x 64 pixels, and `label` is a map: 32 x 32 numbers, NaN over
+            water.
         source (`str` or `os.PathLike`, *optional*):
             A folder with the images and the published file of splits (`agedb.csv`: age,path,split); for UTKFace a
             folder of images alone, whose names begin with the age; or whatever [`~conr_hf.data.local.load_local`]
@@ -118,14 +120,15 @@ def benchmark_of(dataset: object, labels: np.ndarray) -> Benchmark | None:
 
     Args:
         dataset: Any data set.
-        labels (`np.ndarray` of shape `(N,)` or `(N, T)`): Its labels.
+        labels (`np.ndarray` of shape `(N,)` or `(N, T)`): Its labels; of maps those of pixels.
     """
     if not isinstance(dataset, Dataset | datasets.IterableDataset) or dataset.info.dataset_name not in BENCHMARKS:
         return None
     benchmark = BENCHMARKS[dataset.info.dataset_name]
     # The name outlives map(): labels in another unit, or another column, are not the benchmark's.
     if benchmark.folder is not None:
-        own = np.isin(labels, load_benchmark(benchmark.name)["train"]["label"])
+        known = np.array(load_benchmark(benchmark.name)["train"]["label"], np.float32)
+        own = np.isin(labels, np.unique(known[~np.isnan(known)]))
     elif benchmark.name == "ellipses":
         own = (labels >= 0) & (labels <= TOP)
     elif benchmark.unit == "years":

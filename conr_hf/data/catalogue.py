@@ -64,6 +64,21 @@ _KNOWN = (
         folder="earth_elevation",
     ),
     Benchmark(
+        name="earth-elevation-map",
+        target="elevation",
+        unit="m",
+        bin_width=200.0,
+        credit="NASA Earth Observatory, Blue Marble; elevation: GEBCO_08 via NASA Visible Earth",
+        description=(
+            "Satellite tiles of 64 x 64 pixels with the height of the ground at every second pixel, in metres, and "
+            "none over water. Low ground is common and high ground rare, as on Earth."
+        ),
+        license="NASA images are free to use; credit NASA Earth Observatory and NASA Visible Earth.",
+        folder="earth_elevation_map",
+        maps=True,
+        shot_thresholds=(2.0, 10.0),  # as far apart as 20 and 100, which of 259 maps would leave no bin with many
+    ),
+    Benchmark(
         name="ellipses",
         target="size",
         unit="%",
