@@ -321,6 +321,7 @@ def test_mpiigaze_has_two_labels(tmp_path):
         ),
         ("imdb-wiki-dir", ["https://data.vision.ee.ethz.ch", "imdb_wiki.csv", "imdb_crop", "academic research"]),
         ("utkface", ["https://susanqq.github.io/UTKFace/", "non-commercial"]),
+        ("nyud2-dir", ["https://github.com/YyzHarry/imbalanced-regression", "test_balanced_mask.npy", "research"]),
         ("mpiigaze-dir", ["https://www.mpi-inf.mpg.de", "path,pitch,yaw,split", "CC BY-NC-SA 4.0"]),
     ],
 )
@@ -363,8 +364,6 @@ def test_a_hub_data_set_that_cannot_be_had(monkeypatch):
 
 @pytest.mark.usefixtures("own_cache")
 def test_sources_that_are_something_else(tmp_path):
-    with pytest.raises(ValueError, match=r"nyud2-dir cannot be loaded\. Its labels are maps"):
-        load_benchmark("nyud2-dir", tmp_path)
     with pytest.raises(ValueError, match=r"earth-elevation comes with the package; leave its source .* out"):
         load_benchmark("earth-elevation", tmp_path)
     agedb(tmp_path)
