@@ -28,8 +28,8 @@ def load_local(path: str, image_column: str = "image", revision: str | None = No
         path (`str`): A folder of images with a `metadata.csv` (or `.jsonl`, `.parquet`) that has a column `file_name`,
             in folders `train`, `validation` and `test` or in one, and for labels that are maps a column
             `label_file_name` of grey images or .npy files, which becomes `label`; a folder of Parquet files,
-            `train.parquet`, `validation.parquet` and `test.parquet`; a CSV, JSON lines or Parquet file; or an id on the
-            Hub. A table may hold paths of images, relative to the table; none may lead out of the table's folder.
+            `train.parquet`, `validation.parquet` and `test.parquet`; a CSV, JSON lines or Parquet file; or an id on
+            the Hub. A table may hold paths of images, relative to the table; none may lead out of the table's folder.
         image_column (`str`, *optional*, defaults to `"image"`): Column of the image.
         revision (`str`, *optional*): Branch, tag or commit of a data set on the Hub.
 
