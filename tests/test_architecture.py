@@ -198,7 +198,8 @@ def test_a_wheel_holds_recipes_benchmark_and_types(tmp_path):
     wheel = tmp_path / python(code + f"print(build_wheel({str(tmp_path)!r}))").splitlines()[-1]
     names = set(zipfile.ZipFile(wheel).namelist())
     shown = {"conr_hf/py.typed", "conr_hf/recipes/quickstart.yaml", "conr_hf/templates/model_card.md"}
-    benchmark = {f"conr_hf/data/earth_elevation/{split}.parquet" for split in ("train", "validation", "test")}
+    folders, splits = ("earth_elevation", "earth_elevation_map"), ("train", "validation", "test")
+    benchmark = {f"conr_hf/data/{folder}/{split}.parquet" for folder in folders for split in splits}
     assert shown | benchmark <= names
     for path in FILES.values():
         assert path.relative_to(project).as_posix() in names

@@ -16,7 +16,8 @@ from PIL import Image
 
 from conr_hf.data.benchmarks import benchmark_of, load_benchmark
 from conr_hf.data.catalogue import BENCHMARKS
-from conr_hf.metrics import constant_median, shot_metrics
+from conr_hf.imbalance import make_bins
+from conr_hf.metrics import constant_median, sample_shots, shot_masks, shot_metrics
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +101,71 @@ print(load_benchmark("earth-elevation")["test"][0]["image"].size)
     ],
 )
 def test_unknown_names_list_the_known(name, meant):
-    with pytest.raises(ValueError, match=rf'Known: earth-elevation, ellipses, agedb-dir, .*\. Did you mean "{meant}'):
+    with pytest.raises(
+        ValueError,
+        match=rf'Known: earth-elevation, earth-elevation-map, ellipses, agedb-dir, .*\. Did you mean "{meant}',
+    ):
         load_benchmark(name)
+
+
+# ---- Its maps -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiles_with_maps():
+    return load_benchmark("earth-elevation-map")
+
+
+def test_maps_sizes_and_columns(tiles_with_maps):
+    assert {split: len(rows) for split, rows in tiles_with_maps.items()} == {
+        "train": 259,
+        "validation": 51,
+        "test": 105,
+    }
+    for rows in tiles_with_maps.values():
+        assert rows.column_names == ["image", "label", "latitude", "longitude"]
+        maps = np.array(rows["label"], np.float32)
+        assert maps.shape[1:] == (32, 32)
+        assert np.isfinite(maps).any(axis=(1, 2)).all()
+        assert np.nanmin(maps) >= 0
+        assert all(row["image"].size == (64, 64) for row in rows)
+        assert rows.info.dataset_name == "earth-elevation-map"
+        assert BENCHMARKS["earth-elevation-map"].credit == rows.info.citation
+
+
+def test_maps_lie_as_their_images_do(tiles_with_maps):
+    """Water is blue, and has no height."""
+    blue, water = [], []
+    for row in tiles_with_maps["train"]:
+        missing = np.isnan(np.array(row["label"], np.float32))
+        if 0.1 < missing.mean() < 0.9:
+            pixels = np.asarray(row["image"]).astype(float).reshape(32, 2, 32, 2, 3).mean(axis=(1, 3))
+            blue.append(pixels[..., 2] - pixels[..., 0])
+            water.append(missing)
+    found = {
+        (y, x): np.corrcoef(np.ravel(blue), np.roll(water, (y, x), (1, 2)).ravel())[0, 1]
+        for y in (-1, 0, 1)
+        for x in (-1, 0, 1)
+    }
+    assert max(found, key=found.get) == (0, 0)
+    assert found[0, 0] > 0.7
+
+
+def test_maps_have_labels_of_every_shot(tiles_with_maps):
+    benchmark = BENCHMARKS["earth-elevation-map"]
+    pixels = {split: np.array(rows["label"], np.float32) for split, rows in tiles_with_maps.items()}
+    train = pixels["train"][~np.isnan(pixels["train"])]
+    few, many = (threshold * len(train) / 259 for threshold in benchmark.shot_thresholds)
+    bins = make_bins(train, benchmark.bin_width, thresholds=(few, many))
+    counts = {shot: int(mask.sum()) for shot, mask in shot_masks(bins.train_counts[0], bins.thresholds).items()}
+    assert counts == {"many": 6, "median": 6, "few": 20}
+    for split, found in {"validation": [40714, 4795, 2045], "test": [83094, 10987, 4845]}.items():
+        labels = pixels[split][~np.isnan(pixels[split])]
+        assert [int(mask.sum()) for mask in sample_shots(labels, bins).values()] == found
+    assert benchmark_of(tiles_with_maps["train"], train).name == benchmark.name
+    assert benchmark_of(tiles_with_maps["train"], train / 1000) is None
+    readme = Path(sys.modules[load_benchmark.__module__].__file__).parent / "earth_elevation_map" / "README.md"
+    assert all(text in readme.read_text() for text in (benchmark.credit, "83,094 | 10,987 | 4,845 | 23"))
 
 
 # ---- Benchmarks that users have on their disks ----------------------------------------------------------------------
@@ -257,6 +321,7 @@ def test_mpiigaze_has_two_labels(tmp_path):
         ),
         ("imdb-wiki-dir", ["https://data.vision.ee.ethz.ch", "imdb_wiki.csv", "imdb_crop", "academic research"]),
         ("utkface", ["https://susanqq.github.io/UTKFace/", "non-commercial"]),
+        ("nyud2-dir", ["https://github.com/YyzHarry/imbalanced-regression", "test_balanced_mask.npy", "research"]),
         ("mpiigaze-dir", ["https://www.mpi-inf.mpg.de", "path,pitch,yaw,split", "CC BY-NC-SA 4.0"]),
     ],
 )
@@ -299,8 +364,6 @@ def test_a_hub_data_set_that_cannot_be_had(monkeypatch):
 
 @pytest.mark.usefixtures("own_cache")
 def test_sources_that_are_something_else(tmp_path):
-    with pytest.raises(ValueError, match=r"nyud2-dir cannot be loaded\. Its labels are maps"):
-        load_benchmark("nyud2-dir", tmp_path)
     with pytest.raises(ValueError, match=r"earth-elevation comes with the package; leave its source .* out"):
         load_benchmark("earth-elevation", tmp_path)
     agedb(tmp_path)

@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification
 
 from conr_hf.data import map_labels
+from conr_hf.data.local import load_local
 from conr_hf.data.map_labels import has_maps
 from conr_hf.data.maps import is_map, to_map
 from conr_hf.data.rows import read_labels
@@ -171,10 +172,10 @@ def processor():
     return small.models["vit"]()[1]
 
 
-NESTED = datasets.List(datasets.List(datasets.Value("float32")))
+NUMBERS = datasets.List(datasets.List(datasets.Value("float32")))
 
 
-def rows(maps, image_size=(32, 32), label=NESTED):
+def rows(maps, image_size=(32, 32), label=NUMBERS):
     """Images of `image_size` (width, height) and maps, as they are stored in a data set."""
     images = [Image.new("RGB", image_size, (index, 0, 0)) for index in range(len(maps))]
     features = datasets.Features({"image": datasets.Image(), "label": label})
@@ -285,6 +286,49 @@ def test_a_sample_is_the_same_for_any_number_of_processes(monkeypatch):
         np.testing.assert_array_equal(
             map_labels.thinned(index, one, 5).values, map_labels.thinned(index, whole[index], 5).values
         )
+
+
+def scanned(folder, kind):
+    """Images and what a scanner stored of them, in millimetres, 0 where it saw nothing."""
+    (folder / "maps").mkdir(parents=True)
+    values, lines = [heights((8, 8), np.uint16, seed) * 10 for seed in range(3)], []
+    for index, one in enumerate(values):
+        Image.new("RGB", (16, 16), (index, 0, 0)).save(folder / f"{index}.png")
+        form = "npy" if kind == "npy" or (kind == "both" and index == 1) else "png"
+        content = npy(one) if form == "npy" else stored(Image.fromarray(one))
+        (folder / "maps" / f"{index}.{form}").write_bytes(content)
+        lines.append(f"{index}.png,maps/{index}.{form}\n")
+    (folder / "metadata.csv").write_text("file_name,label_file_name\n" + "".join(lines))
+    return values
+
+
+@pytest.mark.parametrize("kind", ["png", "npy", "both"])
+@pytest.mark.parametrize("form", ["one folder", "a folder a split", "parquet"])
+def test_maps_of_the_users_own(tmp_path, kind, form):
+    folder = tmp_path / "data"
+    values = scanned(folder / "train" if form == "a folder a split" else folder, kind)
+    if form == "parquet":
+        load_local(str(folder))["train"].to_parquet(tmp_path / "rows.parquet")
+        folder = tmp_path / "rows.parquet"
+    data = load_local(str(folder))["train"]
+    assert data.column_names == ["image", "label"]
+    of = trainer(tmp_path / "run", data, map_scale=0.001, map_invalid=0)
+    of.check_data()
+    assert of.labels_are_maps
+    expected = np.concatenate([one[one > 0] for one in values]) / 1000
+    np.testing.assert_allclose(of.training_labels(), expected, rtol=1e-6)
+    batch = of.collator()([(None, data[index]) for index in range(3)])
+    np.testing.assert_allclose(
+        batch["labels"].numpy(), np.where(np.stack(values) > 0, np.stack(values) / 1000, np.nan), rtol=1e-6
+    )
+
+
+def test_maps_of_the_users_own_stay_in_their_folder(tmp_path):
+    scanned(tmp_path / "data", "npy")
+    lines = (tmp_path / "data" / "metadata.csv").read_text().replace("maps/1.npy", "../1.npy")
+    (tmp_path / "data" / "metadata.csv").write_text(lines)
+    with pytest.raises(ValueError, match=r'row 1, column "label": "\.\./1\.npy" lies outside the folder'):
+        load_local(str(tmp_path / "data"))
 
 
 def test_has_maps_looks_at_the_first_row_alone(tmp_path):

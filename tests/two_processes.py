@@ -4,6 +4,7 @@ What `test_processes.py` runs, on one process and on two, which write what they 
     python -m torch.distributed.run --standalone --nproc_per_node 2 tests/two_processes.py FOLDER [CASE ...]
 """
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from transformers import TrainerCallback
 
 import conr_hf.keeping
 from conr_hf import load_regressor
+from conr_hf.data import map_labels
 from conr_hf.distributed import gather_objects, gather_rows, rank, sum_over_processes
 from conr_hf.losses import conr_loss
 
@@ -169,6 +171,25 @@ def run_case(name, folder):
     }
 
 
+def read_maps(folder):
+    """What is known of label maps where each process reads only some of them, in full and of more than are kept."""
+    maps = [torch.arange(16.0).view(4, 4) + 100 * row for row in range(7)]
+    for row, one in enumerate(maps):
+        one.view(-1)[: 2 * row] = math.nan
+    maps[3][:] = math.nan
+    data = images(7).remove_columns("label").add_column("label", [one.tolist() for one in maps])
+    known, most = {}, map_labels.MOST_PIXELS
+    try:
+        for map_labels.MOST_PIXELS in (most, 40):
+            trainer = build(*fresh("vit"), folder, data, skip_bad_rows=True)
+            trainer.check_data()
+            labels, rows = trainer.training_labels().tolist(), trainer.pixel_rows().tolist()
+            known[map_labels.MOST_PIXELS] = (labels, rows, trainer.valid_share(), trainer.shot_thresholds())
+    finally:
+        map_labels.MOST_PIXELS = most
+    return known
+
+
 class Stop(TrainerCallback):
     def __init__(self, step):
         self.step = step
@@ -219,6 +240,7 @@ def run(folder, cases=tuple(CASES)):
     if len(cases) == len(CASES):
         results |= {"gathered": gathered(), "contrast": contrast()}
         results |= {"skipped": skipped(folder / "skipped"), "resumed": resumed(folder / "resumed")}
+        results |= {"maps": read_maps(folder / "maps")}
     torch.save({**results, "group": group()}, folder / f"results.{rank()}.pt")
 
 

@@ -18,8 +18,10 @@ from PIL import Image
 from conr_hf.data.catalogue import BENCHMARKS, Benchmark
 from conr_hf.data.ellipses import TOP, draw_ellipses, read_drawing
 from conr_hf.data.local import SPLITS, TABLES, by_split, load_local, read_table, reading, with_images
+from conr_hf.data.rooms import load_rooms, rooms_folder
 from conr_hf.data.streams import load_stream
 
+MOST_DEPTH = 10.001  # metres
 ALL_SPLITS = ("train", "validation", "test")
 
 
@@ -36,18 +38,22 @@ def load_benchmark(
     """
     A benchmark with its training, validation and test splits.
 
-    `"earth-elevation"` comes with the package: it is read into memory, nothing is downloaded and nothing is written to
-    a cache. `"ellipses"` is drawn, as `source` says: `"imbalance=100, dimensions=1, rows=4000, seed=0"`. The others
-    are read from where the user has them, since we know no public copy of them with the published splits; without
-    `source` the error says what to download from where, and the licence.
+    `"earth-elevation"` and `"earth-elevation-map"` come with the package: they are read into memory, nothing is
+    downloaded and nothing is written to a cache. `"ellipses"` is drawn, as `source` says: `"imbalance=100,
+    dimensions=1, rows=4000, seed=0"`. The others are read from where the user has them, since we know no public copy
+    of them with the published splits; without `source` the error says what to download from where, and the licence.
 
     Args:
         name (`str`): A key of `BENCHMARKS`, for example `"earth-elevation"`: `image` (RGB, 32 x 32 pixels), `label`
-            (metres, float32), `latitude` and `longitude` of the tile's centre (degrees, float32).
+            (metres, float32), `latitude` and `longitude` of the tile's centre (degrees, float32). In
+            `"earth-elevation-map"` the images have 64 x 64 pixels, and `label` is a map: 32 x 32 numbers, NaN over
+            water.
         source (`str` or `os.PathLike`, *optional*):
             A folder with the images and the published file of splits (`agedb.csv`: age,path,split); for UTKFace a
-            folder of images alone, whose names begin with the age; or whatever [`~conr_hf.data.local.load_local`]
-            takes: a folder with metadata, of Parquet files, a table, or an id on the Hub.
+            folder of images alone, whose names begin with the age; for nyud2-dir the folder of `nyu2_train.csv` (see
+            [`~conr_hf.data.rooms.load_rooms`] for what it becomes, and where its validation split is from); or
+            whatever [`~conr_hf.data.local.load_local`] takes: a folder with metadata, of Parquet files, a table, or an
+            id on the Hub.
         split_file (`str` or `os.PathLike`, *optional*):
             A table of labels and splits that lies elsewhere; its paths are those of images in `source`.
         columns (`Mapping[str, str]`, *optional*):
@@ -95,8 +101,8 @@ def load_benchmark(
         for rows in drawn.values():
             _describe(rows, benchmark)
         return drawn
-    if name == "nyud2-dir":
-        raise ValueError(f"{name} cannot be loaded. {benchmark.obtain}")
+    if benchmark.maps and streaming:
+        raise ValueError(f"{name} has maps as its labels, which are not streamed; leave streaming out.")
     if source is None:
         raise ValueError(f"{name} does not come with the package. {_how_to_obtain(benchmark)}")
     splits = _rows(benchmark, str(source), split_file, columns or {}, revision, streaming)
@@ -118,16 +124,19 @@ def benchmark_of(dataset: object, labels: np.ndarray) -> Benchmark | None:
 
     Args:
         dataset: Any data set.
-        labels (`np.ndarray` of shape `(N,)` or `(N, T)`): Its labels.
+        labels (`np.ndarray` of shape `(N,)` or `(N, T)`): Its labels; of maps those of pixels.
     """
     if not isinstance(dataset, Dataset | datasets.IterableDataset) or dataset.info.dataset_name not in BENCHMARKS:
         return None
     benchmark = BENCHMARKS[dataset.info.dataset_name]
     # The name outlives map(): labels in another unit, or another column, are not the benchmark's.
     if benchmark.folder is not None:
-        own = np.isin(labels, load_benchmark(benchmark.name)["train"]["label"])
+        known = np.array(load_benchmark(benchmark.name)["train"]["label"], np.float32)
+        own = np.isin(labels, np.unique(known[~np.isnan(known)]))
     elif benchmark.name == "ellipses":
         own = (labels >= 0) & (labels <= TOP)
+    elif benchmark.maps:
+        own = (labels > 0) & (labels <= MOST_DEPTH)
     elif benchmark.unit == "years":
         own = np.isin(labels, np.arange(201))
     else:
@@ -158,6 +167,10 @@ def _rows(
 ) -> dict[str, Any]:
     """The rows of each split there is, their columns named as ours and their images found."""
     location = Path(source)
+    rooms = rooms_folder(location) if benchmark.name == "nyud2-dir" else None
+    if rooms is not None:
+        with reading(source):
+            return load_rooms(rooms)
     table = None if streaming else _table(benchmark, location, split_file)
     if table is not None:
         with reading(str(table)):

@@ -64,6 +64,21 @@ _KNOWN = (
         folder="earth_elevation",
     ),
     Benchmark(
+        name="earth-elevation-map",
+        target="elevation",
+        unit="m",
+        bin_width=200.0,
+        credit="NASA Earth Observatory, Blue Marble; elevation: GEBCO_08 via NASA Visible Earth",
+        description=(
+            "Satellite tiles of 64 x 64 pixels with the height of the ground at every second pixel, in metres, and "
+            "none over water. Low ground is common and high ground rare, as on Earth."
+        ),
+        license="NASA images are free to use; credit NASA Earth Observatory and NASA Visible Earth.",
+        folder="earth_elevation_map",
+        maps=True,
+        shot_thresholds=(2.0, 10.0),  # as far apart as 20 and 100, which of 259 maps would leave no bin with many
+    ),
+    Benchmark(
         name="ellipses",
         target="size",
         unit="%",
@@ -147,9 +162,16 @@ _KNOWN = (
         unit="m",
         bin_width=0.1,
         credit="NYU Depth V2: Silberman, Hoiem, Kohli and Fergus, ECCV 2012",
-        description="Rooms with the depth of every pixel.",
-        license="For research.",
-        obtain="Its labels are maps, one number for each pixel, which this version does not load yet.",
+        description="Photographs of rooms with the depth of every pixel; the test pixels are balanced over depth.",
+        license="NYU Depth V2 is for research; the lists and the mask are under the MIT licence.",
+        obtain=(
+            "Download the data of nyud2-dir/download_nyud2.py in https://github.com/YyzHarry/imbalanced-regression, "
+            "unpack them, and put test_balanced_mask.npy from nyud2-dir/data beside nyu2_train.csv and nyu2_test.csv."
+        ),
+        columns={"depth": "label", "depth_map": "label"},
+        maps=True,
+        # Published: 10 and 26 million pixels of maps of 304 x 228.
+        shot_thresholds=(1.0e7 / (304 * 228), 2.6e7 / (304 * 228)),
     ),
 )
 BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _KNOWN}

@@ -26,9 +26,10 @@ def load_local(path: str, image_column: str = "image", revision: str | None = No
 
     Args:
         path (`str`): A folder of images with a `metadata.csv` (or `.jsonl`, `.parquet`) that has a column `file_name`,
-            in folders `train`, `validation` and `test` or in one; a folder of Parquet files, `train.parquet`,
-            `validation.parquet` and `test.parquet`; a CSV, JSON lines or Parquet file; or an id on the Hub. A table
-            may hold paths of images, relative to the table; none may lead out of the table's folder.
+            in folders `train`, `validation` and `test` or in one, and for labels that are maps a column
+            `label_file_name` of grey images or .npy files, which becomes `label`; a folder of Parquet files,
+            `train.parquet`, `validation.parquet` and `test.parquet`; a CSV, JSON lines or Parquet file; or an id on
+            the Hub. A table may hold paths of images, relative to the table; none may lead out of the table's folder.
         image_column (`str`, *optional*, defaults to `"image"`): Column of the image.
         revision (`str`, *optional*): Branch, tag or commit of a data set on the Hub.
 
@@ -115,7 +116,8 @@ def with_images(rows: datasets.Dataset, image_column: str, folder: Path) -> data
     Args:
         rows (`datasets.Dataset`): The rows of a table.
         image_column (`str`): Its column of paths relative to `folder`, or of the bytes of image files. A column of
-            anything else, or one that is missing, is left for those who use it.
+            anything else, or one that is missing, is left for those who use it. Paths of .npy files, which are maps,
+            become what an undecoded image is.
         folder (`pathlib.Path`): The folder that the paths may not lead out of, links followed or not.
 
     Raises:
@@ -124,16 +126,17 @@ def with_images(rows: datasets.Dataset, image_column: str, folder: Path) -> data
     if image_column not in rows.column_names:
         return rows
     feature = rows.features[image_column]
-    order = rows.column_names
+    order, decode = rows.column_names, True
     kind = feature.dtype if isinstance(feature, datasets.Value) else type(feature).__name__
     if kind not in ("string", "large_string", "binary", "large_binary", "dict", "Image"):
         return rows
     if kind in ("string", "large_string"):
         paths = _inside(rows[image_column], image_column, folder)
+        decode = not any(path is not None and path.lower().endswith(".npy") for path in paths)
         rows = rows.remove_columns(image_column).add_column(image_column, paths)
     elif kind in ("dict", "Image"):
         rows = _with_paths_inside(rows, image_column, folder)
-    return rows.select_columns(order).cast_column(image_column, datasets.Image())
+    return rows.select_columns(order).cast_column(image_column, datasets.Image(decode=decode))
 
 
 def by_split(rows: datasets.Dataset) -> datasets.DatasetDict:
