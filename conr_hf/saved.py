@@ -2,31 +2,68 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor, PreTrainedModel
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForDepthEstimation,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+    BaseImageProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from conr_hf.opening import UNREADABLE, check_config, reason_of
 
+LOADERS = {  # what the class that a configuration names ends with -> what loads it
+    "ForDepthEstimation": AutoModelForDepthEstimation,
+    "ForSemanticSegmentation": AutoModelForSemanticSegmentation,
+}
 
-def load_saved(name: str) -> tuple[PreTrainedModel, BaseImageProcessor]:
+
+def load_saved(name: str, maps: bool = False) -> tuple[PreTrainedModel, BaseImageProcessor]:
     """
     A saved model in float32 and its processor. Nothing but JSON and safetensors is opened, and no code is run.
 
+    Args:
+        name (`str`): Run folder, checkpoint or Hub id.
+        maps (`bool`, *optional*, defaults to `False`): Whether it may be a model that predicts maps.
+
     Raises:
-        `ValueError`: if there is none of that name, it is no model for images, its weights are pickled, or it needs
-            code that comes with it.
+        `ValueError`: if there is none of that name, it is no model for images, its weights are pickled, it needs
+            code that comes with it, or it predicts maps and may not.
     """
     try:
         check_config(name)
-        model = AutoModelForImageClassification.from_pretrained(
-            name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-        )
-        return model, AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+        loader = map_loader(_architecture(name))
+        if loader is None or maps:
+            model = (loader or AutoModelForImageClassification).from_pretrained(
+                name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+            )
+            return model, AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
     except UNREADABLE as error:
         raise ValueError(
             f'"{name}" is not a saved model: {reason_of(error)}. Give a run folder or a model id.'
         ) from error
+    raise ValueError(
+        f'"{name}" predicts maps, which conr-hf predict and conr-hf evaluate can use, and {loader.__name__} loads in '
+        "Python, as its model card shows."
+    )
+
+
+def map_loader(architecture: str) -> Any:
+    """The class of transformers that loads a model of maps by the name of its own class; `None` for other models."""
+    return next((loader for ending, loader in LOADERS.items() if architecture.endswith(ending)), None)
+
+
+def _architecture(name: str) -> str:
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(name)
+    except OSError:
+        return ""  # of an adapter, which has none; or said by who opens the model
+    return str((config.get("architectures") or [""])[0])
 
 
 def targets_of(model: PreTrainedModel) -> list[str]:
