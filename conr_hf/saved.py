@@ -53,6 +53,11 @@ def load_saved(name: str, maps: bool = False) -> tuple[PreTrainedModel, BaseImag
     )
 
 
+def predicts_maps(name: str) -> bool:
+    """Whether a saved model predicts maps, by its configuration alone; not where it has none."""
+    return map_loader(_architecture(name)) is not None
+
+
 def map_loader(architecture: str) -> Any:
     """The class of transformers that loads a model of maps by the name of its own class; `None` for other models."""
     return next((loader for ending, loader in LOADERS.items() if architecture.endswith(ending)), None)
@@ -63,7 +68,7 @@ def _architecture(name: str) -> str:
         config, _ = PreTrainedConfig.get_config_dict(name)
     except OSError:
         return ""  # of an adapter, which has none; or said by who opens the model
-    return str((config.get("architectures") or [""])[0])
+    return str((config.get("architectures") or [""])[0]) if isinstance(config, dict) else ""
 
 
 def targets_of(model: PreTrainedModel) -> list[str]:
@@ -74,6 +79,15 @@ def targets_of(model: PreTrainedModel) -> list[str]:
 
 def unit_beside(model_name: str) -> str:
     """The unit in the results of the run that a saved model or checkpoint lies in; `""` without."""
+    return str(_results_beside(model_name).get("unit", ""))
+
+
+def option_beside(model_name: str, option: str) -> Any:
+    """An option of the run that a saved model or checkpoint lies in; `None` without."""
+    return _results_beside(model_name).get("recipe", {}).get(option)
+
+
+def _results_beside(model_name: str) -> dict[str, Any]:
     files = [folder / "results.json" for folder in (Path(model_name), Path(model_name).parent)]
     found = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
-    return str(found[0].get("unit", "")) if found and isinstance(found[0], dict) else ""
+    return found[0] if found and isinstance(found[0], dict) else {}
