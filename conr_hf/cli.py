@@ -68,7 +68,9 @@ def _run(given: list[str]) -> int:
     evaluate.add_argument("--label_columns", nargs="+", help="columns of the label (default: the model's own)")
     evaluate.add_argument("--batch_size", type=_positive, default=64)
     evaluate.add_argument("--skip_bad_rows", action="store_true", help="leave out rows that cannot be read")
-    evaluate.add_argument("--map_scale", type=float, help="label units in a stored number of a map (default: the run's)")
+    evaluate.add_argument(
+        "--map_scale", type=float, help="label units in a stored number of a map (default: the run's)"
+    )
     evaluate.add_argument("--map_invalid", type=float, help="stored number of a map's pixel without a label")
     evaluate.add_argument("--output", help="folder for results.json, predictions.csv (or maps.png) and density.png")
 

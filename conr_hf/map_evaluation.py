@@ -111,11 +111,12 @@ def draw_maps(
         return  # one process has not all of the model
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     model.eval()
+    processor: Any = trainer.processing_class
     images, labels, predictions = [], [], []
     for row in errors.shown:
         images.append(to_image(dataset[row][trainer.args.image_column]))
         labels.append(_label_map(trainer, dataset[row], split))
-        predictions.append(predicted_map(model, trainer.processing_class, images[-1], labels[-1].shape))
+        predictions.append(predicted_map(model, processor, images[-1], labels[-1].shape))
     map_pictures(
         images,
         labels,

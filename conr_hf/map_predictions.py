@@ -59,7 +59,8 @@ def predict_files(
             image.
     """
     _check_names(files, folder)
-    model.eval().to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    model.eval().to(device)  # type: ignore[no-untyped-call]
     unreadable: dict[Path, str] = {}
     no_pictures = ""
     for file in tqdm(files, "Predicting", disable=len(files) == 1):

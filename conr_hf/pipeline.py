@@ -53,7 +53,7 @@ class ImageRegressionPipeline(ImageClassificationPipeline):
         super().__init__(*args, **kwargs)
         architecture = str((self.model.config.architectures or [""])[0])
         if map_loader(architecture) is not None:
-            mend = "transformers' own pipeline(\"depth-estimation\")" if "Depth" in architecture else "conr-hf predict"
+            mend = 'transformers\' own pipeline("depth-estimation")' if "Depth" in architecture else "conr-hf predict"
             raise ValueError(
                 f'"{self.model.config._name_or_path}" predicts maps ({architecture}), where pipeline("{TASK}") '
                 f"predicts numbers. Use {mend}."

@@ -65,8 +65,8 @@ def read_run(folder: Path, split: str, name: str) -> FinishedRun:
     """
     if predicts_maps(str(folder)):
         raise ValueError(
-            f'The run "{folder}" predicts maps, of which there is no report: maps.png, density.png and README.md in its '
-            "folder show it."
+            f'The run "{folder}" predicts maps, of which there is no report: its maps.png, density.png and README.md '
+            "show it."
         )
     for file_name in FILES:
         if not (folder / file_name).is_file():
