@@ -10,7 +10,8 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from conr_hf.conformal import PredictionIntervals, load_intervals
 from conr_hf.data.rows import to_image
-from conr_hf.saved import map_loader, targets_of
+from conr_hf.opening import map_loader
+from conr_hf.saved import targets_of
 
 TASK = "image-regression"
 
@@ -52,7 +53,7 @@ class ImageRegressionPipeline(ImageClassificationPipeline):
         self._intervals: PredictionIntervals | None = None
         super().__init__(*args, **kwargs)
         architecture = str((self.model.config.architectures or [""])[0])
-        if map_loader(architecture) is not None:
+        if map_loader(self.model.config.to_dict()) is not None:
             mend = 'transformers\' own pipeline("depth-estimation")' if "Depth" in architecture else "conr-hf predict"
             raise ValueError(
                 f'"{self.model.config._name_or_path}" predicts maps ({architecture}), where pipeline("{TASK}") '

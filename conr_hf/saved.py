@@ -7,20 +7,13 @@ from typing import Any
 import torch
 from transformers import (
     AutoImageProcessor,
-    AutoModelForDepthEstimation,
     AutoModelForImageClassification,
-    AutoModelForSemanticSegmentation,
     BaseImageProcessor,
     PreTrainedConfig,
     PreTrainedModel,
 )
 
-from conr_hf.opening import UNREADABLE, check_config, reason_of
-
-LOADERS = {  # what the class that a configuration names ends with -> what loads it
-    "ForDepthEstimation": AutoModelForDepthEstimation,
-    "ForSemanticSegmentation": AutoModelForSemanticSegmentation,
-}
+from conr_hf.opening import UNREADABLE, check_config, map_loader, reason_of
 
 
 def load_saved(name: str, maps: bool = False) -> tuple[PreTrainedModel, BaseImageProcessor]:
@@ -37,7 +30,7 @@ def load_saved(name: str, maps: bool = False) -> tuple[PreTrainedModel, BaseImag
     """
     try:
         check_config(name)
-        loader = map_loader(_architecture(name))
+        loader = map_loader(_config(name))
         if loader is None or maps:
             model = (loader or AutoModelForImageClassification).from_pretrained(
                 name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
@@ -55,20 +48,15 @@ def load_saved(name: str, maps: bool = False) -> tuple[PreTrainedModel, BaseImag
 
 def predicts_maps(name: str) -> bool:
     """Whether a saved model predicts maps, by its configuration alone; not where it has none."""
-    return map_loader(_architecture(name)) is not None
+    return map_loader(_config(name)) is not None
 
 
-def map_loader(architecture: str) -> Any:
-    """The class of transformers that loads a model of maps by the name of its own class; `None` for other models."""
-    return next((loader for ending, loader in LOADERS.items() if architecture.endswith(ending)), None)
-
-
-def _architecture(name: str) -> str:
+def _config(name: str) -> dict[str, Any]:
     try:
         config, _ = PreTrainedConfig.get_config_dict(name)
     except OSError:
-        return ""  # of an adapter, which has none; or said by who opens the model
-    return str((config.get("architectures") or [""])[0]) if isinstance(config, dict) else ""
+        return {}  # of an adapter, which has none; or said by who opens the model
+    return config if isinstance(config, dict) else {}
 
 
 def targets_of(model: PreTrainedModel) -> list[str]:
