@@ -11,16 +11,18 @@ from typing import Any
 import timm
 import yaml
 from huggingface_hub import ModelCard
+from transformers import AutoModelForDepthEstimation
 
 from conr_hf.card_metadata import Told, evaluated_splits, metadata, shots_of
 from conr_hf.card_template import OURS, CardValues, one_line, read_template, render
 from conr_hf.data.catalogue import BENCHMARKS, Benchmark
 from conr_hf.methods_used import PAPERS, methods_used
 from conr_hf.metrics import THRESHOLDS
+from conr_hf.opening import map_loader
 from conr_hf.origins import is_hub_id, without_paths
 
 FILE_NAME = "README.md"
-PICTURE = "density.png"
+PICTURE, MAPS = "density.png", "maps.png"
 MOST_RANGES = 8  # of rare labels, for each target
 
 
@@ -34,7 +36,7 @@ class Trained:
         config (`Mapping`): The model's `config.json`.
         state (`Mapping`): What `trainer_state.json` holds, or nothing.
         intervals (`Mapping`, *optional*): What `intervals.json` holds.
-        has_picture (`bool`): Whether there is a `density.png`.
+        pictures (`Sequence[str]`): Which of `density.png` and `maps.png` there are.
         is_adapter (`bool`): Whether what was saved is an adapter.
     """
 
@@ -42,7 +44,7 @@ class Trained:
     config: Mapping[str, Any]
     state: Mapping[str, Any]
     intervals: Mapping[str, Any] | None
-    has_picture: bool
+    pictures: Sequence[str]
     is_adapter: bool
 
 
@@ -110,9 +112,14 @@ def read_trained(folder: Path) -> Trained:
         found["config"],
         found.get("trainer_state", {}),
         found.get("intervals"),
-        (folder / PICTURE).is_file(),
+        pictures_in(folder),
         (folder / "adapter_config.json").is_file(),
     )
+
+
+def pictures_in(folder: Path) -> list[str]:
+    """The pictures in the folder of a run that a card shows."""
+    return [name for name in (PICTURE, MAPS) if (folder / name).is_file()]
 
 
 def card(trained: Trained, name: str, told: Told, template: str) -> str:
@@ -135,7 +142,7 @@ def card(trained: Trained, name: str, told: Told, template: str) -> str:
     base = _base(trained, told)
     data = _data(results, benchmark, told)
     values = CardValues(
-        card_data=metadata(results, trained.is_adapter, name, told, base, data, used, unit).to_yaml(),
+        card_data=metadata(results, trained.config, trained.is_adapter, name, told, base, data, used, unit).to_yaml(),
         model_name=name,
         model_id=told.model_id or f"you/{re.sub(r'[^A-Za-z0-9_.-]+', '-', name).strip('-.') or 'model'}",
         targets=_targets(trained.config),
@@ -143,7 +150,9 @@ def card(trained: Trained, name: str, told: Told, template: str) -> str:
         base=base,
         data=data,
         splits=[_split(results, split) for split in evaluated_splits(results)],
-        picture=PICTURE if trained.has_picture else None,
+        picture=PICTURE if PICTURE in trained.pictures else None,
+        maps=_maps(trained),
+        thresholds=results.get("bins", {}).get("thresholds", THRESHOLDS),
         methods=used,
         training=_training(trained),
         intervals=None if trained.intervals is None else _intervals(trained.intervals),
@@ -170,7 +179,21 @@ def _base(trained: Trained, told: Told) -> dict[str, Any]:
         "id": hub if hub and is_hub_id(hub) else None,
         "license": known.license if known is not None else None,
         "scratch": scratch,
-        "timm": trained.config.get("model_type") == "timm_wrapper",
+        "timm": any(
+            part.get("model_type") in ("timm_wrapper", "timm_backbone")
+            for part in (trained.config, trained.config.get("backbone_config") or {})
+        ),
+    }
+
+
+def _maps(trained: Trained) -> dict[str, Any] | None:
+    loader = map_loader(trained.config)
+    if loader is None:
+        return None
+    return {
+        "loader": loader.__name__,
+        "output": "predicted_depth" if loader is AutoModelForDepthEstimation else "logits",
+        "picture": MAPS if MAPS in trained.pictures else None,
     }
 
 
@@ -202,6 +225,7 @@ def _split(results: Mapping[str, Any], split: str) -> dict[str, Any]:
         {
             "shot": shot,
             **{figure: results[split][shot][figure] for figure in ("n", "mae", "gm", "bmae")},
+            **{figure: results[split][shot].get(figure) for figure in ("abs_rel", "delta1")},
             "baseline": baseline[shot]["mae"] if shot in baseline else None,
         }
         for shot in shots_of(results[split])
@@ -254,7 +278,7 @@ def _limits(bins: Mapping[str, Any] | None, targets: Sequence[str]) -> list[dict
     for target, edges, counts in zip(targets, bins["edges"], bins["train_counts"], strict=True):
         ranges: list[list[float]] = []
         for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True):
-            if count >= THRESHOLDS[0]:
+            if count >= bins.get("thresholds", THRESHOLDS)[0]:
                 continue
             if ranges and math.isclose(ranges[-1][1], low, rel_tol=0, abs_tol=1e-9 * (edges[-1] - edges[0])):
                 ranges[-1][1] = high

@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
+from transformers import AutoModelForDepthEstimation
 
 from conr_hf.card_template import finite
 from conr_hf.methods_used import Method
+from conr_hf.opening import map_loader
 
 SHOTS = {"all": "all", "many": "many-shot", "median": "median-shot", "few": "few-shot"}
 
@@ -39,6 +41,7 @@ class Told:
 
 def metadata(
     results: Mapping[str, Any],
+    config: Mapping[str, Any],
     is_adapter: bool,
     name: str,
     told: Told,
@@ -52,6 +55,7 @@ def metadata(
 
     Args:
         results (`Mapping`): What `results.json` holds.
+        config (`Mapping`): The model's `config.json`.
         is_adapter (`bool`): Whether what was saved is an adapter.
         name (`str`): The model's name.
         told ([`Told`]): What its user tells.
@@ -64,19 +68,21 @@ def metadata(
     """
     names = {method.name for method in used}
     tags = [tag for method, tag in (("ConR", "conr"), ("Rank-N-Contrast", "rank-n-contrast")) if method in names]
+    loader = map_loader(config)
+    kind, samples = ("image", "images") if loader is None else ("dense", "pixels")
     figures = []
     for split in evaluated_splits(results)[-1:]:
         for shot in shots_of(results[split]):
             figures.append(
                 EvalResult(
-                    task_type=told.task or "image-regression",
-                    task_name="Image Regression" if told.task is None else None,
+                    task_type=told.task or f"{kind}-regression",
+                    task_name=f"{kind.capitalize()} Regression" if told.task is None else None,
                     dataset_type=data["id"] or data["name"] or "unknown",
                     dataset_name=told.dataset_name or data["name"] or "unknown",
                     dataset_split=split,
                     dataset_args=told.dataset_args,
                     metric_type="mae",
-                    metric_name=f"MAE on {SHOTS[shot]} images" + (f" ({unit})" if unit else ""),
+                    metric_name=f"MAE on {SHOTS[shot]} {samples}" + (f" ({unit})" if unit else ""),
                     metric_value=finite(results[split][shot]["mae"]),
                 )
             )
@@ -85,9 +91,10 @@ def metadata(
         # The terms of restricted data may bind the model too.
         license=told.license or (None if data["restricted"] else base["license"]),
         library_name="peft" if is_adapter else "transformers",
-        # The Hub knows no task of regression from images; this is the pipeline that loads the model.
-        pipeline_tag="image-classification",
-        tags=["conr-hf", "image-regression", "imbalanced-regression", *tags, *told.tags],
+        # The Hub knows no task of regression from images; this is the pipeline that loads the model. Those that load a
+        # model for segmentation make classes of its numbers.
+        pipeline_tag={None: "image-classification", AutoModelForDepthEstimation: "depth-estimation"}.get(loader),
+        tags=["conr-hf", f"{kind}-regression", "imbalanced-regression", *tags, *told.tags],
         base_model=base["id"],
         base_model_relation=None if base["id"] is None else "adapter" if is_adapter else "finetune",
         datasets=told.datasets or ([data["id"]] if data["id"] else None),

@@ -37,8 +37,14 @@ class CardValues:
             benchmark `description`, `credit`, `license`, `restricted` (its terms must be accepted), `people` (what of
             people its images show, or `""`).
         splits (`Sequence[Mapping]`): What was evaluated: `name`, and `rows` of `shot`, `n`, `mae`, `gm`, `bmae` and
-            `baseline`, the MAE of the constant median or `None`; errors in label units.
+            `baseline`, the MAE of the constant median or `None`; errors in label units. Of depth also `abs_rel` and
+            `delta1`, else `None`.
         picture (`str`, *optional*): File of the picture of label density and errors.
+        maps (`Mapping`, *optional*): Of a model that predicts maps: `loader`, the class of transformers that loads it,
+            `output`, what its output calls them, and `picture`, the file of some maps, or `None`. Then `n` counts
+            pixels.
+        thresholds (`Sequence[float]`): Few shots have fewer training labels in their bin than the first, many more
+            than the second.
         methods (`Sequence`): Of each method its `name` and `words`.
         training (`Mapping`): `command`, `recipe` (YAML), `hardware`, `minutes`, `seed`, `steps`, `epochs`,
             `best_epoch`, `metric`, `versions` (text); what is not known is `None`.
@@ -58,6 +64,8 @@ class CardValues:
     data: Mapping[str, Any]
     splits: Sequence[Mapping[str, Any]]
     picture: str | None
+    maps: Mapping[str, Any] | None
+    thresholds: Sequence[float]
     methods: Sequence[Any]
     training: Mapping[str, Any]
     intervals: Mapping[str, Any] | None

@@ -68,12 +68,18 @@ def _run(given: list[str]) -> int:
     evaluate.add_argument("--label_columns", nargs="+", help="columns of the label (default: the model's own)")
     evaluate.add_argument("--batch_size", type=_positive, default=64)
     evaluate.add_argument("--skip_bad_rows", action="store_true", help="leave out rows that cannot be read")
-    evaluate.add_argument("--output", help="folder for results.json, predictions.csv and density.png")
+    evaluate.add_argument(
+        "--map_scale", type=float, help="label units in a stored number of a map (default: the run's)"
+    )
+    evaluate.add_argument("--map_invalid", type=float, help="stored number of a map's pixel without a label")
+    evaluate.add_argument("--output", help="folder for results.json, predictions.csv (or maps.png) and density.png")
 
     predict = subparsers.add_parser("predict", help="predictions for images")
     predict.add_argument("model", help="run folder, checkpoint or Hub id")
     predict.add_argument("images", nargs="+", help="image files, or folders of them", metavar="IMAGE|FOLDER")
-    predict.add_argument("--output", help="write to this .csv or .json file instead of the terminal")
+    predict.add_argument(
+        "--output", help="write to this .csv or .json file instead of the terminal; of a model of maps, the folder"
+    )
     predict.add_argument("--batch_size", type=_positive, default=32)
 
     export = subparsers.add_parser("export", help="a saved model as ONNX, for torch.export or for timm")

@@ -43,6 +43,8 @@ def evaluate(options: argparse.Namespace) -> int:
         label_columns=options.label_columns,
         batch_size=options.batch_size,
         skip_bad_rows=options.skip_bad_rows,
+        map_scale=options.map_scale,
+        map_invalid=options.map_invalid,
         output=options.output,
         command=as_typed(options.given),
     )
@@ -50,12 +52,21 @@ def evaluate(options: argparse.Namespace) -> int:
 
 
 def predict(options: argparse.Namespace) -> int:
-    if options.output is not None and Path(options.output).suffix not in (".csv", ".json"):
-        raise ValueError(f'--output "{options.output}" must end in .csv or .json.')
     _quiet_libraries()
-    from conr_hf.evaluation import predict_images, write_predicted
+    from conr_hf.evaluation import predict_images, predict_maps, write_predicted
     from conr_hf.report import aligned
     from conr_hf.run import check_writable
+    from conr_hf.saved import predicts_maps
+
+    if predicts_maps(options.model):
+        count, unreadable, no_pictures = predict_maps(options.model, options.images, options.output)
+        what = "arrays (.npy)" if no_pictures else "arrays (.npy) and pictures (.png)"
+        print(f"{count} map{'s' * (count != 1)} written to {options.output}, as {what}")
+        if no_pictures:
+            print(f"No pictures: {no_pictures}")
+        return _told_unreadable(unreadable)
+    if options.output is not None and Path(options.output).suffix not in (".csv", ".json"):
+        raise ValueError(f'--output "{options.output}" must end in .csv or .json.')
 
     if options.output is not None:
         check_writable(str(Path(options.output).parent))
@@ -66,6 +77,10 @@ def predict(options: argparse.Namespace) -> int:
     elif predictions:
         rows = [[str(path), *(f"{value:.5g}" for value in values)] for path, values in predictions.items()]
         print(aligned([["image", *targets], *rows]))
+    return _told_unreadable(unreadable)
+
+
+def _told_unreadable(unreadable: dict[Path, str]) -> int:
     for path, reason in unreadable.items():
         print(f"conr-hf: {path} cannot be read: {reason}.", file=sys.stderr)
     return 2 if unreadable else 0

@@ -9,7 +9,7 @@ import numpy as np
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from conr_hf.card import FILE_NAME, PICTURE, Trained, card, read_trained
+from conr_hf.card import FILE_NAME, Trained, card, pictures_in, read_trained
 from conr_hf.card_metadata import SHOTS, Told
 from conr_hf.card_template import OURS, read_template
 from conr_hf.data.benchmarks import benchmark_of
@@ -116,9 +116,9 @@ class DescribingTrainer(LearningTrainer):
             if benchmark is not None:
                 results["unit"], recipe["benchmark"] = benchmark.unit, benchmark.name
         is_adapter = isinstance(model, PreTrainedModel) and model._hf_peft_config_loaded
-        has_picture = Path(str(self.args.output_dir), PICTURE).is_file()
-        state = dataclasses.asdict(self.state)
-        return Trained(results, model.config.to_dict(), state, None, has_picture, is_adapter)
+        config = {**model.config.to_dict(), "architectures": [type(model).__name__]}
+        pictures = pictures_in(Path(str(self.args.output_dir)))
+        return Trained(results, config, dataclasses.asdict(self.state), None, pictures, is_adapter)
 
     def _knows_labels(self) -> bool:
         return self.train_dataset is not None or load_state(self.model.config._name_or_path) is not None

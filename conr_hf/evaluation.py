@@ -12,11 +12,12 @@ from tqdm.auto import tqdm
 
 from conr_hf.config import ConRConfig
 from conr_hf.data.rows import describe, label_cells, to_image
+from conr_hf.map_predictions import predict_files
 from conr_hf.recipe import Recipe
 from conr_hf.recipe_data import load_data
 from conr_hf.report import hardware, versions
 from conr_hf.run import check_writable, evaluate
-from conr_hf.saved import load_saved, targets_of, unit_beside
+from conr_hf.saved import load_saved, option_beside, targets_of, unit_beside
 from conr_hf.state import load_state
 from conr_hf.trainer import ConRTrainer
 
@@ -33,20 +34,23 @@ def evaluate_saved(
     label_columns: Sequence[str] | None,
     batch_size: int,
     skip_bad_rows: bool,
+    map_scale: float | None,
+    map_invalid: float | None,
     output: str | None,
     command: str,
 ) -> None:
     """
     Prints the errors of a saved model on a split, per shot, and writes them into `output` if it is given.
 
-    Bins and shots are those saved beside the model; a model without them is judged by the data's training split.
+    Bins and shots are those saved beside the model; a model without them is judged by the data's training split. Maps
+    are read as the run read its own, unless `map_scale` or `map_invalid` is given.
 
     Raises:
         `ValueError`: if model, data or split cannot be had.
     """
     if output is not None:
         check_writable(output)
-    model, processor = load_saved(model_name)
+    model, processor = load_saved(model_name, maps=True)
     saved = load_state(model_name)
     columns = label_columns or (saved[0].label_columns if saved is not None else ["label"])
     with TemporaryDirectory() as scratch:
@@ -56,6 +60,8 @@ def evaluate_saved(
             label_columns=list(columns),
             per_device_eval_batch_size=batch_size,
             skip_bad_rows=skip_bad_rows,
+            map_scale=map_scale or option_beside(model_name, "map_scale") or 1.0,
+            map_invalid=map_invalid if map_invalid is not None else option_beside(model_name, "map_invalid"),
         )
         targets = targets_of(model)
         sets, targets, unit = load_data(
@@ -121,6 +127,26 @@ def predict_images(
                 logits = model(pixel_values=pixels.to(model.device)).logits.float().cpu()
             predictions |= dict(zip(images, logits.tolist(), strict=True))
     return targets, predictions, unreadable
+
+
+def predict_maps(model_name: str, places: Sequence[str], output: str | None) -> tuple[int, dict[Path, str], str]:
+    """
+    Maps that a saved model predicts for image files, written into the folder `output`.
+
+    Args:
+        model_name (`str`): Run folder, checkpoint or Hub id.
+        places (`Sequence[str]`): As in [`predict_images`].
+        output (`str`, *optional*): The folder; it is made.
+
+    Returns, raises:
+        As [`~conr_hf.map_predictions.predict_files`]; `ValueError` also as [`predict_images`], and without a folder.
+    """
+    if output is None or Path(output).suffix in (".csv", ".json"):
+        raise ValueError(f'"{model_name}" predicts maps, a file for each image. Name a folder for them with --output.')
+    files = [file for place in places for file in _image_files(Path(place))]
+    model, processor = load_saved(model_name, maps=True)
+    check_writable(output)
+    return predict_files(model, processor, files, Path(output), targets_of(model)[0], unit_beside(model_name))
 
 
 def write_predicted(path: Path, targets: Sequence[str], predictions: dict[Path, list[float]]) -> None:

@@ -1,12 +1,24 @@
 """Models of others, opened without running anything that comes with them."""
 
+from collections.abc import Mapping
 from pickle import UnpicklingError
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers import PreTrainedConfig
+from transformers import AutoModelForDepthEstimation, AutoModelForSemanticSegmentation, PreTrainedConfig
 
 UNREADABLE = (OSError, ValueError, RuntimeError, UnpicklingError, SafetensorError)
+
+MAP_LOADERS = {  # what the class that a configuration names ends with -> what loads it
+    "ForDepthEstimation": AutoModelForDepthEstimation,
+    "ForSemanticSegmentation": AutoModelForSemanticSegmentation,
+}
+
+
+def map_loader(config: Mapping[str, Any]) -> Any:
+    """The class of transformers that loads a model of maps, by its configuration; `None` for other models."""
+    architecture = str((config.get("architectures") or [""])[0])
+    return next((loader for ending, loader in MAP_LOADERS.items() if architecture.endswith(ending)), None)
 
 
 def check_config(name: str, **hub: Any) -> None:

@@ -10,6 +10,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from conr_hf.conformal import PredictionIntervals, load_intervals
 from conr_hf.data.rows import to_image
+from conr_hf.opening import map_loader
 from conr_hf.saved import targets_of
 
 TASK = "image-regression"
@@ -35,8 +36,8 @@ class ImageRegressionPipeline(ImageClassificationPipeline):
         and `age_high`. A list of them for many images.
 
     Raises:
-        `ValueError`: for an image that cannot be read, a model with another number of outputs than names, and
-            `interval` where there are none.
+        `ValueError`: for an image that cannot be read, a model that predicts maps or another number of outputs than it
+            has names for, and `interval` where there are none.
 
     Example:
     ```python
@@ -51,6 +52,13 @@ class ImageRegressionPipeline(ImageClassificationPipeline):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._intervals: PredictionIntervals | None = None
         super().__init__(*args, **kwargs)
+        architecture = str((self.model.config.architectures or [""])[0])
+        if map_loader(self.model.config.to_dict()) is not None:
+            mend = 'transformers\' own pipeline("depth-estimation")' if "Depth" in architecture else "conr-hf predict"
+            raise ValueError(
+                f'"{self.model.config._name_or_path}" predicts maps ({architecture}), where pipeline("{TASK}") '
+                f"predicts numbers. Use {mend}."
+            )
 
     def _sanitize_parameters(
         self, flip: bool | None = None, interval: bool | None = None, timeout: float | None = None

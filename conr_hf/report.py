@@ -61,7 +61,7 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def table(split: str, metrics: Metrics, baseline: Metrics, unit: str) -> str:
+def table(split: str, metrics: Metrics, baseline: Metrics, unit: str, samples: str = "samples") -> str:
     """
     Errors per shot beside those of the constant median, ready to print.
 
@@ -70,15 +70,19 @@ def table(split: str, metrics: Metrics, baseline: Metrics, unit: str) -> str:
         metrics (`Mapping`): What `shot_metrics` returned.
         baseline (`Mapping`): The same for always answering the median training label.
         unit (`str`): Unit of the labels, or `""`.
+        samples (`str`, *optional*, defaults to `"samples"`): What was counted, `"pixels"` for maps.
     """
     suffix = f" [{unit}]" if unit else ""
-    rows = [[split, "samples", f"MAE{suffix}", "constant median", "change", f"GM{suffix}", f"bMAE{suffix}", "Pearson"]]
+    depth = {"abs_rel": "AbsRel", "delta1": "delta1"} if "abs_rel" in metrics["all"] else {}
+    figures = [f"MAE{suffix}", "constant median", "change", f"GM{suffix}", f"bMAE{suffix}", "Pearson"]
+    rows = [[split, samples, *figures, *depth.values()]]
     for shot, values in metrics.items():
         ours, theirs = values["mae"], baseline[shot]["mae"]
         change = f"{100 * (ours / theirs - 1):+.0f} %" if theirs > 0 else ""
         pearson = f"{values['pearson']:.3f}" if "pearson" in values else ""
         errors = [f"{value:.4g}" for value in (ours, theirs, values["gm"], values["bmae"])]
-        rows.append([shot, f"{values['n']:.0f}", *errors[:2], change, *errors[2:], pearson])
+        of_depth = [f"{values[name]:.3f}" for name in depth]
+        rows.append([shot, f"{values['n']:.0f}", *errors[:2], change, *errors[2:], pearson, *of_depth])
     return aligned(rows)
 
 

@@ -17,10 +17,12 @@ from transformers.utils import logging
 from conr_hf.config import ConRConfig
 from conr_hf.conformal import FILE_NAME as INTERVALS
 from conr_hf.conformal import SMALLEST, coverage_table, make_intervals, write_intervals
+from conr_hf.data.map_labels import has_maps
 from conr_hf.data.rows import column_names, label_cells
 from conr_hf.feature_index import write_index
 from conr_hf.imbalance import Bins
 from conr_hf.launch import complete_checkpoints
+from conr_hf.map_evaluation import MapErrors, draw_maps, map_errors
 from conr_hf.metrics import shot_metrics_from_bins
 from conr_hf.models import load_regressor
 from conr_hf.origins import hub_ids
@@ -37,8 +39,8 @@ from conr_hf.trainer import ConRTrainer
 def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: str) -> dict[str, Any]:
     """
     Trains as the recipe says and writes into `args.output_dir`: the model and its processor, `recipe.yaml` with every
-    option, `results.json`, `predictions.csv`, `density.png` and the model card `README.md`. With `args.push_to_hub` it
-    goes to the Hub at the end.
+    option, `results.json`, `predictions.csv` (of maps `maps.png` in its place), `density.png` and the model card
+    `README.md`. With `args.push_to_hub` it goes to the Hub at the end.
 
     Args:
         recipe ([`~conr_hf.recipe.Recipe`]): What is trained on what.
@@ -71,11 +73,15 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
     if recipe.streaming:
         data["train"] = shuffled(data["train"], recipe, args)
         train_labels = labels_of_stream(recipe, args)
+    of_maps = has_maps(data["train"], args.label_columns, "the training split")
+    if of_maps and recipe.feature_index:
+        raise ValueError("feature_index is true, but there are no features of whole images beside maps. Leave it out.")
     name_run(args)
     set_seed(args.seed)  # a model without pretrained weights starts where the recipe says
     model, processor = load_regressor(
         recipe.model,
         targets,
+        task="depth" if of_maps else "image",
         pretrained=recipe.pretrained,
         weights=recipe.weights,
         image_size=recipe.image_size,
@@ -157,8 +163,11 @@ def evaluate(
 ) -> dict[str, Any]:
     """Predicts the splits and prints their tables; writes results, predictions and plot if a folder is given."""
     bins = trainer.bins
-    saved = bins.to_dict()
-    results = {**results, "bins": {part: saved[part] for part in ("edges", "train_counts")}, "baseline_median": {}}
+    recorded = bins.to_dict()
+    parts = ("edges", "train_counts", "thresholds")
+    results = {**results, "bins": {part: recorded[part] for part in parts}, "baseline_median": {}}
+    if trainer.is_map:
+        return _evaluate_maps(trainer, splits, targets[0], unit, results, folder)
     predictions: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
     medians: dict[str, np.ndarray] = {}
     for split, rows in splits.items():
@@ -196,9 +205,37 @@ def evaluate(
                 )
             except ImportError as error:
                 print(f"No plot: {error}")
-        write_json(folder / "results.json", results)  # last: with it a run is finished
-        print(f"\nWritten to {folder}: {', '.join(sorted(p.name for p in folder.iterdir() if p.is_file()))}")
+        _finish(folder, results)
     return results
+
+
+def _evaluate_maps(
+    trainer: ConRTrainer, splits: dict[str, Any], target: str, unit: str, results: dict[str, Any], folder: Path | None
+) -> dict[str, Any]:
+    errors: dict[str, MapErrors] = {}
+    for split, rows in splits.items():
+        errors[split] = map_errors(trainer, rows, split)
+        results[split] = errors[split].model.compute()
+        results["baseline_median"][split] = errors[split].median.compute()
+    if not trainer.is_world_process_zero():
+        return results
+    for split in splits:
+        print("\n" + table(split, results[split], results["baseline_median"][split], unit, samples="pixels"))
+    if folder is not None:
+        if splits:
+            split = list(splits)[-1]
+            try:
+                draw_maps(trainer, errors[split], splits[split], split, target, unit, folder)
+            except ImportError as error:
+                print(f"No pictures: {error}")
+        print("\nOf maps there are no predictions.csv and no prediction intervals; conr-hf predict writes the maps.")
+        _finish(folder, results)
+    return results
+
+
+def _finish(folder: Path, results: dict[str, Any]) -> None:
+    write_json(folder / "results.json", results)  # last: with it a run is finished
+    print(f"\nWritten to {folder}: {', '.join(sorted(p.name for p in folder.iterdir() if p.is_file()))}")
 
 
 def after_stage_one(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: str) -> Recipe:

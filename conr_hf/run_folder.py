@@ -14,6 +14,7 @@ from conr_hf.config import ConRConfig
 from conr_hf.imbalance import Bins
 from conr_hf.plain_yaml import read_yaml
 from conr_hf.recipe import Recipe
+from conr_hf.saved import predicts_maps
 
 FILES = ("results.json", "predictions.csv", "recipe.yaml")
 
@@ -59,8 +60,14 @@ def read_run(folder: Path, split: str, name: str) -> FinishedRun:
     Reads what `conr-hf train` wrote into `folder`.
 
     Raises:
-        `ValueError`: if it is no such folder, a file of it cannot be read, or it has no predictions for `split`.
+        `ValueError`: if it is no such folder, a file of it cannot be read, it has no predictions for `split`, or it
+            predicts maps.
     """
+    if predicts_maps(str(folder)):
+        raise ValueError(
+            f'The run "{folder}" predicts maps, of which there is no report: its maps.png, density.png and README.md '
+            "show it."
+        )
     for file_name in FILES:
         if not (folder / file_name).is_file():
             missing = f"it has no {file_name}" if folder.is_dir() else "there is no such folder"

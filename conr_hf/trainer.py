@@ -116,7 +116,7 @@ class ConRTrainer(MinimisingTrainer):
         self._user_metrics = compute_metrics
         self._resolved: Resolved | None = None
         self._bins: Bins | None = None
-        self._streamed: StreamedErrors | None = None  # of the evaluation that is going on
+        self._streamed: StreamedErrors | None = None  # of the last evaluation, or the one that is going on
         super().__init__(
             model,
             args.settled(evaluation_sets),
@@ -154,6 +154,18 @@ class ConRTrainer(MinimisingTrainer):
             if (thresholds := self.shot_thresholds()) is not None:
                 self._bins = dataclasses.replace(self._bins, thresholds=thresholds)
         return self._bins if self._bins is not None else self._saved()[1]
+
+    @property
+    def pixel_errors(self) -> StreamedErrors:
+        """
+        Errors by bin of the last evaluation, of a model that predicts maps.
+
+        Raises:
+            `ValueError`: if there was none.
+        """
+        if self._streamed is None:
+            raise ValueError("No maps were evaluated yet. Call evaluate() or predict() on data with maps.")
+        return self._streamed
 
     def _saved(self) -> tuple[Resolved, Bins]:
         saved = load_state(self.model.config._name_or_path)

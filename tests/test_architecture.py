@@ -29,6 +29,7 @@ TRAINING = {
 }
 TOP = {
     *("recipe", "recipe_data", "run", "saved", "evaluation", "export", "trackers"),
+    *("map_evaluation", "map_predictions"),
     *("comparison", "comparison_table", "comparison_plot", "lifeline"),
     *("plots", "pipeline", "conformal", "splitting", "inspection", "inspecting", "plain_yaml"),
     *("demo", "demo_page", "space", "feature_index"),

@@ -8,12 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from conr_hf.imbalance import make_bins
-from conr_hf.metrics import constant_median
+from conr_hf.imbalance import Bins, make_bins
+from conr_hf.metrics import StreamedErrors, constant_median
 from conr_hf.plots import (
     COLOURS,
     contact_sheet,
     density_with_error,
+    density_with_pixel_error,
     errors_of_runs,
     feature_map,
     label_and_feature_distances,
@@ -66,6 +67,31 @@ def test_two_dimensions_and_very_many_bins(tmp_path):
         assert has_colour(image, COLOURS["few"])  # bars far narrower than a pixel still show
     with pytest.raises(ValueError, match="target names 1 label dimensions"):
         density_with_error(bins, train, train, path, unit="", title="", target=["pitch"])
+
+
+def test_errors_of_pixels_are_drawn_as_those_of_samples(tmp_path):
+    pytest.importorskip("matplotlib")
+    random = np.random.default_rng(0)
+    train, truth = random.exponential(2, 3000), random.exponential(3, (4, 9, 9))
+    truth[0, :4] = np.nan
+    bins = make_bins(train, 1.0)
+    bins = Bins(bins.edges, bins.train_counts, bins.tolerance, (50.5, 12345.6))
+    errors = StreamedErrors(bins)
+    errors.update(truth + 0.5, truth)
+    tested, means = errors.of_bins()
+    outside = errors.compute()["all"]["n"] - int(tested.sum())
+    assert outside > 0
+    draw = {"unit": "m", "title": "T", "target": "depth"}
+    density_with_pixel_error(bins, tested, means, tmp_path / "a", baseline=means + 1, outside=outside, **draw)
+    words = texts(tmp_path / "a.svg")
+    parts = ("training pixels per bin", "test pixels", f"not shown: {outside}", "depth (m)", "constant median")
+    assert all(part in words for part in parts)
+    assert all(part in words for part in ("few (< 50.5)", "many (> 12,346)"))
+    there = truth[~np.isnan(truth)]
+    density_with_error(bins, there, there + 0.5, tmp_path / "b.png", baseline=there + 1.5, **draw)
+    with Image.open(tmp_path / "a.png") as a, Image.open(tmp_path / "b.png") as b:
+        bars = [np.all(np.asarray(picture)[..., :3] == [0xD5, 0x5E, 0x00], axis=-1).sum() for picture in (a, b)]
+    assert bars[0] == pytest.approx(bars[1], rel=0.05)
 
 
 def test_without_matplotlib_it_says_what_to_install(tmp_path, monkeypatch):

@@ -89,7 +89,7 @@ class StreamedErrors:
         n = self._moments[:, 0]
         if not n.any():
             raise ValueError("There are no pixels to evaluate: every label is NaN. Pass maps with labels.")
-        of_bins = shot_masks(self.bins.train_counts[0])
+        of_bins = shot_masks(self.bins.train_counts[0], self.bins.thresholds)
         shots = {"all": np.ones(len(n), dtype=bool)}
         shots |= {shot: np.append(mask, shot == "few") for shot, mask in of_bins.items()}
         is_depth = bool(self._sums[:, 3].sum() == n.sum())

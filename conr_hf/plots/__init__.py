@@ -1,7 +1,7 @@
 """Pictures of labels, errors and features, as PNG and SVG."""
 
 from conr_hf.plots.curves import training_curves
-from conr_hf.plots.density import density_with_error, errors_of_runs
+from conr_hf.plots.density import density_with_error, density_with_pixel_error, errors_of_runs
 from conr_hf.plots.distances import label_and_feature_distances
 from conr_hf.plots.feature_map import feature_map
 from conr_hf.plots.histogram import label_histogram
@@ -15,6 +15,7 @@ __all__ = [
     "COLOURS",
     "contact_sheet",
     "density_with_error",
+    "density_with_pixel_error",
     "errors_of_runs",
     "feature_map",
     "label_and_feature_distances",

@@ -16,6 +16,7 @@ from conr_hf.plots.style import (
     FAINT,
     INK,
     axis_names,
+    count,
     heading,
     new_figure,
     run_line,
@@ -77,23 +78,54 @@ def density_with_error(
     figure = new_figure(7.6 if dimensions == 1 else 5.2 * dimensions, 5.6)
     panels = figure.subplots(2, dimensions, sharex="col", squeeze=False, height_ratios=(1, 1))
     for t in range(dimensions):
-        edges, counts = bins.edges[t], bins.train_counts[t]
-        masks = shot_masks(counts, thresholds)
         inside = index[:, t] >= 0
-        tested = np.bincount(index[inside, t], minlength=len(counts))
-        numbers = len(counts) <= (40 if dimensions == 1 else 24)  # more would run into each other
-        above, below = panels[0, t], panels[1, t]
-        _draw_counts(above, edges, counts, masks, thresholds)
-        _draw_errors(
-            below, edges, _bin_means(np.abs(p - y)[inside, t], index[inside, t], tested), tested, masks, numbers
+        tested = np.bincount(index[inside, t], minlength=len(bins.train_counts[t]))
+        means, of_baseline = (
+            None if values is None else _bin_means(np.abs(values - y)[inside, t], index[inside, t], tested)
+            for values in (p, b)
         )
-        if b is not None:
-            _draw_baseline(below, edges, _bin_means(np.abs(b - y)[inside, t], index[inside, t], tested))
-        _frame(below, edges, names[t], int((~inside).sum()))
-        if t == 0:
-            above.set_ylabel("training samples per bin")
-            below.set_ylabel(with_unit("mean absolute error", unit))
+        assert means is not None
+        _draw(panels[:, t], bins, t, thresholds, tested, means, of_baseline, wide=dimensions == 1)
+        _frame(panels[1, t], bins.edges[t], names[t], int((~inside).sum()))
+    panels[0, 0].set_ylabel("training samples per bin")
+    panels[1, 0].set_ylabel(with_unit("mean absolute error", unit))
     heading(figure, title, [*shot_patches(thresholds), *panels[1, 0].get_lines()])
+    save(figure, path)
+
+
+def density_with_pixel_error(
+    bins: Bins,
+    tested: npt.NDArray[np.int64],
+    errors: FloatArray,
+    path: str | PathLike[str],
+    *,
+    unit: str,
+    title: str,
+    baseline: FloatArray | None = None,
+    outside: int = 0,
+    target: str = "label",
+) -> None:
+    """
+    [`density_with_error`] of label maps, whose errors were gathered by bin.
+
+    Args:
+        bins ([`~conr_hf.imbalance.Bins`]): Bins of the training pixels.
+        tested (`np.ndarray` of shape `(B,)`): Pixels of each bin that were predicted, int64.
+        errors (`np.ndarray` of shape `(B,)`): Their mean absolute error, in label units; NaN where there are none.
+        path, unit, title, target: As in [`density_with_error`].
+        baseline (`np.ndarray` of shape `(B,)`, *optional*): The errors of the constant median.
+        outside (`int`, *optional*, defaults to 0): Pixels outside all bins.
+
+    Raises:
+        `ImportError`: Without matplotlib.
+    """
+    figure = new_figure(7.6, 5.6)
+    panels = figure.subplots(2, 1, sharex=True)
+    _draw(panels, bins, 0, bins.thresholds, tested, errors, baseline, wide=True, samples="pixels")
+    _frame(panels[1], bins.edges[0], with_unit(target, unit), outside, samples="pixels")
+    panels[0].set_ylabel("training pixels per bin")
+    panels[1].set_ylabel(with_unit("mean absolute error", unit))
+    heading(figure, title, [*shot_patches(bins.thresholds), *panels[1].get_lines()])
     save(figure, path)
 
 
@@ -152,12 +184,35 @@ def errors_of_runs(
     save(figure, path)
 
 
-def _frame(below: "Axes", edges: FloatArray, name: str, outside: int) -> None:
+def _draw(
+    panels: npt.NDArray[Any],
+    bins: Bins,
+    dimension: int,
+    thresholds: tuple[float, float],
+    tested: npt.NDArray[np.int64],
+    means: FloatArray,
+    baseline: FloatArray | None,
+    *,
+    wide: bool,
+    samples: str = "samples",
+) -> None:
+    """Training labels above and errors below, of one dimension."""
+    edges, counts = bins.edges[dimension], bins.train_counts[dimension]
+    masks = shot_masks(counts, thresholds)
+    # Longer numbers, or more of them, would run into each other.
+    numbers = len(counts) <= (40 if wide else 24) and (samples == "samples" or len(counts) <= 16)
+    _draw_counts(panels[0], edges, counts, masks, thresholds)
+    _draw_errors(panels[1], edges, means, tested, masks, samples if numbers else None)
+    if baseline is not None:
+        _draw_baseline(panels[1], edges, baseline)
+
+
+def _frame(below: "Axes", edges: FloatArray, name: str, outside: int, samples: str = "samples") -> None:
     below.autoscale_view()
     below.set_ylim(bottom=0)
     margin = 0.03 * (edges[-1] - edges[0])
     below.set_xlim(edges[0] - margin, edges[-1] + margin)
-    below.set_xlabel(name + (f"\n(test samples outside all bins, not shown: {outside})" if outside else ""))
+    below.set_xlabel(name + (f"\n(test {samples} outside all bins, not shown: {outside:,})" if outside else ""))
 
 
 def _draw_counts(
@@ -171,11 +226,11 @@ def _draw_counts(
         _bars(panel, edges, counts, mask & (counts > 0), COLOURS[shot], bottom=0.6)
     panel.set_yscale("log")
     panel.set_ylim(0.6, max(int(counts.max()), thresholds[1]) * 1.6)
-    panel.yaxis.set_major_formatter(lambda value, _: f"{value:.0f}")
+    panel.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     for threshold in thresholds:
         panel.axhline(threshold, color=FAINT, linewidth=0.8, linestyle=(0, (2, 3)), zorder=0)
         panel.annotate(
-            f"{threshold}",
+            count(threshold),
             (1, threshold),
             xycoords=("axes fraction", "data"),
             xytext=(3, 0),
@@ -193,17 +248,17 @@ def _draw_errors(
     means: FloatArray,
     tested: npt.NDArray[np.int64],
     masks: dict[str, npt.NDArray[np.bool_]],
-    numbers: bool,
+    numbered: str | None,
 ) -> None:
     from matplotlib.patheffects import withStroke
 
     for shot, mask in masks.items():
         _bars(panel, edges, means, mask & (tested > 0), COLOURS[shot], bottom=0.0)
-    if numbers:
+    if numbered is not None:
         halo = [withStroke(linewidth=1.5, foreground="white")]
         for i in np.flatnonzero(tested):
             panel.annotate(
-                f"{tested[i]}",
+                f"{tested[i]:,}",
                 ((edges[i] + edges[i + 1]) / 2, means[i]),
                 xytext=(0, 2),
                 textcoords="offset points",
@@ -213,7 +268,7 @@ def _draw_errors(
                 zorder=4,
                 path_effects=halo,
             )
-        panel.set_title("numbers on bars: test samples", loc="left", fontsize=7.5, color=FAINT, pad=3)
+        panel.set_title(f"numbers on bars: test {numbered}", loc="left", fontsize=7.5, color=FAINT, pad=3)
     tidy(panel)
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 WIDTH = 2.15  # inches of a panel
 BAR = 0.75  # of a colour bar with its numbers
 CUT = 0.005  # share of the pixels at either end that may be beyond the colours
+MOST_PIXELS = 640  # that are drawn of a side
 NO_LABEL: dict[str, Any] = {"facecolor": "#e4e4e4", "edgecolor": "#9a9a9a", "hatch": "////", "linewidth": 0}
 
 
@@ -73,7 +74,7 @@ def map_pictures(
         panel.spines[:].set(color=FAINT, linewidth=0.6)
     for i, row in enumerate(panels):
         small = images[i].convert("RGB")
-        small.thumbnail((512, 512))
+        small.thumbnail((MOST_PIXELS, MOST_PIXELS))
         row[0].imshow(np.asarray(small))
         _headed(row[0], names[i] if names else "")
         low, high = _limits(y[i], p[i])
@@ -110,9 +111,9 @@ def _drawn(panel: "Axes", values: FloatArray, colours: str, low: float, high: fl
     from matplotlib.patches import Rectangle
 
     panel.add_patch(Rectangle((0, 0), 1, 1, transform=panel.transAxes, zorder=0, **NO_LABEL))
-    return panel.imshow(
-        np.ma.masked_invalid(values), cmap=colours, vmin=low, vmax=high, interpolation="nearest", zorder=1
-    )
+    step = -(-max(values.shape) // MOST_PIXELS)
+    shown = np.ma.masked_invalid(values[::step, ::step])
+    return panel.imshow(shown, cmap=colours, vmin=low, vmax=high, interpolation="nearest", zorder=1)
 
 
 def _bar(drawn: "AxesImage", values: FloatArray, label: str) -> None:

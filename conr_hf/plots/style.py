@@ -101,7 +101,7 @@ def shot_patches(thresholds: tuple[float, float]) -> "list[Artist]":
     """Legend entries of the three shots."""
     from matplotlib.patches import Patch
 
-    low, high = (f"{threshold:,.10g}" for threshold in thresholds)
+    low, high = map(count, thresholds)
     texts = {"many": f"many (> {high})", "median": f"median ({low} to {high})", "few": f"few (< {low})"}
     return [Patch(color=COLOURS[shot], label=text) for shot, text in texts.items()]
 
@@ -125,6 +125,17 @@ def axis_names(target: str | Sequence[str], unit: str, dimensions: int) -> list[
 def with_unit(name: str, unit: str) -> str:
     """`name (unit)`, or the name alone."""
     return f"{name} ({unit})" if unit else name
+
+
+def count(threshold: float) -> str:
+    """
+    A threshold of counts as people read it; of many, which may be a mean's multiple, without decimals.
+
+    Example:
+        >>> count(20.0), count(2.5), count(19245.6)
+        ('20', '2.5', '19,246')
+    """
+    return f"{threshold:,.0f}" if threshold >= 1000 else f"{threshold:.10g}"
 
 
 def number(value: float, span: float) -> str:
