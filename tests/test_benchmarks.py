@@ -100,7 +100,9 @@ print(load_benchmark("earth-elevation")["test"][0]["image"].size)
     ],
 )
 def test_unknown_names_list_the_known(name, meant):
-    with pytest.raises(ValueError, match=rf'Known: earth-elevation, ellipses, agedb-dir, .*\. Did you mean "{meant}'):
+    with pytest.raises(
+        ValueError, match=rf'Known: earth-elevation, ellipses, eyes, agedb-dir, .*\. Did you mean "{meant}'
+    ):
         load_benchmark(name)
 
 
