@@ -63,7 +63,7 @@ def peak_memory() -> int:
 
 def table(split: str, metrics: Metrics, baseline: Metrics, unit: str) -> str:
     """
-    Errors per shot beside those of the constant median, ready to print.
+    Errors per shot beside those of the constant median, ready to print; of gaze the angles too.
 
     Args:
         split (`str`): Name of the data.
@@ -73,12 +73,17 @@ def table(split: str, metrics: Metrics, baseline: Metrics, unit: str) -> str:
     """
     suffix = f" [{unit}]" if unit else ""
     rows = [[split, "samples", f"MAE{suffix}", "constant median", "change", f"GM{suffix}", f"bMAE{suffix}", "Pearson"]]
+    has_angles = "angular_error" in metrics["all"]
+    if has_angles:
+        rows[0] += ["angle [deg]", "constant median"]
     for shot, values in metrics.items():
         ours, theirs = values["mae"], baseline[shot]["mae"]
         change = f"{100 * (ours / theirs - 1):+.0f} %" if theirs > 0 else ""
         pearson = f"{values['pearson']:.3f}" if "pearson" in values else ""
         errors = [f"{value:.4g}" for value in (ours, theirs, values["gm"], values["bmae"])]
         rows.append([shot, f"{values['n']:.0f}", *errors[:2], change, *errors[2:], pearson])
+        if has_angles:
+            rows[-1] += [f"{some['angular_error']:.4g}" for some in (values, baseline[shot])]
     return aligned(rows)
 
 

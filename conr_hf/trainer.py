@@ -21,12 +21,13 @@ from conr_hf.config import ConRConfig
 from conr_hf.data.mixing import CMixup
 from conr_hf.data.rows import Row, column_names
 from conr_hf.data.views import ImageCollator
+from conr_hf.gaze import check_directions, label_errors
 from conr_hf.head import MapHead
 from conr_hf.imbalance import Bins, density_weights, make_bins
 from conr_hf.labelled import DataSets
 from conr_hf.launch import check_processes, checkpoint_to_resume
 from conr_hf.map_modes import check_kinds, check_map_modes, check_range
-from conr_hf.metrics import flat, shot_metrics_from_bins
+from conr_hf.metrics import flat
 from conr_hf.metrics.streamed import StreamedErrors
 from conr_hf.minimising import MinimisingTrainer
 from conr_hf.models import check_vanilla
@@ -203,6 +204,7 @@ class ConRTrainer(MinimisingTrainer):
         check_kinds(type(self.model).__name__, self.head, self.labels_are_maps, self.args.label_columns)
         labels, dims = self.training_labels(), self.head.weight.shape[1]
         check_batches(self.args, self.global_batch(), self.training_rows())
+        check_directions(self.all_labels(), self.args, self._user_metrics is not None)
         if isinstance(self.head, MapHead):
             check_range(type(self.model).__name__, self.head, labels)
         self.step_objective = Objective(self.args, self.resolved, labels, self.bins, self.args.device, dims)
@@ -286,7 +288,8 @@ class ConRTrainer(MinimisingTrainer):
     def _all_metrics(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
         theirs: dict[str, float] = {}
         if not self.is_map:
-            metrics = flat(shot_metrics_from_bins(prediction.predictions, prediction.label_ids, self.bins))
+            arrays = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+            metrics = flat(label_errors(*arrays, self.bins, self.args.label_columns))
             if self._user_metrics is not None:
                 theirs = self._user_metrics(prediction)
             return {**metrics, **theirs}
