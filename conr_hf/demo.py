@@ -162,7 +162,7 @@ def example_files(name: str, folder: str | None, into: Path) -> tuple[list[str],
         return [str(file) for file in found], ""
     recipe = recipe_beside(name)
     benchmark = BENCHMARKS.get(str(recipe.get("benchmark")))
-    if benchmark is None or (benchmark.folder is None and benchmark.name != "ellipses"):
+    if benchmark is None or (benchmark.folder is None and not benchmark.drawn):
         return [], ""
     rows = load_benchmark(benchmark.name, recipe.get("benchmark_source"))["test"]
     column = (recipe.get("label_columns") or benchmark.label_columns)[0]

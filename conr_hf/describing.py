@@ -13,8 +13,8 @@ from conr_hf.card import FILE_NAME, Trained, card, pictures_in, read_trained
 from conr_hf.card_metadata import SHOTS, Told
 from conr_hf.card_template import OURS, read_template
 from conr_hf.data.benchmarks import benchmark_of
+from conr_hf.gaze import label_errors
 from conr_hf.learning import LearningTrainer
-from conr_hf.metrics import shot_metrics_from_bins
 from conr_hf.origins import hub_ids
 from conr_hf.report import hardware, versions
 from conr_hf.state import load_state
@@ -145,7 +145,7 @@ class DescribingTrainer(LearningTrainer):
             errors["baseline_median"][split] = {}
             if labels is not None:
                 median = np.tile(self.resolved.label_median, (len(labels), 1)).reshape(labels.shape)
-                errors["baseline_median"][split] = shot_metrics_from_bins(median, labels, self.bins)
+                errors["baseline_median"][split] = label_errors(median, labels, self.bins, self.args.label_columns)
         return errors
 
 

@@ -64,6 +64,12 @@ class LabelledTrainer(Trainer):
         data_sets = named(self.train_dataset, self.eval_dataset)
         return any(has_maps(dataset, self.args.label_columns, name) for name, dataset in list(data_sets.items())[:1])
 
+    def all_labels(self) -> dict[str, np.ndarray]:
+        """Labels of the training set, and of the evaluation sets whose labels are numbers in columns, by name."""
+        found = {name: self.usable(rows, name)[1] for name, rows in named(None, self.eval_dataset).items()}
+        read = {name: labels for name, labels in found.items() if labels is not None}
+        return {"train_dataset": self.training_labels(), **read}
+
     def training_labels(self) -> np.ndarray:
         """
         Labels of the usable training rows, in label units: `np.ndarray` of shape `(N,)` or `(N, T)`. Of maps: those of

@@ -24,6 +24,7 @@ _DISTANCES = {
     "mean_abs": "mean absolute label distance",
     "euclidean": "Euclidean label distance",
     "angular": "angle between labels",
+    "own": "label distance of the author's own",
 }
 
 
@@ -123,7 +124,7 @@ def _conr(conr: Mapping[str, Any], unit: str) -> Method:
         words.append("as its published code computes it")
     if conr["reduction"] == "anchors":
         words.append("mean over anchors")
-    if len(conr["label_columns"]) > 1:
+    if len(conr["label_columns"]) > 1 or conr["distance"] == "own":
         words.append(_DISTANCES[conr["distance"]])
     return Method("ConR", "; ".join(words), "conr")
 

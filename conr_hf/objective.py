@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -38,12 +39,21 @@ class Objective:
         bins ([`Bins`]): Their bins.
         device (`torch.device`): Where training runs.
         dims (`int`): Dimensions of a feature.
+        label_distance (`Callable`, *optional*): The user's own, in place of the one in `resolved`.
     """
 
     def __init__(
-        self, args: ConRConfig, resolved: Resolved, labels: np.ndarray, bins: Bins, device: torch.device, dims: int
+        self,
+        args: ConRConfig,
+        resolved: Resolved,
+        labels: np.ndarray,
+        bins: Bins,
+        device: torch.device,
+        dims: int,
+        label_distance: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
         self.args, self.resolved = args, resolved
+        self._distance = label_distance or resolved.distance
         kernel = lds_kernel(args)
         self.base_density = make_density(labels, bins, resolved.reweight, kernel).to(device)
         self.conr_density = make_density(labels, bins, resolved.conr_reweight, kernel).to(device)
@@ -155,7 +165,7 @@ class Objective:
                 push=settings.push,
                 formulation=settings.formulation,
                 reduction=settings.reduction,
-                distance=settings.distance,
+                distance=self._distance,
                 anchors=anchors,
                 return_statistics=True,
             )
@@ -168,7 +178,7 @@ class Objective:
                 all_features,
                 all_labels,
                 temperature=args.rnc_temperature,
-                distance=settings.distance,
+                distance=self._distance,
                 anchors=anchors,
             )
             parts.append(settings.rnc_weight * loss)

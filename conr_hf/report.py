@@ -63,7 +63,7 @@ def peak_memory() -> int:
 
 def table(split: str, metrics: Metrics, baseline: Metrics, unit: str, samples: str = "samples") -> str:
     """
-    Errors per shot beside those of the constant median, ready to print.
+    Errors per shot beside those of the constant median, ready to print; of gaze the angles too.
 
     Args:
         split (`str`): Name of the data.
@@ -73,16 +73,19 @@ def table(split: str, metrics: Metrics, baseline: Metrics, unit: str, samples: s
         samples (`str`, *optional*, defaults to `"samples"`): What was counted, `"pixels"` for maps.
     """
     suffix = f" [{unit}]" if unit else ""
-    depth = {"abs_rel": "AbsRel", "delta1": "delta1"} if "abs_rel" in metrics["all"] else {}
     figures = [f"MAE{suffix}", "constant median", "change", f"GM{suffix}", f"bMAE{suffix}", "Pearson"]
-    rows = [[split, samples, *figures, *depth.values()]]
+    of_maps = {"rmse": f"RMSE{suffix}", "abs_rel": "AbsRel", "delta1": "delta1"}
+    of_maps = {name: title for name, title in of_maps.items() if name in metrics["all"]}
+    of_gaze = ["angle [deg]", "constant median"] if "angular_error" in metrics["all"] else []
+    rows = [[split, samples, *figures, *of_maps.values(), *of_gaze]]
     for shot, values in metrics.items():
         ours, theirs = values["mae"], baseline[shot]["mae"]
         change = f"{100 * (ours / theirs - 1):+.0f} %" if theirs > 0 else ""
         pearson = f"{values['pearson']:.3f}" if "pearson" in values else ""
         errors = [f"{value:.4g}" for value in (ours, theirs, values["gm"], values["bmae"])]
-        of_depth = [f"{values[name]:.3f}" for name in depth]
-        rows.append([shot, f"{values['n']:.0f}", *errors[:2], change, *errors[2:], pearson, *of_depth])
+        more = [f"{values[name]:.4g}" for name in of_maps]
+        angles = [f"{some['angular_error']:.4g}" for some in (values, baseline[shot])] if of_gaze else []
+        rows.append([shot, f"{values['n']:.0f}", *errors[:2], change, *errors[2:], pearson, *more, *angles])
     return aligned(rows)
 
 

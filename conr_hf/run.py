@@ -20,10 +20,10 @@ from conr_hf.conformal import SMALLEST, coverage_table, make_intervals, write_in
 from conr_hf.data.map_labels import has_maps
 from conr_hf.data.rows import column_names, label_cells
 from conr_hf.feature_index import write_index
+from conr_hf.gaze import label_errors
 from conr_hf.imbalance import Bins
 from conr_hf.launch import complete_checkpoints
 from conr_hf.map_evaluation import MapErrors, draw_maps, map_errors
-from conr_hf.metrics import shot_metrics_from_bins
 from conr_hf.models import load_regressor
 from conr_hf.origins import hub_ids
 from conr_hf.plain_yaml import parse_yaml
@@ -175,8 +175,9 @@ def evaluate(
         labels = np.asarray(output.label_ids)
         predictions[split] = np.asarray(trainer.usable(rows, split)[0].indices), labels, np.asarray(output.predictions)
         medians[split] = np.tile(trainer.resolved.label_median, (len(labels), 1)).reshape(labels.shape)
-        results[split] = shot_metrics_from_bins(predictions[split][2], labels, bins)
-        results["baseline_median"][split] = shot_metrics_from_bins(medians[split], labels, bins)
+        columns = trainer.args.label_columns
+        results[split] = label_errors(predictions[split][2], labels, bins, columns)
+        results["baseline_median"][split] = label_errors(medians[split], labels, bins, columns)
     if not trainer.is_world_process_zero():
         return results
     for split in splits:
@@ -326,5 +327,6 @@ class _Lines(TrainerCallback):
             errors = {name: value for name, value in logs.items() if name.startswith("eval_") and "_mae" in name}
             shots = [name.removeprefix("eval_").removesuffix("mae").replace("_", " ") for name in errors]
             parts = [f"MAE {shot}{error:.4g}" for shot, error in zip(shots, errors.values(), strict=True)]
+            parts += [f"angle {error:.4g} deg" for name, error in logs.items() if name == "eval_angular_error"]
         if parts:
             print(f"epoch {state.epoch or 0:5.2f}  step {state.global_step:5d}  {', '.join(parts)}")

@@ -16,17 +16,19 @@ from transformers import BaseImageProcessor, EvalPrediction, PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from transformers.utils import logging
 
+from conr_hf import losses
 from conr_hf.adopting import adopt_head
 from conr_hf.config import ConRConfig
 from conr_hf.data.mixing import CMixup
 from conr_hf.data.rows import Row, column_names
 from conr_hf.data.views import ImageCollator
+from conr_hf.gaze import check_directions, label_errors
 from conr_hf.head import MapHead
 from conr_hf.imbalance import Bins, density_weights, make_bins
 from conr_hf.labelled import DataSets
 from conr_hf.launch import check_processes, checkpoint_to_resume
 from conr_hf.map_modes import check_kinds, check_map_modes, check_range
-from conr_hf.metrics import flat, shot_metrics_from_bins
+from conr_hf.metrics import flat
 from conr_hf.metrics.streamed import StreamedErrors
 from conr_hf.minimising import MinimisingTrainer
 from conr_hf.models import check_vanilla
@@ -73,6 +75,10 @@ class ConRTrainer(MinimisingTrainer):
             Your metrics, added to ours. Predictions have the labels' shape. Of maps it is called batch by batch, as
             with `batch_eval_metrics` of `Trainer`.
         preprocess_logits_for_metrics (`Callable`, *optional*): As in `Trainer`, on predictions in the labels' shape.
+        label_distance (`Callable`, *optional*):
+            Your own distance of labels in place of `conr_distance`, for ConR and Rank-N-Contrast: of two tensors of
+            shapes `(M, 1, T)` and `(1, K, T)`, in label units, it returns `(M, K)`, not negative. `conr_window` and
+            `conr_push_scale` are then in its unit.
         kwargs (*optional*): Anything else that `Trainer` takes: `model_init`, `callbacks`, `optimizers` (the head is
             then an ordinary layer to it), `compute_loss_func` (takes the base loss's place, in label units), ...
 
@@ -106,6 +112,7 @@ class ConRTrainer(MinimisingTrainer):
         train_labels: npt.ArrayLike | Bins | None = None,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         preprocess_logits_for_metrics: Callable[[Tensor, Tensor | None], Tensor] | None = None,
+        label_distance: Callable[[Tensor, Tensor], Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
         args = ConRConfig() if args is None else args
@@ -113,7 +120,7 @@ class ConRTrainer(MinimisingTrainer):
             raise ValueError(f"args is a {type(args).__name__}; it must be a ConRConfig, which takes the same fields.")
         check_processes(args)
         evaluation_sets = list(eval_dataset) if isinstance(eval_dataset, dict) else [""] * (eval_dataset is not None)
-        self._user_metrics = compute_metrics
+        self._user_metrics, self._label_distance = compute_metrics, label_distance
         self._resolved: Resolved | None = None
         self._bins: Bins | None = None
         self._streamed: StreamedErrors | None = None  # of the last evaluation, or the one that is going on
@@ -144,6 +151,8 @@ class ConRTrainer(MinimisingTrainer):
             may_resample = self.compute_loss_func is None and not isinstance(self.train_dataset, IterableDataset)
             may_resample = may_resample and "sample_weight" not in column_names(self.train_dataset)
             self._resolved = resolve(self.args, self.training_labels(), may_resample, self.is_map)
+            if self._label_distance is not None:
+                self._resolved = dataclasses.replace(self._resolved, distance="own")
         return self._resolved if self._resolved is not None else self._saved()[0]
 
     @property
@@ -215,9 +224,15 @@ class ConRTrainer(MinimisingTrainer):
         check_kinds(type(self.model).__name__, self.head, self.labels_are_maps, self.args.label_columns)
         labels, dims = self.training_labels(), self.head.weight.shape[1]
         check_batches(self.args, self.global_batch(), self.training_rows())
+        check_directions(self.all_labels(), self.args, self._user_metrics is not None)
         if isinstance(self.head, MapHead):
             check_range(type(self.model).__name__, self.head, labels)
-        self.step_objective = Objective(self.args, self.resolved, labels, self.bins, self.args.device, dims)
+        if self._label_distance is not None:  # tried out, as a step would be a late place for its errors
+            some = torch.from_numpy(labels[:4])
+            losses.label_distance(some, some, self._label_distance)
+        self.step_objective = Objective(
+            self.args, self.resolved, labels, self.bins, self.args.device, dims, self._label_distance
+        )
         if self.step_objective.smoothing is not None:
             self.head.smooth = torch.compiler.disable(self.step_objective.smooth)
         self.start_learning()
@@ -298,7 +313,8 @@ class ConRTrainer(MinimisingTrainer):
     def _all_metrics(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
         theirs: dict[str, float] = {}
         if not self.is_map:
-            metrics = flat(shot_metrics_from_bins(prediction.predictions, prediction.label_ids, self.bins))
+            arrays = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+            metrics = flat(label_errors(*arrays, self.bins, self.args.label_columns))
             if self._user_metrics is not None:
                 theirs = self._user_metrics(prediction)
             return {**metrics, **theirs}

@@ -103,7 +103,7 @@ print(load_benchmark("earth-elevation")["test"][0]["image"].size)
 def test_unknown_names_list_the_known(name, meant):
     with pytest.raises(
         ValueError,
-        match=rf'Known: earth-elevation, earth-elevation-map, ellipses, agedb-dir, .*\. Did you mean "{meant}',
+        match=rf'Known: earth-elevation, earth-elevation-map, ellipses, eyes, agedb-dir, .*\. Did you mean "{meant}',
     ):
         load_benchmark(name)
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from conr_hf.data.catalogue import BENCHMARKS, Benchmark
 from conr_hf.data.ellipses import TOP, draw_ellipses, read_drawing
+from conr_hf.data.eyes import draw_eyes, read_eye_drawing
 from conr_hf.data.local import SPLITS, TABLES, by_split, load_local, read_table, reading, with_images
 from conr_hf.data.rooms import load_rooms, rooms_folder
 from conr_hf.data.streams import load_stream
@@ -39,9 +40,10 @@ def load_benchmark(
     A benchmark with its training, validation and test splits.
 
     `"earth-elevation"` and `"earth-elevation-map"` come with the package: they are read into memory, nothing is
-    downloaded and nothing is written to a cache. `"ellipses"` is drawn, as `source` says: `"imbalance=100,
-    dimensions=1, rows=4000, seed=0"`. The others are read from where the user has them, since we know no public copy
-    of them with the published splits; without `source` the error says what to download from where, and the licence.
+    downloaded and nothing is written to a cache. Two are drawn, as `source` says: `"ellipses"` (`"imbalance=100,
+    dimensions=1, rows=4000, seed=0"`) and `"eyes"` (`"imbalance=100, rows=4000, seed=0, size=32"`), with the columns
+    `pitch` and `yaw`. The others are read from where the user has them, since we know no public copy of them with the
+    published splits; without `source` the error says what to download from where, and the licence.
 
     Args:
         name (`str`): A key of `BENCHMARKS`, for example `"earth-elevation"`: `image` (RGB, 32 x 32 pixels), `label`
@@ -94,10 +96,11 @@ def load_benchmark(
             raise ValueError(f'{name} comes with the package; leave its source "{source}" out.')
         folder = Path(__file__).parent / benchmark.folder
         return DatasetDict({split: _read(folder / f"{split}.parquet", split, benchmark) for split in ALL_SPLITS})
-    if name == "ellipses":
+    if benchmark.drawn:
         if streaming:
-            raise ValueError("ellipses are drawn into memory; leave streaming out.")
-        drawn = draw_ellipses(read_drawing(str(source or "")))
+            raise ValueError(f"{name} are drawn into memory; leave streaming out.")
+        settings = str(source or "")
+        drawn = draw_eyes(read_eye_drawing(settings)) if name == "eyes" else draw_ellipses(read_drawing(settings))
         for rows in drawn.values():
             _describe(rows, benchmark)
         return drawn

@@ -21,6 +21,7 @@ class Benchmark:
         description (`str`): What it is, in a sentence or two.
         license (`str`): Terms of use.
         folder (`str`, *optional*): Folder with its Parquet files, beside this module, if it comes with the package.
+        drawn (`bool`, *optional*, defaults to `False`): Whether its images are drawn, as its source says.
         obtain (`str`, *optional*): Otherwise: what to download from where, and where to put it, in full sentences.
         split_file (`str`, *optional*): The file of labels and splits that may lie in a folder of its images.
         label_columns (`tuple[str, ...]`, *optional*): Columns of the label, as loaded.
@@ -40,6 +41,7 @@ class Benchmark:
     description: str
     license: str
     folder: str | None = None
+    drawn: bool = False
     obtain: str = ""
     split_file: str | None = None
     label_columns: tuple[str, ...] = ("label",)
@@ -86,7 +88,22 @@ _KNOWN = (
         credit="Drawn by conr_hf",
         description="Drawn images with labels from 0 to 100, as imbalanced and of as many dimensions as is asked for.",
         license="Drawn by the package; none is needed.",
+        drawn=True,
         label_columns=("size",),
+    ),
+    Benchmark(
+        name="eyes",
+        target="gaze",
+        unit="rad",
+        bin_width=math.radians(1),
+        credit="Drawn by conr_hf",
+        description=(
+            "Drawn eyes with the direction of their gaze: pitch and yaw. Most look straight ahead in the training "
+            "split, as imbalanced as is asked for."
+        ),
+        license="Drawn by the package; none is needed.",
+        drawn=True,
+        label_columns=("pitch", "yaw"),
     ),
     Benchmark(
         name="agedb-dir",

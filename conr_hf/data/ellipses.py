@@ -1,9 +1,11 @@
 """`ellipses`: images drawn for experiments, whose label imbalance and number of label dimensions are set at will."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from datasets import Dataset, DatasetDict, Features, Image, Value
+
+from conr_hf.data.drawn import check_drawing, long_tailed, read_settings
 
 SIDE = 32  # pixels
 TOP = 100.0  # labels run from 0 to here
@@ -34,14 +36,9 @@ class Drawing:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.imbalance < float("inf"):
-            raise ValueError(f"ellipses: imbalance is {self.imbalance:g}; it must be finite and 1 or more.")
+        check_drawing("ellipses", self.imbalance, self.rows, self.seed)
         if not 1 <= self.dimensions <= len(PROPERTIES):
             raise ValueError(f"ellipses: dimensions is {self.dimensions}; it must be 1 to {len(PROPERTIES)}.")
-        if self.rows < 1:
-            raise ValueError(f"ellipses: rows is {self.rows}; it must be 1 or more.")
-        if self.seed < 0:
-            raise ValueError(f"ellipses: seed is {self.seed}; it must be 0 or more.")
 
 
 def read_drawing(text: str) -> Drawing:
@@ -58,18 +55,7 @@ def read_drawing(text: str) -> Drawing:
         >>> read_drawing("imbalance=10, rows=500")
         Drawing(imbalance=10.0, dimensions=1, rows=500, seed=0)
     """
-    kinds = {setting.name: setting.type for setting in fields(Drawing)}
-    settings: dict[str, float | int] = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        name, _, value = (piece.strip() for piece in part.partition("="))
-        if name not in kinds:
-            raise ValueError(f'ellipses: "{part}" is no setting; write {", ".join(f"{kind}=..." for kind in kinds)}.')
-        try:
-            settings[name] = float(value) if kinds[name] is float else int(value)
-        except ValueError as error:
-            kind = "a number" if kinds[name] is float else "a whole number"
-            raise ValueError(f'ellipses: {name} is "{value}"; it must be {kind}.') from error
-    return Drawing(**settings)  # type: ignore[arg-type]
+    return read_settings("ellipses", text, Drawing)
 
 
 def draw_ellipses(drawing: Drawing) -> DatasetDict:
@@ -93,12 +79,8 @@ def draw_ellipses(drawing: Drawing) -> DatasetDict:
     for number, (split, rows) in enumerate({"train": drawing.rows, **_EVALUATED}.items()):
         random = np.random.default_rng((drawing.seed, number))
         values = random.random((rows, len(PROPERTIES)))
-        if split == "train" and drawing.imbalance > 1:
-            labelled = values[:, : drawing.dimensions]
-            # The inverse of the distribution function of a density that falls from 1 to 1 / imbalance.
-            values[:, : drawing.dimensions] = -np.log1p(labelled * (1 / drawing.imbalance - 1)) / np.log(
-                drawing.imbalance
-            )
+        if split == "train":
+            values[:, : drawing.dimensions] = long_tailed(values[:, : drawing.dimensions], drawing.imbalance)
         names = PROPERTIES[: drawing.dimensions]
         columns = {name: TOP * values[:, t] for t, name in enumerate(names)}
         features = Features({"image": Image(), **{name: Value("float64") for name in names}})

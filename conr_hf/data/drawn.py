@@ -1,0 +1,62 @@
+"""What is common to benchmarks that are drawn: settings from a text, and labels as rare as is asked for."""
+
+from dataclasses import fields
+from typing import Any, TypeVar
+
+import numpy as np
+
+S = TypeVar("S")
+
+
+def read_settings(name: str, text: str, kind: type[S]) -> S:
+    """
+    A drawing's settings from text.
+
+    Args:
+        name (`str`): What messages call the benchmark.
+        text (`str`): Such as `"imbalance=10, rows=500"`; what is left out has its default.
+        kind (`type`): A dataclass of numbers.
+
+    Raises:
+        `ValueError`: for an unknown setting, or one that is no number or cannot be meant.
+    """
+    kinds = {setting.name: setting.type for setting in fields(kind)}  # type: ignore[arg-type]
+    settings: dict[str, Any] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        setting, _, value = (piece.strip() for piece in part.partition("="))
+        if setting not in kinds:
+            raise ValueError(f'{name}: "{part}" is no setting; write {", ".join(f"{known}=..." for known in kinds)}.')
+        try:
+            settings[setting] = float(value) if kinds[setting] is float else int(value)
+        except ValueError as error:
+            number = "a number" if kinds[setting] is float else "a whole number"
+            raise ValueError(f'{name}: {setting} is "{value}"; it must be {number}.') from error
+    return kind(**settings)
+
+
+def check_drawing(name: str, imbalance: float, rows: int, seed: int) -> None:
+    """
+    Raises:
+        `ValueError`: for settings of a drawing that cannot be meant.
+    """
+    if not 1 <= imbalance < float("inf"):
+        raise ValueError(f"{name}: imbalance is {imbalance:g}; it must be finite and 1 or more.")
+    if rows < 1:
+        raise ValueError(f"{name}: rows is {rows}; it must be 1 or more.")
+    if seed < 0:
+        raise ValueError(f"{name}: seed is {seed}; it must be 0 or more.")
+
+
+def long_tailed(even: np.ndarray, imbalance: float) -> np.ndarray:
+    """
+    Numbers spread evenly from 0 to 1, moved so that their density falls exponentially, from 1 to 1 / `imbalance`.
+
+    Example:
+        >>> long_tailed(np.array([0.0, 0.5, 1.0]), 100).round(3)
+        array([0.   , 0.148, 1.   ])
+    """
+    if imbalance == 1:
+        return even
+    # The inverse of the distribution function.
+    moved: np.ndarray = -np.log1p(even * (1 / imbalance - 1)) / np.log(imbalance)
+    return moved
