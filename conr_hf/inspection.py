@@ -17,6 +17,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from conr_hf.config import ConRConfig
+from conr_hf.data.map_labels import has_maps
 from conr_hf.data.rows import describe, label_cells, read_labels, to_image
 from conr_hf.data.splits import SPLITS
 from conr_hf.imbalance import Bins, density_weights, make_bins
@@ -71,7 +72,7 @@ def inspect(
         What goes by training labels is absent if none is a number.
 
     Raises:
-        `ValueError`: For no rows, a missing column, and a `bin_width` that makes no bins.
+        `ValueError`: For no rows, a missing column, labels that are maps, and a `bin_width` that makes no bins.
     """
     columns = list(label_columns)
     data = {split: data[split] for split in sorted(data, key=[*SPLITS, *data].index)}
@@ -151,6 +152,11 @@ def _check(
     rows: datasets.Dataset, name: str, label_columns: list[str], image_column: str, group_column: str | None
 ) -> None:
     label_cells(dict.fromkeys(rows.column_names), label_columns, name)
+    if len(rows) and has_maps(rows, label_columns, name):
+        raise ValueError(
+            f'{name}: the labels in column "{label_columns[0]}" are maps, which are not inspected. Training checks '
+            "every map before it starts."
+        )
     for option, column in (("image_column", image_column), ("group_column", group_column)):
         if column is not None and column not in rows.column_names:
             raise ValueError(

@@ -16,6 +16,7 @@ from conr_hf.data.map_labels import has_maps
 from conr_hf.data.maps import is_map, to_map
 from conr_hf.data.rows import read_labels
 from conr_hf.feeding import ImageTrainer
+from conr_hf.inspection import inspect
 
 
 @pytest.fixture(autouse=True)
@@ -437,3 +438,8 @@ def test_maps_of_an_evaluation_set_are_of_one_size(tmp_path):
 
 def test_a_map_where_one_number_is_read_is_told():
     assert read_labels(rows(varied(1)), ["label"], "x")[1] == {0: 'column "label": the label is a map, not one number'}
+
+
+def test_inspecting_maps_is_refused_in_a_sentence():
+    with pytest.raises(ValueError, match=r'^split "train": the labels in column "label" are maps, which are not insp'):
+        inspect({"train": rows(varied(2))})
