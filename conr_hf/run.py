@@ -23,6 +23,7 @@ from conr_hf.feature_index import write_index
 from conr_hf.imbalance import Bins
 from conr_hf.launch import complete_checkpoints
 from conr_hf.map_evaluation import MapErrors, draw_maps, map_errors
+from conr_hf.map_modes import check_kinds
 from conr_hf.metrics import shot_metrics_from_bins
 from conr_hf.models import load_regressor
 from conr_hf.origins import hub_ids
@@ -162,6 +163,9 @@ def evaluate(
     folder: Path | None,
 ) -> dict[str, Any]:
     """Predicts the splits and prints their tables; writes results, predictions and plot if a folder is given."""
+    columns = trainer.args.label_columns
+    for split, rows in splits.items():
+        check_kinds(type(trainer.model).__name__, trainer.head, has_maps(rows, columns, split), columns)
     bins = trainer.bins
     recorded = bins.to_dict()
     parts = ("edges", "train_counts", "thresholds")
