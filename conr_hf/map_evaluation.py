@@ -68,8 +68,8 @@ def chosen(means: list[float], rarest: list[tuple[int, int]]) -> list[int]:
         rarest (`list[tuple[int, int]]`): What is less, the rarer the rarest pixels of each map are.
 
     Example:
-        >>> chosen([3.0, 1.0, 2.0, 9.0, 4.0, 5.0, 8.0, 7.0], [(9, 0)] * 4 + [(1, 0)] + [(9, 0)] * 3)
-        [1, 2, 4, 5, 7, 3]
+        >>> chosen([3.0, 1.0, 2.0, 9.0, 4.0, 5.0, 8.0, 7.0], [(9, 0)] * 7 + [(1, 0)])
+        [1, 2, 4, 7, 6, 3]
     """
     order = np.argsort(means, kind="stable")
     places = np.unique(np.linspace(0, len(order) - 1, min(MOST_SHOWN, len(order))).round().astype(int))

@@ -24,6 +24,7 @@ from conr_hf.gaze import label_errors
 from conr_hf.imbalance import Bins
 from conr_hf.launch import complete_checkpoints
 from conr_hf.map_evaluation import MapErrors, draw_maps, map_errors
+from conr_hf.map_evaluation import MapErrors, draw_maps, map_errors
 from conr_hf.models import load_regressor
 from conr_hf.origins import hub_ids
 from conr_hf.plain_yaml import parse_yaml
@@ -162,6 +163,9 @@ def evaluate(
     folder: Path | None,
 ) -> dict[str, Any]:
     """Predicts the splits and prints their tables; writes results, predictions and plot if a folder is given."""
+    columns = trainer.args.label_columns
+    for split, rows in splits.items():
+        check_kinds(type(trainer.model).__name__, trainer.head, has_maps(rows, columns, split), columns)
     bins = trainer.bins
     recorded = bins.to_dict()
     parts = ("edges", "train_counts", "thresholds")

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_cli import conr, written
+from small import build
+from test_cli import conr, photos, written
 from transformers import (
     AutoImageProcessor,
     AutoModelForDepthEstimation,
@@ -20,6 +21,7 @@ from transformers import (
 )
 
 import conr_hf.pipeline  # noqa: F401  (registers its task)
+from conr_hf import load_regressor
 from conr_hf.imbalance import Bins
 from conr_hf.map_evaluation import MOST_SHOWN, chosen
 from conr_hf.metrics import depth_metrics, flat, shot_metrics_from_bins
@@ -213,6 +215,18 @@ def test_what_maps_are_not_for_is_one_sentence(arguments, parts, run, tmp_path):
     assert [path for path in sorted(tmp_path.rglob("*")) if path.suffix] == [path for path in before if path.suffix]
 
 
+def test_models_and_labels_of_two_kinds_do_not_go_together(run, data, tmp_path):
+    number = photos(tmp_path / "photos", train=[30, 40] * 8, test=[30, 40])
+    ended = conr("evaluate", run, "--data", number, "--label_columns", "label")
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "UperNetForSemanticSegmentation predicts maps, but the labels" in ended.err
+    file = written(tmp_path / "recipe.yaml", data=str(number), max_steps=1)
+    assert conr("train", file, "--output_dir", tmp_path / "run").code == 0
+    ended = conr("evaluate", tmp_path / "run", "--data", data, "--label_columns", "depth")
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert 'The labels in column "depth" are maps' in ended.err
+
+
 def test_the_pipeline_of_numbers_refuses_maps(run, depth_run):
     with pytest.raises(ValueError, match=r"predicts maps \(UperNet.* Use conr-hf predict\.$"):
         pipeline("image-regression", model=str(run))
@@ -266,6 +280,24 @@ def test_the_card_tells_how_to_load_the_model(name, loader, request, tmp_path, m
     ended = conr(*command.split())
     assert ended.code == 0, ended.err
     np.testing.assert_allclose(np.load("maps/image.npy"), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_trainer_writes_a_card_from_what_it_knows(data, tmp_path):
+    model, processor = load_regressor("timm/test_resnet", "depth", task="depth", pretrained=False, image_size=SIDE)
+    columns = {"label_columns": ["depth"], "map_scale": 0.001, "map_invalid": 0, "conr_pixels": 16, "max_steps": 1}
+    trainer = build(model, processor, tmp_path / "run", rows_of(data, "train"), rows_of(data, "validation"), **columns)
+    with pytest.raises(ValueError, match="No maps were evaluated yet"):
+        _ = trainer.pixel_errors
+    trainer.train()
+    errors = trainer.evaluate()
+    found = trainer.pixel_errors.compute()
+    assert {name: errors[f"eval_{name}"] for name in found["all"]} == found["all"]
+    assert {name: errors[f"eval_few_{name}"] for name in found["few"]} == found["few"]
+    trainer.create_model_card()
+    text = (tmp_path / "run" / "README.md").read_text()
+    assert "AutoModelForSemanticSegmentation" in text
+    assert "| validation | pixels | MAE |" in text
+    assert f"| all | {found['all']['n']:,} | " in text
 
 
 def test_maps_are_shown_evenly_and_with_the_rarest_pixels():
