@@ -14,7 +14,7 @@ from conr_hf.resolved import Resolved
 
 def base_loss(predictions: Tensor, labels: Tensor, resolved: Resolved) -> Tensor:
     """
-    The base loss of each row, on residuals divided by the label scale.
+    The base loss of each row, on residuals divided by the label scale, or each dimension's own with `scale_each`.
 
     Args:
         predictions (`torch.Tensor` of shape `(M,)` or `(M, T)`): In label units.
@@ -29,7 +29,7 @@ def base_loss(predictions: Tensor, labels: Tensor, resolved: Resolved) -> Tensor
     if resolved.loss_space == "log1p":
         residuals = (_log1p(predictions) - _log1p(labels)) / scale
     else:
-        residuals = (predictions - labels) / scale
+        residuals = resolved.alike(predictions - labels) / scale
     if resolved.base_loss == "huber":
         return huber(residuals, resolved.huber_delta / scale)
     if resolved.base_loss in ("focal_l1", "focal_mse"):
@@ -152,4 +152,4 @@ class BalancedMSE:
     def _standardised(self, values: Tensor) -> Tensor:
         rows = values.reshape(len(values), len(self._mean))  # of no rows, too: a process may hold repeats alone
         rows = _log1p(rows) if self.resolved.loss_space == "log1p" else rows
-        return (rows - self._mean) / self.resolved.loss_scale  # (M, T)
+        return self.resolved.alike(rows - self._mean) / self.resolved.loss_scale  # (M, T)

@@ -95,6 +95,12 @@ class ConRConfig(CompanionConfig, TrainingArguments):
         label_scale (`float`, *optional*):
             The label scale s. Unset: the standard deviation of the training labels (over several dimensions the root
             of their mean variance), 1 if that is 0. 1 reproduces settings given for raw labels.
+        scale_each (`bool`, *optional*, defaults to `False`):
+            Take each label dimension by its own standard deviation, for dimensions in different units, such as age
+            and weight: in the base loss, in how the head learns, and in the distances `"mean_abs"` and `"euclidean"`
+            of ConR and what goes with it, whose lengths (`conr_window`, R, `huber_delta`, ...) are then those of
+            labels multiplied by s over their dimension's standard deviation. Errors stay in label units: choose the
+            best model by a metric of your own where their mean means little.
         bin_width (`float`, *optional*):
             Width of the bins that density and shots are counted in. Unset: the benchmark's, else R / 100, for integer
             labels rounded up.
@@ -177,6 +183,10 @@ class ConRConfig(CompanionConfig, TrainingArguments):
     label_scale: float | None = field(
         default=None,
         metadata=about("Label scale, in label units. Unset: standard deviation of the training labels."),
+    )
+    scale_each: bool = field(
+        default=False,
+        metadata=about("Take each label dimension by its own standard deviation, for dimensions in different units."),
     )
     bin_width: float | None = field(
         default=None,
@@ -273,6 +283,12 @@ class ConRConfig(CompanionConfig, TrainingArguments):
             raise ValueError(
                 f'flipped_columns names "{unknown[0]}", which is none of the label_columns '
                 f"({', '.join(self.label_columns)})."
+            )
+        if self.scale_each and (self.label_scale is not None or self.loss_space != "label"):
+            name = "loss_space" if self.label_scale is None else "label_scale"
+            raise ValueError(
+                f"{name} is {getattr(self, name)} and scale_each is true, which takes each dimension's standard "
+                "deviation. Leave one of them out."
             )
         if self.conr_distance == "angular" and len(self.label_columns) != 2:
             raise ValueError(

@@ -8,16 +8,21 @@ from torch import Tensor, nn
 
 
 class _ScaleGradient(torch.autograd.Function):
-    """The identity, whose gradient is multiplied by a factor."""
+    """The identity, whose gradient is multiplied by a factor, or by one for each of its rows."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, tensor: Tensor, factor: float) -> Tensor:
+    def forward(ctx: torch.autograd.function.FunctionCtx, tensor: Tensor, factor: float | Tensor) -> Tensor:
         ctx.factor = factor  # type: ignore[attr-defined]
         return tensor.view_as(tensor)
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient * ctx.factor, None  # type: ignore[attr-defined]
+        return gradient * of_rows(ctx.factor, gradient), None  # type: ignore[attr-defined]
+
+
+def of_rows(factor: float | Tensor, tensor: Tensor) -> float | Tensor:
+    """A factor, or one for each row of `tensor`, `(T,)`, in a form that multiplies it: `(T, 1, ...)`."""
+    return factor if isinstance(factor, float) else factor.view(-1, *[1] * (tensor.ndim - 1))
 
 
 class _Head(nn.Module):
@@ -25,13 +30,13 @@ class _Head(nn.Module):
 
     weight: Tensor
     bias: Tensor | None
-    gradient_factor: float = 1.0
+    gradient_factor: float | Tensor = 1.0
     features: Tensor | None = None
     smooth: Callable[[Tensor], Tensor] | None = None  # of FDS: what the layer reads in place of the features
 
     def _parameters_in_float32(self) -> tuple[Tensor, Tensor | None]:
         weight, bias = self.weight.float(), None if self.bias is None else self.bias.float()
-        if self.gradient_factor != 1.0:
+        if isinstance(self.gradient_factor, Tensor) or self.gradient_factor != 1.0:
             weight = _ScaleGradient.apply(weight, self.gradient_factor)
             bias = None if bias is None else _ScaleGradient.apply(bias, self.gradient_factor)
         return weight, bias
@@ -61,18 +66,18 @@ class _Head(nn.Module):
         return self.bias is not None and not bool(self.bias.any())
 
     @torch.no_grad()
-    def start(self, label_mean: Tensor, label_scale: float, seed: int) -> None:
+    def start(self, label_mean: Tensor, label_scale: float | Tensor, seed: int) -> None:
         """
         Starts a fresh head where a head over standardised labels starts: weight `label_scale` * N(0, 0.02), bias
         `label_mean`. The draw comes from a generator of its own, so that nothing else shifts with it.
 
         Args:
             label_mean (`torch.Tensor` of shape `(T,)`): Mean of the training labels, in label units.
-            label_scale (`float`): Label scale (the design's s), in label units.
+            label_scale (`float` or `torch.Tensor` of shape `(T,)`): Label scale, or one for each dimension.
             seed (`int`): Seed of the draw.
         """
         draw = torch.empty(self.weight.shape).normal_(0.0, 0.02, generator=torch.Generator().manual_seed(seed))
-        self.weight.copy_(draw * label_scale)
+        self.weight.copy_(draw * of_rows(label_scale, draw))
         if self.bias is not None:
             self.bias.copy_(label_mean)
 
@@ -115,7 +120,7 @@ class MapHead(_Head, nn.Conv2d):
         return 1.0 if self.link == "sigmoid" else label_scale
 
     @torch.no_grad()
-    def start(self, label_mean: Tensor, label_scale: float, seed: int) -> None:
+    def start(self, label_mean: Tensor, label_scale: float | Tensor, seed: int) -> None:
         if self.link != "sigmoid":
             return super().start(label_mean, label_scale, seed)
         share = (label_mean / self.limit).clamp(0.01, 0.99)
@@ -159,3 +164,36 @@ def head_groups(optimizer: torch.optim.Optimizer, head: Head, label_scale: float
     for group in groups:
         optimizer.add_param_group(group)
     return bool(groups)
+
+
+def step_rows_alike(optimizer: torch.optim.Optimizer, head: Head, relative_scales: Tensor) -> None:
+    """
+    Lets the optimizer step as if every row of the head were divided by its relative scale, for labels whose dimensions
+    have scales of their own; outside of a step the parameters are as they are.
+
+    As exact as [`head_groups`] is, whatever the optimizer makes of a gradient and a weight, but for the rounding of
+    the division.
+
+    Args:
+        optimizer (`torch.optim.Optimizer`): It steps the head.
+        head (`Head`): The head. Its gradients are those of the divided rows (`Head.gradient_factor`).
+        relative_scales (`torch.Tensor` of shape `(T,)`): Scale of each label dimension over the label scale.
+    """
+    rows = [(parameter, of_rows(relative_scales.to(parameter.device), parameter)) for parameter in head.parameters()]
+    kept: list[Tensor] = []
+
+    @torch.no_grad()
+    def divide(*_: object) -> None:
+        kept[:] = [parameter.clone() for parameter, _ in rows]
+        for parameter, scales in rows:
+            parameter.div_(scales)
+
+    @torch.no_grad()
+    def restore(*_: object) -> None:
+        # By the difference, so that what did not move is as it was to the last bit.
+        for (parameter, scales), before in zip(rows, kept, strict=True):
+            parameter.sub_(before / scales).mul_(scales).add_(before)
+        kept.clear()
+
+    optimizer.register_step_pre_hook(divide)
+    optimizer.register_step_post_hook(restore)

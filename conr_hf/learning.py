@@ -4,12 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_utils import BestRun
 from transformers.training_args import OptimizerNames
 
-from conr_hf.head import Head, head_groups
+from conr_hf.head import Head, head_groups, step_rows_alike
 from conr_hf.keeping import KeepingTrainer
 from conr_hf.layer_decay import decay_by_layer
 from conr_hf.schedule import drop_schedule
@@ -30,7 +30,8 @@ class LearningTrainer(KeepingTrainer):
         self._frozen: list[nn.Parameter] = []
         self._learned: list[int] = []  # ids of the parameters of the last train()
         self._made_optimizer = False
-        self._head_factor = 1.0  # of the head's gradient; kept here since a second train() keeps its optimizer
+        # Of the head's gradient; kept here since a second train() keeps its optimizer.
+        self._head_factor: float | Tensor = 1.0
         super().__init__(*args, **kwargs)
 
     def head_alone(self) -> bool:
@@ -66,9 +67,12 @@ class LearningTrainer(KeepingTrainer):
         if made:
             if self.args.layer_decay is not None:
                 decay_by_layer(optimizer, self.model, self.args.layer_decay)
-            scale = self.resolved.label_scale
+            scale = self.head.learning_scale(self.resolved.label_scale)
             scaled = not self._optimizer_groups_itself() and head_groups(optimizer, self.head, scale)
             self._head_factor = scale if scaled else 1.0
+            if scaled and isinstance(self.resolved.head_scale, Tensor):
+                self._head_factor = self.resolved.head_scale.to(self.head.weight.device)
+                step_rows_alike(optimizer, self.head, self._head_factor / scale)
             self._made_optimizer = True
         self.head.gradient_factor = self._head_factor
         return optimizer

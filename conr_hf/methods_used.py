@@ -99,6 +99,8 @@ def _base_loss(conr: Mapping[str, Any], unit: str) -> Method:
     logarithm = conr["loss_space"] == "log1p"
     scale = _length(conr["loss_scale"], "" if logarithm else unit)
     words = f"errors of log(1 + label), divided by {scale}" if logarithm else f"errors divided by {scale}"
+    if any(relative != 1 for relative in conr.get("relative_scales", ())):
+        words = "errors of each label dimension divided by its standard deviation"
     unit = "" if logarithm else unit
     if kind == "huber":
         words += f"; linear from {_length(conr['huber_delta'], unit)} on"

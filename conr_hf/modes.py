@@ -39,6 +39,11 @@ def check_modes(
     for name in ("ema_decay", "layer_decay"):
         if is_sharded and getattr(args, name) is not None:
             raise ValueError(f"{name} needs the whole model on each process; leave it unset with FSDP or DeepSpeed.")
+    if args.scale_each and (is_sharded or not plain_optimizer):
+        raise ValueError(
+            "scale_each needs an optimizer made by the trainer, and the whole head on each process; leave it out with "
+            "FSDP, DeepSpeed or an optimizer of your own, and standardise the labels."
+        )
     if args.layer_decay is not None and not plain_optimizer:
         raise ValueError("layer_decay needs an optimizer made by the trainer in plain groups; leave it unset.")
     if own_collator and args.cmixup_alpha > 0:

@@ -152,6 +152,8 @@ class Objective:
             all_features, all_labels = all_features[labelled], all_labels[labelled]
             all_predictions, all_weights = all_predictions[labelled], all_weights[labelled]
         anchors, everything = slice(first, first + count), len(all_labels)
+        if self._distance in ("mean_abs", "euclidean"):  # others are of labels as they are
+            all_labels, all_predictions = settings.alike(all_labels), settings.alike(all_predictions)
         parts = []
         if settings.weight > 0:
             loss, statistics = conr_loss(

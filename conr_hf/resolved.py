@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from conr_hf.config import ConRConfig
 from conr_hf.imbalance.density import DensityMethod
@@ -17,6 +19,9 @@ class Resolved:
     `cmixup_bandwidth`) are in label units, `push_scale` in their inverse; `loss_scale`, `huber_delta`, `noise_sigma`
     and the inverse of `focal_beta` in those of the loss space, label units or their logarithm. The fields are those of
     [`ConRConfig`]; `loss_scale` is the label scale, and the standard deviation of log(1 + label) under `log1p`.
+
+    `relative_scales` are the scales of the label dimensions over the label scale, 1 without `scale_each`. With it, all
+    these lengths but `label_mean` and `label_median` are those of labels divided by them.
     """
 
     label_columns: tuple[str, ...]
@@ -24,6 +29,7 @@ class Resolved:
     label_median: tuple[float, ...]
     label_range: float
     label_scale: float
+    relative_scales: tuple[float, ...]
     weight: float
     window: float
     temperature: float
@@ -44,6 +50,24 @@ class Resolved:
     rnc_weight: float
     cmixup_bandwidth: float
     num_views: int
+
+    @property
+    def head_scale(self) -> float | Tensor:
+        """What a fresh head starts with and its gradient is multiplied by: one number, or `(T,)` with `scale_each`."""
+        if all(scale == 1 for scale in self.relative_scales):
+            return self.label_scale
+        return torch.tensor([self.label_scale * scale for scale in self.relative_scales])
+
+    def alike(self, values: Tensor) -> Tensor:
+        """
+        Labels, predictions or their differences with dimensions of one scale, the label scale.
+
+        Args:
+            values (`torch.Tensor` of shape `(M,)` or `(M, T)`): In label units.
+        """
+        if all(scale == 1 for scale in self.relative_scales):
+            return values
+        return values / torch.tensor(self.relative_scales, dtype=values.dtype, device=values.device)
 
 
 def resolve(args: ConRConfig, labels: np.ndarray, may_resample: bool = True, of_maps: bool = False) -> Resolved:
@@ -71,8 +95,11 @@ def resolve(args: ConRConfig, labels: np.ndarray, may_resample: bool = True, of_
             f"loss_space is log1p, but the label of usable training row {row:,} is {columns[row].min():g}; labels "
             "must not be negative. Set loss_space to label."
         )
-    label_range = float(np.mean(columns.max(0) - columns.min(0)))
     scale = args.label_scale if args.label_scale is not None else float(np.sqrt(columns.var(0).mean())) or 1.0
+    relative_scales = np.ones(columns.shape[1])
+    if args.scale_each:
+        relative_scales = np.where(columns.std(0) > 0, columns.std(0), scale) / scale
+    label_range = float(np.mean((columns.max(0) - columns.min(0)) / relative_scales))
     loss_scale = scale
     if args.loss_space == "log1p":
         loss_scale = float(np.sqrt(np.log1p(columns).var(0).mean())) or 1.0
@@ -85,6 +112,7 @@ def resolve(args: ConRConfig, labels: np.ndarray, may_resample: bool = True, of_
         label_median=tuple(float(median) for median in np.median(columns, 0)),
         label_range=label_range,
         label_scale=scale,
+        relative_scales=tuple(float(relative) for relative in relative_scales),
         weight=weight,
         window=args.conr_window if args.conr_window is not None else 0.01 * label_range,
         temperature=args.conr_temperature,

@@ -238,7 +238,7 @@ class ConRTrainer(MinimisingTrainer):
         self.start_learning()
         self.head.features = None  # of a forward of the user's own, with its graph
         if self.head.is_fresh() or self.args.retrain_head:
-            self.head.start(torch.tensor(self.resolved.label_mean), self.resolved.label_scale, self.args.seed)
+            self.head.start(torch.tensor(self.resolved.label_mean), self.resolved.head_scale, self.args.seed)
         logger.info(f"Training with {self.resolved}")
 
     def row_weights(self) -> np.ndarray | None:
@@ -253,9 +253,8 @@ class ConRTrainer(MinimisingTrainer):
     def mixing(self) -> CMixup | None:
         if self.args.cmixup_alpha == 0:
             return None
-        return CMixup(
-            self.training_labels(), self.args.cmixup_alpha, self.resolved.cmixup_bandwidth, self.sampling_seed()
-        )
+        labels = self.resolved.alike(torch.from_numpy(self.training_labels())).numpy()
+        return CMixup(labels, self.args.cmixup_alpha, self.resolved.cmixup_bandwidth, self.sampling_seed())
 
     def _check_modes(self) -> None:
         check_modes(

@@ -114,6 +114,7 @@ def test_defaults():
         "layer_decay": None,
         "ema_decay": None,
         "label_scale": None,
+        "scale_each": False,
         "bin_width": None,
         "conr_pixels": 1024,
         "map_scale": 1.0,
