@@ -46,11 +46,11 @@ class KeepingTrainer(ImageTrainer):
         raise NotImplementedError
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        with self._averaged():
+        with self.averaged():
             return super().evaluate(*args, **kwargs)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
-        with self._averaged():
+        with self.averaged():
             return super().predict(*args, **kwargs)
 
     def start_keeping(self) -> None:
@@ -74,11 +74,11 @@ class KeepingTrainer(ImageTrainer):
         if self._average is not None:
             self._average.update(self.state.global_step)
 
-    def _averaged(self) -> AbstractContextManager[None]:
+    def averaged(self) -> AbstractContextManager[None]:
         return nullcontext() if self._average is None else self._average.in_place()
 
     def save_model(self, *args: Any, **kwargs: Any) -> None:
-        with self._averaged():
+        with self.averaged():
             super().save_model(*args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -86,7 +86,7 @@ class KeepingTrainer(ImageTrainer):
         if self._average is not None:
             self._training_state |= {f"raw.{name}": tensor.detach().cpu() for name, tensor in _named(self.model)}
         try:
-            with self._averaged():
+            with self.averaged():
                 super()._save_checkpoint(model, trial)
         finally:
             self._training_state = None

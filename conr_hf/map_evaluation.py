@@ -46,8 +46,7 @@ def map_errors(trainer: ConRTrainer, dataset: datasets.Dataset, split: str) -> M
         dataset (`datasets.Dataset`): Rows with an image and a map.
         split (`str`): What it is called.
     """
-    trainer.predict(dataset, metric_key_prefix=split)
-    model = trainer.pixel_errors
+    model = trainer.map_errors(dataset, split)
     median, rows, means, rarest = StreamedErrors(trainer.bins), [], [], []
     for row, labels in _label_maps(trainer, dataset, split):
         median.update(np.full(labels.shape, trainer.resolved.label_median[0]), labels)

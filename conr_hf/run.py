@@ -24,7 +24,7 @@ from conr_hf.gaze import label_errors
 from conr_hf.imbalance import Bins
 from conr_hf.launch import complete_checkpoints
 from conr_hf.map_evaluation import MapErrors, draw_maps, map_errors
-from conr_hf.map_evaluation import MapErrors, draw_maps, map_errors
+from conr_hf.map_modes import check_kinds
 from conr_hf.models import load_regressor
 from conr_hf.origins import hub_ids
 from conr_hf.plain_yaml import parse_yaml

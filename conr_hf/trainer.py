@@ -123,7 +123,7 @@ class ConRTrainer(MinimisingTrainer):
         self._user_metrics, self._label_distance = compute_metrics, label_distance
         self._resolved: Resolved | None = None
         self._bins: Bins | None = None
-        self._streamed: StreamedErrors | None = None  # of the last evaluation, or the one that is going on
+        self._streamed: StreamedErrors | None = None  # of the last evaluation, or of that going on
         super().__init__(
             model,
             args.settled(evaluation_sets),
@@ -163,18 +163,6 @@ class ConRTrainer(MinimisingTrainer):
             if (thresholds := self.shot_thresholds()) is not None:
                 self._bins = dataclasses.replace(self._bins, thresholds=thresholds)
         return self._bins if self._bins is not None else self._saved()[1]
-
-    @property
-    def pixel_errors(self) -> StreamedErrors:
-        """
-        Errors by bin of the last evaluation, of a model that predicts maps.
-
-        Raises:
-            `ValueError`: if there was none.
-        """
-        if self._streamed is None:
-            raise ValueError("No maps were evaluated yet. Call evaluate() or predict() on data with maps.")
-        return self._streamed
 
     def _saved(self) -> tuple[Resolved, Bins]:
         saved = load_state(self.model.config._name_or_path)
@@ -308,6 +296,20 @@ class ConRTrainer(MinimisingTrainer):
             return super().evaluation_loop(*args, **kwargs)
         finally:
             self.args.batch_eval_metrics = False
+
+    def map_errors(self, dataset: Dataset[Row], split: str) -> StreamedErrors:
+        """
+        Errors by bin on the maps of a data set, of which no two batches are in memory at once. (`predict` returns all
+        predictions.)
+
+        Args:
+            dataset (a data set): Rows with an image and a map.
+            split (`str`): What it is called.
+        """
+        with self.averaged():
+            self.evaluation_loop(self.get_test_dataloader(dataset), "Evaluation", metric_key_prefix=split)
+        assert self._streamed is not None
+        return self._streamed
 
     def _all_metrics(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
         theirs: dict[str, float] = {}
