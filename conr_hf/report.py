@@ -63,7 +63,7 @@ def peak_memory() -> int:
 
 def table(split: str, metrics: Metrics, baseline: Metrics, unit: str, samples: str = "samples") -> str:
     """
-    Errors per shot beside those of the constant median, ready to print.
+    Errors per shot beside those of the constant median, ready to print; of depth the usual figures too.
 
     Args:
         split (`str`): Name of the data.
@@ -73,16 +73,18 @@ def table(split: str, metrics: Metrics, baseline: Metrics, unit: str, samples: s
         samples (`str`, *optional*, defaults to `"samples"`): What was counted, `"pixels"` for maps.
     """
     suffix = f" [{unit}]" if unit else ""
-    depth = {"abs_rel": "AbsRel", "delta1": "delta1"} if "abs_rel" in metrics["all"] else {}
-    figures = [f"MAE{suffix}", "constant median", "change", f"GM{suffix}", f"bMAE{suffix}", "Pearson"]
-    rows = [[split, samples, *figures, *depth.values()]]
+    rows = [[split, samples, f"MAE{suffix}", "constant median", "change", f"GM{suffix}", f"bMAE{suffix}", "Pearson"]]
+    has_depth = "abs_rel" in metrics["all"]
+    if has_depth:
+        rows[0] += ["AbsRel", "delta1"]
     for shot, values in metrics.items():
         ours, theirs = values["mae"], baseline[shot]["mae"]
         change = f"{100 * (ours / theirs - 1):+.0f} %" if theirs > 0 else ""
         pearson = f"{values['pearson']:.3f}" if "pearson" in values else ""
         errors = [f"{value:.4g}" for value in (ours, theirs, values["gm"], values["bmae"])]
-        of_depth = [f"{values[name]:.3f}" for name in depth]
-        rows.append([shot, f"{values['n']:.0f}", *errors[:2], change, *errors[2:], pearson, *of_depth])
+        rows.append([shot, f"{values['n']:.0f}", *errors[:2], change, *errors[2:], pearson])
+        if has_depth:
+            rows[-1] += [f"{values[name]:.3f}" for name in ("abs_rel", "delta1")]
     return aligned(rows)
 
 
@@ -140,6 +142,12 @@ def write_predictions(
                 shot = next(name for name, mask in shots.items() if mask[index])
                 where = "/".join(str(part) for part in bin_index)
                 writer.writerow([split, row, *map(_short, label), *map(_short, prediction), shot, where])
+
+
+def finish(folder: Path, results: Mapping[str, Any]) -> None:
+    """Writes `results.json`, with which a run is finished, and prints what is in its folder."""
+    write_json(folder / "results.json", results)
+    print(f"\nWritten to {folder}: {', '.join(sorted(p.name for p in folder.iterdir() if p.is_file()))}")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
