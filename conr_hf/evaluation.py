@@ -60,8 +60,8 @@ def evaluate_saved(
             label_columns=list(columns),
             per_device_eval_batch_size=batch_size,
             skip_bad_rows=skip_bad_rows,
-            map_scale=map_scale or option_beside(model_name, "map_scale") or 1.0,
-            map_invalid=map_invalid if map_invalid is not None else option_beside(model_name, "map_invalid"),
+            map_scale=map_scale if map_scale is not None else option_beside(model_name, "map_scale", 1.0),
+            map_invalid=map_invalid if map_invalid is not None else option_beside(model_name, "map_invalid", None),
         )
         targets = targets_of(model)
         sets, targets, unit = load_data(

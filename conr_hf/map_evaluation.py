@@ -9,16 +9,18 @@ import datasets
 import numpy as np
 import numpy.typing as npt
 
+from conr_hf.card import MAPS, PICTURE
+from conr_hf.conformal import FILE_NAME as INTERVALS
 from conr_hf.data.maps import to_map
 from conr_hf.data.rows import label_cells, to_image
 from conr_hf.imbalance import Bins
 from conr_hf.map_predictions import predicted_map
 from conr_hf.metrics import StreamedErrors
 from conr_hf.plots import density_with_pixel_error, map_pictures
+from conr_hf.report import finish, table
 from conr_hf.trainer import ConRTrainer
 
 MOST_SHOWN = 6
-PICTURE = "maps.png"
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +37,51 @@ class MapErrors:
     model: StreamedErrors
     median: StreamedErrors
     shown: list[int]
+
+
+def evaluate_maps(
+    trainer: ConRTrainer,
+    splits: dict[str, datasets.Dataset],
+    target: str,
+    unit: str,
+    results: dict[str, Any],
+    folder: Path | None,
+) -> dict[str, Any]:
+    """
+    Predicts the splits and prints their tables; writes results and pictures if a folder is given.
+
+    Args:
+        trainer ([`ConRTrainer`]): Its model predicts maps.
+        splits (`dict[str, datasets.Dataset]`): Rows with an image and a map, by the split's name.
+        target (`str`): What is predicted.
+        unit (`str`): Unit of the labels, or `""`.
+        results (`dict`): What `results.json` is to hold beside the errors; `baseline_median` is there, and empty.
+        folder (`pathlib.Path`, *optional*): Where to write.
+
+    Returns:
+        `dict`: `results` with the errors.
+    """
+    errors: dict[str, MapErrors] = {}
+    for split, rows in splits.items():
+        errors[split] = map_errors(trainer, rows, split)
+        results[split] = errors[split].model.compute()
+        results["baseline_median"][split] = errors[split].median.compute()
+    if not trainer.is_world_process_zero():
+        return results
+    for split in splits:
+        print("\n" + table(split, results[split], results["baseline_median"][split], unit, samples="pixels"))
+    if folder is not None:
+        for other in ("predictions.csv", INTERVALS):  # of another run
+            Path(folder, other).unlink(missing_ok=True)
+        if splits:
+            split = list(splits)[-1]
+            try:
+                draw_maps(trainer, errors[split], splits[split], split, target, unit, folder)
+            except ImportError as error:
+                print(f"No pictures: {error}")
+        print("\nOf maps there are no predictions.csv and no prediction intervals; conr-hf predict writes the maps.")
+        finish(folder, results)
+    return results
 
 
 def map_errors(trainer: ConRTrainer, dataset: datasets.Dataset, split: str) -> MapErrors:
@@ -99,7 +146,7 @@ def draw_maps(
         trainer.bins,
         tested,
         means,
-        folder / "density.png",
+        folder / PICTURE,
         unit=unit,
         title=f"{target}: error on the {split} split",
         baseline=errors.median.of_bins()[1],
@@ -120,7 +167,7 @@ def draw_maps(
         images,
         labels,
         predictions,
-        folder / PICTURE,
+        folder / MAPS,
         unit=unit,
         title=f"{target}: maps of the {split} split",
         target=target,

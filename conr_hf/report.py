@@ -63,7 +63,7 @@ def peak_memory() -> int:
 
 def table(split: str, metrics: Metrics, baseline: Metrics, unit: str, samples: str = "samples") -> str:
     """
-    Errors per shot beside those of the constant median, ready to print; of gaze the angles too.
+    Errors per shot beside those of the constant median, ready to print; of gaze and depth the usual figures too.
 
     Args:
         split (`str`): Name of the data.
@@ -83,7 +83,7 @@ def table(split: str, metrics: Metrics, baseline: Metrics, unit: str, samples: s
         change = f"{100 * (ours / theirs - 1):+.0f} %" if theirs > 0 else ""
         pearson = f"{values['pearson']:.3f}" if "pearson" in values else ""
         errors = [f"{value:.4g}" for value in (ours, theirs, values["gm"], values["bmae"])]
-        more = [f"{values[name]:.4g}" for name in of_maps]
+        more = [f"{values[name]:.4g}" if name == "rmse" else f"{values[name]:.3f}" for name in of_maps]
         angles = [f"{some['angular_error']:.4g}" for some in (values, baseline[shot])] if of_gaze else []
         rows.append([shot, f"{values['n']:.0f}", *errors[:2], change, *errors[2:], pearson, *more, *angles])
     return aligned(rows)

@@ -14,6 +14,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerControl, Trai
 from transformers.trainer_callback import TrainerCallback
 from transformers.utils import logging
 
+from conr_hf.card import MAPS
 from conr_hf.config import ConRConfig
 from conr_hf.conformal import FILE_NAME as INTERVALS
 from conr_hf.conformal import SMALLEST, coverage_table, make_intervals, write_intervals
@@ -23,7 +24,7 @@ from conr_hf.feature_index import write_index
 from conr_hf.gaze import label_errors
 from conr_hf.imbalance import Bins
 from conr_hf.launch import complete_checkpoints
-from conr_hf.map_evaluation import MapErrors, draw_maps, map_errors
+from conr_hf.map_evaluation import evaluate_maps
 from conr_hf.map_modes import check_kinds
 from conr_hf.models import load_regressor
 from conr_hf.origins import hub_ids
@@ -31,7 +32,7 @@ from conr_hf.plain_yaml import parse_yaml
 from conr_hf.plots import density_with_error
 from conr_hf.recipe import Recipe, flags_of, read_recipe
 from conr_hf.recipe_data import labels_of_stream, load_data, shuffled
-from conr_hf.report import hardware, peak_memory, table, versions, write_json, write_predictions
+from conr_hf.report import finish, hardware, peak_memory, table, versions, write_predictions
 from conr_hf.resolved import Resolved
 from conr_hf.trackers import log_pictures, name_run
 from conr_hf.trainer import ConRTrainer
@@ -171,7 +172,7 @@ def evaluate(
     parts = ("edges", "train_counts", "thresholds")
     results = {**results, "bins": {part: recorded[part] for part in parts}, "baseline_median": {}}
     if trainer.is_map:
-        return _evaluate_maps(trainer, splits, targets[0], unit, results, folder)
+        return evaluate_maps(trainer, splits, targets[0], unit, results, folder)
     predictions: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
     medians: dict[str, np.ndarray] = {}
     for split, rows in splits.items():
@@ -188,7 +189,8 @@ def evaluate(
         print("\n" + table(split, results[split], results["baseline_median"][split], unit))
     if folder is not None:
         write_predictions(folder / "predictions.csv", targets, bins, predictions)
-        Path(folder, INTERVALS).unlink(missing_ok=True)  # of another run
+        for other in (INTERVALS, MAPS):  # of another run
+            Path(folder, other).unlink(missing_ok=True)
         if "validation" in splits and len(predictions["validation"][0]) >= SMALLEST:
             intervals = make_intervals(bins, predictions, targets, unit)
             write_intervals(folder, intervals)
@@ -210,37 +212,8 @@ def evaluate(
                 )
             except ImportError as error:
                 print(f"No plot: {error}")
-        _finish(folder, results)
+        finish(folder, results)
     return results
-
-
-def _evaluate_maps(
-    trainer: ConRTrainer, splits: dict[str, Any], target: str, unit: str, results: dict[str, Any], folder: Path | None
-) -> dict[str, Any]:
-    errors: dict[str, MapErrors] = {}
-    for split, rows in splits.items():
-        errors[split] = map_errors(trainer, rows, split)
-        results[split] = errors[split].model.compute()
-        results["baseline_median"][split] = errors[split].median.compute()
-    if not trainer.is_world_process_zero():
-        return results
-    for split in splits:
-        print("\n" + table(split, results[split], results["baseline_median"][split], unit, samples="pixels"))
-    if folder is not None:
-        if splits:
-            split = list(splits)[-1]
-            try:
-                draw_maps(trainer, errors[split], splits[split], split, target, unit, folder)
-            except ImportError as error:
-                print(f"No pictures: {error}")
-        print("\nOf maps there are no predictions.csv and no prediction intervals; conr-hf predict writes the maps.")
-        _finish(folder, results)
-    return results
-
-
-def _finish(folder: Path, results: dict[str, Any]) -> None:
-    write_json(folder / "results.json", results)  # last: with it a run is finished
-    print(f"\nWritten to {folder}: {', '.join(sorted(p.name for p in folder.iterdir() if p.is_file()))}")
 
 
 def after_stage_one(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: str) -> Recipe:

@@ -70,9 +70,9 @@ def unit_beside(model_name: str) -> str:
     return str(_results_beside(model_name).get("unit", ""))
 
 
-def option_beside(model_name: str, option: str) -> Any:
-    """An option of the run that a saved model or checkpoint lies in; `None` without."""
-    return _results_beside(model_name).get("recipe", {}).get(option)
+def option_beside(model_name: str, option: str, default: Any) -> Any:
+    """An option of the run that a saved model or checkpoint lies in; `default` without."""
+    return _results_beside(model_name).get("recipe", {}).get(option, default)
 
 
 def _results_beside(model_name: str) -> dict[str, Any]:

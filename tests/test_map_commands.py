@@ -159,6 +159,8 @@ def test_evaluate_prints_the_numbers_of_the_run(run, data, tmp_path):
         assert found == pytest.approx(errors, rel=1e-6)  # of batches of other sizes
     ended = conr("evaluate", run, "--data", data, "--map_scale", 0.01, "--output", tmp_path / "other")
     assert ended.code == 0, ended.err
+    zero = conr("evaluate", run, "--data", data, "--map_scale", 0)
+    assert (zero.code, "map_scale is 0" in zero.err) == (2, True)
     assert json.loads((tmp_path / "other" / "results.json").read_text())["test"]["all"]["mae"] > 10
 
 
