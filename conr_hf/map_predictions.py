@@ -12,6 +12,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from conr_hf.adopting import prediction, resized
 from conr_hf.data.rows import describe, to_image
+from conr_hf.metrics.inputs import DIVERGED
 from conr_hf.plots import map_pictures
 
 
@@ -56,7 +57,7 @@ def predict_files(
 
     Raises:
         `ValueError`: before anything is written, if two maps would be of one name, or a picture would replace an
-            image.
+            image; and at the first map that is not finite.
     """
     _check_names(files, folder)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
@@ -70,6 +71,8 @@ def predict_files(
             unreadable[file] = describe(error)
             continue
         found = predicted_map(model, processor, image, (image.height, image.width))
+        if not np.isfinite(found).all():
+            raise ValueError(f'The model predicts NaN or infinite values for "{file}". {DIVERGED}')
         np.save(folder / f"{file.stem}.npy", found)
         try:
             path = folder / f"{file.stem}.png"

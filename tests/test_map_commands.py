@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from small import build
 from test_cli import conr, photos, written
 from transformers import (
@@ -215,6 +216,20 @@ def test_what_maps_are_not_for_is_one_sentence(arguments, parts, run, tmp_path):
     assert ended.err.count("\n") == 1
     assert all(part in ended.err for part in parts), ended.err
     assert [path for path in sorted(tmp_path.rglob("*")) if path.suffix] == [path for path in before if path.suffix]
+
+
+def test_a_model_that_has_diverged_says_so(run, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "run")
+    weights = load_file(folder / "model.safetensors")
+    save_file(
+        {name: w * torch.nan if w.is_floating_point() else w for name, w in weights.items()},
+        folder / "model.safetensors",
+    )
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    ended = conr("predict", folder, tmp_path / "a.png", "--output", tmp_path / "maps")
+    assert ended.code == 2
+    assert "a.png" in ended.err
+    assert "may have diverged" in ended.err
 
 
 def test_models_and_labels_of_two_kinds_do_not_go_together(run, data, tmp_path):
