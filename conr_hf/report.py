@@ -145,6 +145,12 @@ def write_predictions(
                 writer.writerow([split, row, *map(_short, label), *map(_short, prediction), shot, where])
 
 
+def finish(folder: Path, results: Mapping[str, Any]) -> None:
+    """Writes `results.json`, with which a run is finished, and prints what is in its folder."""
+    write_json(folder / "results.json", results)
+    print(f"\nWritten to {folder}: {', '.join(sorted(p.name for p in folder.iterdir() if p.is_file()))}")
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes JSON that people can read, at once; a number that JSON does not know is an error."""
     unfinished = path.with_name(path.name + ".part")
