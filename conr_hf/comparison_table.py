@@ -63,20 +63,22 @@ def rows_of(comparison: Comparison, runs: Sequence[Run], recipe: str, split: str
 
     Columns: method, seeds, MAE of each shot and balanced MAE as mean ± standard deviation over the seeds, the paired
     difference to the baseline with its 95 % interval over the seeds, of the MAE of all and of few shots and of the
-    balanced MAE, minutes and memory of a run that nothing interrupted.
+    balanced MAE, minutes and memory of a run that nothing interrupted. Of gaze it is the angle instead of the MAEs.
     """
-    shots = [shot for shot in SHOTS if any(errors(runs, recipe, m, split, shot, "mae") for m in comparison.methods)]
-    cells = [(shot, "mae") for shot in shots] + [("all", "bmae")]
-    names = [*shots, "balanced"]
+    metric = metric_of(runs, recipe)
+    shots = [shot for shot in SHOTS if any(errors(runs, recipe, m, split, shot, metric) for m in comparison.methods)]
+    cells, names = [(shot, metric) for shot in shots], [*shots]
+    if metric == "mae":
+        cells, names = [*cells, ("all", "bmae")], [*names, "balanced"]
     paired = [(name, cell) for name, cell in zip(names, cells, strict=True) if name in ("all", "few", "balanced")]
     header = ["method", "seeds", *names, *(f"{name}, to {comparison.baseline}" for name, _ in paired)]
     table = [[*header, "minutes", "GB"]]
     for method in comparison.methods:
-        seeds = errors(runs, recipe, method, split, "all", "mae")
+        seeds = errors(runs, recipe, method, split, "all", metric)
         if not seeds:
             continue
         row = [method, str(len(seeds))]
-        row += [_mean(errors(runs, recipe, method, split, shot, metric).values()) for shot, metric in cells]
+        row += [_mean(errors(runs, recipe, method, split, *cell).values()) for cell in cells]
         row += [_paired(comparison, runs, recipe, method, split, *cell) for _, cell in paired]
         table.append([*row, *_costs(runs, recipe, method)])
     return table
@@ -87,7 +89,8 @@ def show(comparison: Comparison, runs: Sequence[Run]) -> str:
     parts = []
     for recipe in comparison.recipes:
         split = splits_of(runs, recipe)[-1:]
-        parts += [f"{recipe}, {name}: MAE\n{aligned(rows_of(comparison, runs, recipe, name))}" for name in split]
+        words = "MAE" if metric_of(runs, recipe) == "mae" else "angle [deg]"
+        parts += [f"{recipe}, {name}: {words}\n{aligned(rows_of(comparison, runs, recipe, name))}" for name in split]
     return "\n\n".join(parts)
 
 
@@ -103,14 +106,13 @@ def write_tables(comparison: Comparison, runs: Sequence[Run], command: str) -> l
                 for shot, metrics in shots.items():
                     for metric, value in metrics.items():
                         writer.writerow([run.recipe, run.method, run.seed, split, shot, metric, value])
-    markdown, tex = (
-        [f"Made by `{command}`. MAE, mean ± standard deviation over seeds; differences are paired by seed."],
-        [],
-    )
+    about = "MAE, or of gaze the angle: mean ± standard deviation over seeds; differences are paired by seed."
+    markdown, tex = [f"Made by `{command}`. {about}"], list[str]()
     for recipe in comparison.recipes:
         for split in splits_of(runs, recipe):
             table = rows_of(comparison, runs, recipe, split)
-            title = f"{recipe}, {split}{unit_of(runs, recipe)}"
+            angles = metric_of(runs, recipe) == "angular_error"
+            title = f"{recipe}, {split}{', angle [deg]' if angles else unit_of(runs, recipe)}"
             markdown += [f"\n## {title}\n", *_markdown(table)]
             tex += [f"% {title}", *_latex(table), ""]
     files[1].write_text("\n".join(markdown) + "\n", encoding="utf-8")
@@ -127,6 +129,13 @@ def splits_of(runs: Sequence[Run], recipe: str) -> list[str]:
     """The splits that finished runs of a recipe were evaluated on."""
     found = {split for run in runs if run.recipe == recipe for split in _evaluations(run)}
     return [split for split in ("validation", "test") if split in found]
+
+
+def metric_of(runs: Sequence[Run], recipe: str) -> str:
+    """What methods are compared by: the angle of gaze, or the MAE."""
+    found = [results for run in runs if run.recipe == recipe and (results := run.results())]
+    angles = any("angular_error" in results[split]["all"] for results in found for split in splits_of(runs, recipe))
+    return "angular_error" if angles else "mae"
 
 
 def unit_of(runs: Sequence[Run], recipe: str) -> str:

@@ -432,7 +432,7 @@ def test_a_recipe_is_copied_and_replaces_nothing(tmp_path):
     ("arguments", "parts"),
     [
         (["show", "quikstart"], ['"quikstart"', "Did you mean quickstart.yaml?"]),
-        (["show", "zzz"], ['"zzz"', "conr-hf recipes lists"]),
+        (["show", "qqq"], ['"qqq"', "conr-hf recipes lists"]),
         (["show"], ["needs the name", "conr-hf recipes lists"]),
         (["copy"], ["needs the name", "conr-hf recipes lists"]),
         (["copy", "quickstart", "no/such/folder/mine.yaml"], ["no/such/folder/mine.yaml", "another"]),

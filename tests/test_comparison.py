@@ -254,6 +254,25 @@ def test_means_deviations_and_differences_by_hand(tmp_path):
     assert len((tmp_path / "runs.csv").read_text().splitlines()) == 1 + 4 * 6
 
 
+def test_gaze_is_compared_by_its_angle(tmp_path):
+    made = Comparison({"gaze": {}}, {"vanilla": {}, "conr": {}}, [1], "vanilla", str(tmp_path), None)
+    runs = []
+    for method, angle in (("vanilla", 5.0), ("conr", 4.0)):
+        folder = tmp_path / method
+        folder.mkdir()
+        shots = {"all": {"n": 4, "mae": 0.1, "bmae": 0.2, "angular_error": angle}}
+        results = {"test": shots, "unit": "rad", "resumed": False, "train_seconds": 60.0, "peak_memory": 2**30}
+        (folder / "results.json").write_text(json.dumps(results))
+        runs.append(Run("gaze", method, 1, folder, {}))
+    header, vanilla, conr = rows_of(made, runs, "gaze", "test")
+    assert header == ["method", "seeds", "all", "all, to vanilla", "minutes", "GB"]
+    assert vanilla[2:4] == ["5", ""]
+    assert conr[2:4] == ["4", "-1"]
+    assert "gaze, test: angle [deg]" in show(made, runs)
+    write_tables(made, runs, "conr-hf compare x")
+    assert "## gaze, test, angle [deg]" in (tmp_path / "table.md").read_text()
+
+
 def test_what_a_method_changes_is_drawn_from_recipe_to_recipe(tmp_path, monkeypatch):
     """In per cent of the mean of the baseline, with the interval; no point where there are no few-shot samples."""
     made = Comparison({"a": {}, "b": {}}, {"vanilla": {}, "conr": {}}, [1, 2], "vanilla", str(tmp_path), None)
