@@ -303,11 +303,9 @@ def test_a_trainer_writes_a_card_from_what_it_knows(data, tmp_path):
     model, processor = load_regressor("timm/test_resnet", "depth", task="depth", pretrained=False, image_size=SIDE)
     columns = {"label_columns": ["depth"], "map_scale": 0.001, "map_invalid": 0, "conr_pixels": 16, "max_steps": 1}
     trainer = build(model, processor, tmp_path / "run", rows_of(data, "train"), rows_of(data, "validation"), **columns)
-    with pytest.raises(ValueError, match="No maps were evaluated yet"):
-        _ = trainer.pixel_errors
     trainer.train()
     errors = trainer.evaluate()
-    found = trainer.pixel_errors.compute()
+    found = trainer.map_errors(trainer.eval_dataset, "validation").compute()
     assert {name: errors[f"eval_{name}"] for name in found["all"]} == found["all"]
     assert {name: errors[f"eval_few_{name}"] for name in found["few"]} == found["few"]
     trainer.create_model_card()
