@@ -129,12 +129,14 @@ FOUR_STAGES = {
     "drop_path_rate": 0.0,
     **NO_DROPOUT,
 }
-NECK = {"neck_hidden_sizes": [16, 16, 16, 16], "fusion_hidden_size": 16}
-FOUR_LAYERS = {**TRANSFORMER, "num_hidden_layers": 4, **NO_DROPOUT}
+NECK = {"neck_hidden_sizes": [16, 16, 16, 16], "fusion_hidden_size": 16, "initializer_range": 0.1}
+FOUR_LAYERS = {**TRANSFORMER, "num_hidden_layers": 4, "initializer_range": 0.1, **NO_DROPOUT}
 
 
 def _dpt_config():
-    return DPTConfig(**FOUR_LAYERS, intermediate_size=32, backbone_out_indices=[0, 1, 2, 3], is_hybrid=False, **NECK)
+    return DPTConfig(
+        **{**FOUR_LAYERS, **NECK}, intermediate_size=32, backbone_out_indices=[0, 1, 2, 3], is_hybrid=False
+    )
 
 
 def _depth_anything_config(kind, **changed):

@@ -204,6 +204,28 @@ def test_processes_that_share_the_reading_know_the_same_maps(one, two):
     assert share == share_of_sample == len(labels) / 6 / 16
 
 
+@pytest.mark.parametrize("case", two_processes.MAP_CASES)
+def test_training_on_maps_is_that_of_one_process(one, two, case):
+    """Each process draws the pixels of its own maps, and has other numbers of pixels without label."""
+    alone = one[f"maps, {case}"]
+    assert (alone["weights"][-1] - alone["weights"][0]).norm() > 0.05
+    assert all(entry["conr_loss"] > 0 for entry in alone["log"])
+    for result in (result[f"maps, {case}"] for result in two):
+        for step, expected in zip(result["log"], alone["log"], strict=True):
+            for name in [name for name in FIGURES if name in expected]:
+                assert step[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-6), (expected["step"], name)
+        for weights, expected in zip(result["weights"], alone["weights"], strict=True):
+            torch.testing.assert_close(weights, expected, rtol=1e-4, atol=1e-4)
+        for entry, expected in zip(result["evaluations"], alone["evaluations"], strict=True):
+            assert entry["eval_n"] == expected["eval_n"]
+            for name in ("eval_mae", "eval_rmse", "eval_bmae"):
+                assert entry[name] == pytest.approx(expected[name], rel=1e-4)
+        for shot, figures in alone["errors"].items():
+            assert result["errors"][shot] == pytest.approx(figures, rel=1e-4)
+    for ours, theirs in zip(*(result[f"maps, {case}"]["weights"] for result in two), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_resumed_equals_uninterrupted_bit_for_bit(one, two):
     """A run that was stopped would end at another model, on two processes if not on one."""
     for result in (one, *two):

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from datasets import Dataset, Image
-from small import build, images, models, vit_config
+from small import build, images, map_models, maps, models, vit_config
 from transformers import TrainerCallback
 
 import conr_hf.keeping
@@ -55,6 +55,12 @@ CASES = {
     "head alone": (13, 8, {"freeze_backbone": True, "reweight": "inverse"}),
     "own loss": (9, 8, {"compute_loss_func": own_loss}),
     "streamed": (13, 8, {"reweight": "inverse", "dataloader_num_workers": 2}),
+}
+# Of labels that are maps; seven, so that the last batch is uneven.
+MAP_CASES = {
+    "pixels": {"reweight": "sqrt_inverse"},
+    "means and accumulation": {"conr_pixels": 0, "gradient_accumulation_steps": 2, "resample": "inverse"},
+    "methods of pixels": {"base_loss": "bni", "fds": "gaussian", "ema_decay": 0.5, "conr_reduction": "anchors"},
 }
 EPOCHS = 3
 PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))  # the group that says so is formed by the first trainer only
@@ -190,6 +196,33 @@ def read_maps(folder):
     return known
 
 
+def run_maps(name, folder):
+    """Steps and evaluations of a run on maps."""
+    steps = Weights()
+    settings = {
+        "optim": "sgd",
+        "learning_rate": 0.05,
+        "lr_scheduler_type": "constant",
+        "conr_weight": 0.5,
+        "conr_window": 2.0,
+        "conr_pixels": 48,
+        "bin_width": 4.0,
+        "num_train_epochs": EPOCHS,
+        "per_device_train_batch_size": 4 // PROCESSES,
+        "per_device_eval_batch_size": 4 // PROCESSES,
+        "load_best_model_at_end": False,
+        **MAP_CASES[name],
+    }
+    trainer = build(*map_models["dpt"](), folder, maps(7), maps(5, seed=1), callbacks=[steps], **settings)
+    trainer.train()
+    return {
+        "log": [entry for entry in trainer.state.log_history if "loss" in entry],
+        "evaluations": [entry for entry in trainer.state.log_history if "eval_mae" in entry],
+        "weights": steps.weights,
+        "errors": trainer.map_errors(maps(5, seed=1), "test").compute(),
+    }
+
+
 class Stop(TrainerCallback):
     def __init__(self, step):
         self.step = step
@@ -239,6 +272,7 @@ def run(folder, cases=tuple(CASES)):
     results = {name: run_case(name, folder / name) for name in cases}
     if len(cases) == len(CASES):
         results |= {"gathered": gathered(), "contrast": contrast()}
+        results |= {f"maps, {name}": run_maps(name, folder / f"maps, {name}") for name in MAP_CASES}
         results |= {"skipped": skipped(folder / "skipped"), "resumed": resumed(folder / "resumed")}
         results |= {"maps": read_maps(folder / "maps")}
     torch.save({**results, "group": group()}, folder / f"results.{rank()}.pt")
