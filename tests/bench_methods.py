@@ -2,6 +2,7 @@
 What ConR and the other methods add to a training step; run as
 
     python tests/bench_methods.py share       # ConR's own time in a step, by profiler
+    python tests/bench_methods.py maps        # the same over the pixels of maps
     python tests/bench_methods.py overhead    # the step time of each method beside the plain loss, some 10 minutes
 
 Images are ready in memory, two views each, so that reading them hides nothing.
@@ -14,9 +15,11 @@ import tempfile
 import time
 
 import torch
+import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import TrainerCallback
 
+import conr_hf.minimising
 import conr_hf.objective
 from conr_hf import ConRConfig, ConRTrainer, load_regressor
 from conr_hf.losses import conr_loss
@@ -133,6 +136,63 @@ def show_share(folder: str) -> None:
         )
 
 
+class ReadyMaps(Ready):
+    """Noise with a map each, whose depths are long-tailed and smooth, as those of rooms, and which lacks a tenth."""
+
+    def __init__(self, rows: int, size: int) -> None:
+        super().__init__(rows, size)
+        generator = torch.Generator().manual_seed(1)
+        coarse = -torch.rand(64, 1, 8, 8, generator=generator).log()
+        self.maps = 1 + 2 * F.interpolate(coarse, (size // 2, size // 2), mode="bilinear")[:, 0]
+        self.maps[torch.rand(self.maps.shape, generator=generator) < 0.1] = torch.nan
+
+    def __getitem__(self, row: int) -> dict:
+        return {**super().__getitem__(row), "labels": self.maps[row % len(self.maps)].numpy()}
+
+
+def show_share_of_maps(folder: str, steps: int) -> None:
+    """16 maps of two views, 1,024 pixels of each: 32,768 pixels of 64 channels."""
+    print("| model | step | pixels compared | ConR forward | ConR backward | drawing pixels | ConR's share |")
+    print("|---|---|---|---|---|---|---|")
+    conr_hf.objective.conr_loss = recorded_loss
+    draw = conr_hf.minimising.sampled_rows
+
+    def recorded_draw(*arguments):
+        with record_function("drawing"):
+            return draw(*arguments)
+
+    conr_hf.minimising.sampled_rows = recorded_draw
+    for name, size in {"timm/tf_efficientnet_lite0": 128, "timm/convnext_atto": 224}.items():
+        torch.manual_seed(0)
+        model, processor = load_regressor(name, "depth", task="depth", pretrained=False, image_size=size)
+        args = ConRConfig(
+            folder,
+            per_device_train_batch_size=16,
+            max_steps=steps,
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+            learning_rate=1e-3,
+        )
+        data = ReadyMaps(16 * steps, size)
+        trainer = ConRTrainer(model, args, train_dataset=data, processing_class=processor)
+        trainer.times = StepTimes()
+        trainer.add_callback(trainer.times)
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            trainer.train()
+        spans = {name: [] for name in ("ConR forward", "ConR backward", "drawing")}
+        for event in profiler.events():
+            if event.name in spans:
+                spans[event.name].append(event.time_range.elapsed_us() / 1e6)
+        forward, backward, drawing = (statistics.median(times[1:]) for times in spans.values())
+        step = trainer.times.median()
+        print(
+            f"| {name}, {size} px | {step:.2f} s | {16 * 2 * 1024:,} | {forward:.2f} s | {backward:.2f} s "
+            f"| {1e3 * drawing:.0f} ms | {100 * (forward + backward + drawing) / step:.1f} % |",
+            flush=True,
+        )
+
+
 def show_overhead(folder: str, rounds: int) -> None:
     """Each method beside the plain loss just before or after it, since a machine's speed drifts."""
     print(f"convnext_atto at 64 pixels, 64 samples of two views, two epochs; medians of {rounds} pairs of runs\n")
@@ -158,13 +218,15 @@ def show_overhead(folder: str, rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=["share", "overhead"])
+    parser.add_argument("what", choices=["share", "maps", "overhead"])
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
     with tempfile.TemporaryDirectory() as folder:
         if arguments.what == "share":
             show_share(folder)
+        elif arguments.what == "maps":
+            show_share_of_maps(folder, 6)
         else:
             show_overhead(folder, arguments.rounds)
 
