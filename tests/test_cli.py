@@ -542,7 +542,7 @@ def test_a_recipe_that_is_no_text(monkeypatch, tmp_path):
     ("arguments", "parts"),
     [
         (["quickstrat.yaml"], ['"quickstrat.yaml"', "Did you mean quickstart.yaml?"]),
-        (["zzz.yaml"], ['"zzz.yaml"', "conr-hf recipes lists"]),
+        (["qqq.yaml"], ['"qqq.yaml"', "conr-hf recipes lists"]),
         (["quickstart", "--conr_wieght", "1"], ['command line: unknown option "conr_wieght"', '"conr_weight"?']),
         (["quickstart", "--conr-wieght=1"], ['command line: unknown option "conr-wieght"', '"conr_weight"?']),
         (["quickstart", "--num_train_epochs", "many"], ["command line, num_train_epochs", "'many'"]),
