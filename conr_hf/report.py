@@ -75,7 +75,7 @@ def table(split: str, metrics: Metrics, baseline: Metrics, unit: str, samples: s
     suffix = f" [{unit}]" if unit else ""
     figures = [f"MAE{suffix}", "constant median", "change", f"GM{suffix}", f"bMAE{suffix}", "Pearson"]
     of_maps = {"rmse": f"RMSE{suffix}", "abs_rel": "AbsRel", "delta1": "delta1"}
-    of_maps = {name: title for name, title in of_maps.items() if name in metrics["all"]}
+    of_maps = {name: title for name, title in of_maps.items() if name in metrics["all"] and samples == "pixels"}
     of_gaze = ["angle [deg]", "constant median"] if "angular_error" in metrics["all"] else []
     rows = [[split, samples, *figures, *of_maps.values(), *of_gaze]]
     for shot, values in metrics.items():
