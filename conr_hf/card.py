@@ -225,7 +225,7 @@ def _split(results: Mapping[str, Any], split: str) -> dict[str, Any]:
         {
             "shot": shot,
             **{figure: results[split][shot][figure] for figure in ("n", "mae", "gm", "bmae")},
-            **{figure: results[split][shot].get(figure) for figure in ("abs_rel", "delta1")},
+            **{figure: results[split][shot].get(figure) for figure in ("rmse", "abs_rel", "delta1", "angular_error")},
             "baseline": baseline[shot]["mae"] if shot in baseline else None,
         }
         for shot in shots_of(results[split])

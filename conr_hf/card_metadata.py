@@ -51,7 +51,7 @@ def metadata(
     unit: str,
 ) -> ModelCardData:
     """
-    The metadata of a card, with the MAE of each shot on the last split.
+    The metadata of a card, with the MAE of each shot on the last split, or of gaze the angle.
 
     Args:
         results (`Mapping`): What `results.json` holds.
@@ -73,6 +73,8 @@ def metadata(
     figures = []
     for split in evaluated_splits(results)[-1:]:
         for shot in shots_of(results[split]):
+            of_gaze = "angular_error" in results[split][shot]
+            metric, title, in_unit = ("angular_error", "Angle", "degrees") if of_gaze else ("mae", "MAE", unit)
             figures.append(
                 EvalResult(
                     task_type=told.task or f"{kind}-regression",
@@ -81,9 +83,9 @@ def metadata(
                     dataset_name=told.dataset_name or data["name"] or "unknown",
                     dataset_split=split,
                     dataset_args=told.dataset_args,
-                    metric_type="mae",
-                    metric_name=f"MAE on {SHOTS[shot]} {samples}" + (f" ({unit})" if unit else ""),
-                    metric_value=finite(results[split][shot]["mae"]),
+                    metric_type=metric,
+                    metric_name=f"{title} on {SHOTS[shot]} {samples}" + (f" ({in_unit})" if in_unit else ""),
+                    metric_value=finite(results[split][shot][metric]),
                 )
             )
     return ModelCardData(
@@ -98,7 +100,7 @@ def metadata(
         base_model=base["id"],
         base_model_relation=None if base["id"] is None else "adapter" if is_adapter else "finetune",
         datasets=told.datasets or ([data["id"]] if data["id"] else None),
-        metrics=["mae"],
+        metrics=sorted({figure.metric_type for figure in figures}) or ["mae"],
         model_name=name if figures else None,
         eval_results=figures or None,
     )

@@ -37,8 +37,8 @@ class CardValues:
             benchmark `description`, `credit`, `license`, `restricted` (its terms must be accepted), `people` (what of
             people its images show, or `""`).
         splits (`Sequence[Mapping]`): What was evaluated: `name`, and `rows` of `shot`, `n`, `mae`, `gm`, `bmae` and
-            `baseline`, the MAE of the constant median or `None`; errors in label units. Of depth also `abs_rel` and
-            `delta1`, else `None`.
+            `baseline`, the MAE of the constant median or `None`; errors in label units. Of maps also `rmse`, of depth
+            `abs_rel` and `delta1`, of gaze `angular_error` in degrees, else `None`.
         picture (`str`, *optional*): File of the picture of label density and errors.
         maps (`Mapping`, *optional*): Of a model that predicts maps: `loader`, the class of transformers that loads it,
             `output`, what its output calls them, and `picture`, the file of some maps, or `None`. Then `n` counts

@@ -22,6 +22,7 @@ from conr_hf.state import load_state
 logger = logging.get_logger(__name__)
 
 _OPTIONS = ("num_train_epochs", "learning_rate", "weight_decay", "lr_scheduler_type", "warmup_steps")
+_OF_SOME = ("rmse", "abs_rel", "delta1", "angular_error")  # figures of maps, of depth, of gaze
 _BATCHES = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 
@@ -140,7 +141,8 @@ class DescribingTrainer(LearningTrainer):
                 of_shot = prefix if shot == "all" else f"{prefix}{shot}_"
                 figures = {figure: logged[-1].get(of_shot + figure) for figure in ("n", "mae", "gm", "bmae")}
                 if None not in figures.values():
-                    errors[split][shot] = figures
+                    more = {name: logged[-1].get(of_shot + name) for name in _OF_SOME}
+                    errors[split][shot] = figures | {name: value for name, value in more.items() if value is not None}
             labels = None if rows is None else self.usable(rows, split)[1]
             errors["baseline_median"][split] = {}
             if labels is not None:

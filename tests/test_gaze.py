@@ -8,7 +8,9 @@ import pytest
 import torch
 from small import build, images, models, settings
 from test_cli import OPTIONS, conr
+from transformers import pipeline
 
+import conr_hf.pipeline  # noqa: F401
 from conr_hf import ConRTrainer, load_benchmark
 from conr_hf.gaze import label_errors
 from conr_hf.imbalance import make_bins
@@ -141,7 +143,12 @@ def test_the_command_line_tells_angles(tmp_path):
     assert "angle [deg]" in ended.out
     all_of_test = next(line for line in ended.out.split("\ntest ")[1].splitlines() if line.startswith("all"))
     assert float(all_of_test.split()[-2]) == pytest.approx(results["test"]["all"]["angular_error"], rel=1e-3)
-    assert "angle between labels" in (tmp_path / "README.md").read_text()
+    card = (tmp_path / "README.md").read_text()
+    assert "angle between labels" in card
+    assert "| angle (°) |" in card
+    assert "Angle on few-shot images (degrees)" in card
+    predict = pipeline("image-regression", model=str(tmp_path))
+    assert set(predict(load_benchmark("eyes", "rows=200, size=16")["test"][0]["image"])) == {"pitch", "yaw"}
     again = conr("evaluate", tmp_path, *drawn, "--output", tmp_path / "again")
     assert again.code == 0, again.err
     found = json.loads((tmp_path / "again" / "results.json").read_text())["test"]

@@ -276,7 +276,7 @@ def test_the_card_tells_how_to_load_the_model(name, loader, request, tmp_path, m
     text = (folder / "README.md").read_text()
     assert "a map of depth (m), a number for every pixel" in text
     assert "Pixels are many-, median- or few-shot" in text
-    assert "| test | pixels | MAE (m) | constant median | GM (m) | bMAE (m) | AbsRel | δ₁ |\n|---" in text
+    assert "| test | pixels | MAE (m) | constant median | GM (m) | bMAE (m) | RMSE (m) | AbsRel | δ₁ |\n|---" in text
     assert "image-classification" not in text
     assert "\n\n\n\n" not in text
     if (folder / "maps.png").is_file():
