@@ -24,7 +24,7 @@ BELOW = {"losses", "imbalance", "data", "metrics", *MODEL}
 TRAINING = {
     *("companions", "config", "resolved", "checks", "launch", "labelled", "feeding", "base_loss", "objective"),
     *("averaging", "layer_decay", "schedule", "modes", "map_modes", "pixels", "minimising", "state", "keeping"),
-    *("learning", "card", "card_template", "methods_used", "gaze"),
+    *("learning", "card", "card_template", "methods_used", "gaze", "figures"),
     *("card_metadata", "origins", "describing", "report", "publishing", "hub", "pushing", "trainer"),
 }
 TOP = {
