@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from conr_hf.card_template import read_template
 from conr_hf.companions import CompanionConfig, about, check_choices, check_not_negative, check_positive
+from conr_hf.data_config import DataConfig
 from conr_hf.imbalance.density import DensityMethod
 from conr_hf.losses.checks import FORMULATIONS, PUSHES, REDUCTIONS
 
@@ -19,7 +20,6 @@ logger = logging.get_logger(__name__)
 # Metrics of which less is better, and of which more is.
 ERRORS = ("mae", "mse", "rmse", "gm", "bmae", "abs_rel", "log10", "error", "loss")
 AGREEMENTS = ("pearson", "spearman", "delta1", "delta2", "delta3")
-GAZE = ["pitch", "yaw"]  # label columns that are a direction
 _EVALUATION = {
     "eval_strategy": "no",
     "save_strategy": "steps",
@@ -39,9 +39,10 @@ _CHOICES = {
 
 
 @dataclass
-class ConRConfig(CompanionConfig, TrainingArguments):
+class ConRConfig(DataConfig, CompanionConfig, TrainingArguments):
     """
-    Settings of [`ConRTrainer`]: those of `TrainingArguments`, those of [`CompanionConfig`], and the ones below.
+    Settings of [`ConRTrainer`]: those of `TrainingArguments`, [`CompanionConfig`] and [`DataConfig`], and the ones
+    below.
 
     Everything is in label units, whatever they are. Unset fields are derived when training starts, from the training
     labels (R is their range, s their label scale) and from what else is on.
@@ -74,38 +75,6 @@ class ConRConfig(CompanionConfig, TrainingArguments):
             Of labels that are maps: pixels of each view that ConR compares with those of all others of the step, drawn
             in proportion to the density weights that `conr_reweight` names, so that rare labels are among them. 0
             compares whole views by the means of their pixels, as the paper's published code does.
-        label_columns (`list[str]`, *optional*, defaults to `["label"]`):
-            Columns of the label, one for each of its dimensions. One column may hold maps instead: a label for every
-            pixel of the image, for a model that predicts maps.
-        map_scale (`float`, *optional*, defaults to 1.0):
-            Label units in a stored number of a map: 0.001 where a PNG of 16 bits holds millimetres of depth in metres.
-        map_invalid (`float`, *optional*):
-            The stored number, often 0, of a pixel without a label. Pixels that are no finite number have none either.
-        image_column (`str`, *optional*, defaults to `"image"`):
-            Column of the image.
-        num_views (`int`, *optional*, defaults to 2):
-            Augmented views of each training image.
-        horizontal_flip (`bool`, *optional*, defaults to `True`):
-            Flip half of the views from left to right; turn it off where that changes the label, unless a map, or a
-            column in `flipped_columns`, changes with the image.
-        flipped_columns (`list[str]`, *optional*):
-            Label columns whose sign a flip turns. Unset: `yaw`, where `label_columns` are pitch and yaw.
-        crop_padding (`float`, *optional*, defaults to 1/14):
-            Largest shift of a view as a share of its side; 0 where a shift changes the label, as in counting.
-        label_scale (`float`, *optional*):
-            The label scale s. Unset: the standard deviation of the training labels (over several dimensions the root
-            of their mean variance), 1 if that is 0. 1 reproduces settings given for raw labels.
-        scale_each (`bool`, *optional*, defaults to `False`):
-            Take each label dimension by its own standard deviation, for dimensions in different units, such as age
-            and weight: in the base loss, in how the head learns, and in the distances `"mean_abs"` and `"euclidean"`
-            of ConR and what goes with it, whose lengths (`conr_window`, R, `huber_delta`, ...) are then those of
-            labels multiplied by s over their dimension's standard deviation. Errors stay in label units: choose the
-            best model by a metric of your own where their mean means little.
-        bin_width (`float`, *optional*):
-            Width of the bins that density and shots are counted in. Unset: the benchmark's, else R / 100, for integer
-            labels rounded up.
-        skip_bad_rows (`bool`, *optional*, defaults to `False`):
-            Leave out rows whose image cannot be read, and name them, instead of stopping.
         head (`str`, *optional*):
             Name of the layer that predicts, for a model with several; see `adopt_head`.
         lr_drop_epochs (`list[int]`, *optional*):
@@ -158,45 +127,6 @@ class ConRConfig(CompanionConfig, TrainingArguments):
     )
     conr_pixels: int = field(
         default=1024, metadata=about("Pixels of each view that ConR compares, of maps; 0 compares means of views.")
-    )
-    label_columns: list[str] = field(
-        default_factory=lambda: ["label"], metadata=about("Columns of the label, one for each dimension.")
-    )
-    map_scale: float = field(default=1.0, metadata=about("Label units in a stored number of a map."))
-    map_invalid: float | None = field(
-        default=None, metadata=about("Stored number, often 0, of a map's pixel without a label. Unset: none.")
-    )
-    image_column: str = field(default="image", metadata=about("Column of the image."))
-    num_views: int = field(default=2, metadata=about("Augmented views of each training image."))
-    horizontal_flip: bool = field(
-        default=True, metadata=about("Flip half of the views; false where that changes the label.")
-    )
-    flipped_columns: list[str] | None = field(
-        default=None, metadata=about("Label columns whose sign a flip turns. Unset: yaw of pitch and yaw.")
-    )
-    crop_padding: float = field(
-        default=1 / 14,
-        metadata=about(
-            "Largest shift of a view, as a share of its side; 0 where it changes the label, as in counting."
-        ),
-    )
-    label_scale: float | None = field(
-        default=None,
-        metadata=about("Label scale, in label units. Unset: standard deviation of the training labels."),
-    )
-    scale_each: bool = field(
-        default=False,
-        metadata=about("Take each label dimension by its own standard deviation, for dimensions in different units."),
-    )
-    bin_width: float | None = field(
-        default=None,
-        metadata=about(
-            "Width, in label units, of the bins of density and shots. Unset: the benchmark's, else R / 100."
-        ),
-    )
-    skip_bad_rows: bool = field(
-        default=False,
-        metadata=about("Leave out rows whose image cannot be read, naming them, instead of stopping."),
     )
     head: str | None = field(default=None, metadata=about("Layer that predicts, for a model with several heads."))
     lr_drop_epochs: list[int] | None = field(
@@ -266,30 +196,14 @@ class ConRConfig(CompanionConfig, TrainingArguments):
                 f"resample is {self.resample} and train_sampling_strategy {self.train_sampling_strategy}: rows that "
                 "are drawn by weight have no order. Set one of them to its default."
             )
-        check_not_negative(
-            self, "conr_weight", "conr_window", "conr_push_scale", "crop_padding", "learning_rate", "weight_decay"
-        )
-        check_positive(self, "conr_temperature", "label_scale", "bin_width", "map_scale")
+        check_not_negative(self, "conr_weight", "conr_window", "conr_push_scale", "learning_rate", "weight_decay")
+        check_positive(self, "conr_temperature")
         if self.conr_pixels < 0:
             raise ValueError(f"conr_pixels is {self.conr_pixels}; it must be 0 or more.")
-        for name in ("num_views", "per_device_train_batch_size", "per_device_eval_batch_size"):
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
-        if self.crop_padding > 0.5:
-            raise ValueError(f"crop_padding is {self.crop_padding}; it must be 0.5 or less, a share of the side.")
-        if not self.label_columns or len(set(self.label_columns)) != len(self.label_columns):
-            raise ValueError(f"label_columns is {self.label_columns}; name one column, or several different ones.")
-        if unknown := sorted(set(self.flipped_columns or []) - set(self.label_columns)):
-            raise ValueError(
-                f'flipped_columns names "{unknown[0]}", which is none of the label_columns '
-                f"({', '.join(self.label_columns)})."
-            )
-        if self.scale_each and (self.label_scale is not None or self.loss_space != "label"):
-            name = "loss_space" if self.label_scale is None else "label_scale"
-            raise ValueError(
-                f"{name} is {getattr(self, name)} and scale_each is true, which takes each dimension's standard "
-                "deviation. Leave one of them out."
-            )
+        self.check_data(self.loss_space)
         if self.conr_distance == "angular" and len(self.label_columns) != 2:
             raise ValueError(
                 f"conr_distance is angular, the angle between directions, but label_columns is {self.label_columns}; "
@@ -318,12 +232,6 @@ class ConRConfig(CompanionConfig, TrainingArguments):
                 f"lr_drop_epochs is {epochs} and lr_scheduler_type {self.lr_scheduler_type!s}, which each set the "
                 "learning rate. Leave one of them out."
             )
-
-    def turned_columns(self) -> list[str]:
-        """`flipped_columns`, and what they come to unset."""
-        if self.flipped_columns is not None:
-            return self.flipped_columns
-        return ["yaw"] if self.label_columns == GAZE else []
 
     def settled(self, evaluation_sets: list[str] | None) -> "ConRConfig":
         """
@@ -365,7 +273,7 @@ class ConRConfig(CompanionConfig, TrainingArguments):
     @classmethod
     def own_fields(cls) -> list[str]:
         """Names of the fields that `TrainingArguments` lacks, or has with another default."""
-        return [*cls.__annotations__, *CompanionConfig.__annotations__]
+        return [*cls.__annotations__, *DataConfig.__annotations__, *CompanionConfig.__annotations__]
 
     def _saves_what_it_evaluates(self) -> bool:
         if self.save_strategy == "best":

@@ -5,7 +5,8 @@ import math
 import numpy as np
 from transformers.utils import logging
 
-from conr_hf.config import GAZE, ConRConfig
+from conr_hf.config import ConRConfig
+from conr_hf.data_config import GAZE
 from conr_hf.imbalance import Bins
 from conr_hf.metrics import angular_error, shot_metrics_from_bins
 from conr_hf.metrics.shots import sample_shots

@@ -1,6 +1,5 @@
 """Models that predict maps: depth models of transformers, and any backbone under a light dense head."""
 
-import os
 from functools import partial
 from typing import Any
 
@@ -18,14 +17,14 @@ from transformers import (
     TimmWrapperConfig,
     UperNetConfig,
     UperNetForSemanticSegmentation,
-    ViTImageProcessor,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING, MODEL_FOR_DEPTH_ESTIMATION_MAPPING
 
 from conr_hf.opening import check_config
+from conr_hf.processors import declared_side, uncropped, whole_image_processor
+from conr_hf.timm_models import timm_architecture
 
 LIGHT = 64  # channels of a new dense head; UperNet's own 512 are for 150 classes
-_IMAGENET = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
 
 
 def load_map_model(
@@ -59,9 +58,9 @@ def load_map_model(
     Raises:
         `ValueError`: for a model that predicts no maps.
     """
-    if isinstance(name_or_path, str) and name_or_path.startswith("timm/") and not os.path.isdir(name_or_path):
-        model, processor = _on_timm(name_or_path.removeprefix("timm/"), labels, pretrained, weights, image_size)
-        return model, processor, False
+    architecture = timm_architecture(name_or_path)
+    if architecture is not None:
+        return *_on_timm(architecture, labels, pretrained, weights, image_size), False
     if weights is not None:
         raise ValueError(f'weights="{weights}" needs a timm model; "{name_or_path}" does not start with "timm/".')
     if isinstance(name_or_path, PreTrainedConfig):
@@ -90,9 +89,9 @@ def load_map_model(
             **kwargs,
         )
     if name is None:
-        return model, _whole_image(image_size or _side(config)), trained
+        return model, whole_image_processor(image_size or declared_side(config)), trained
     processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False, **hub)
-    return model, _sized(processor, image_size), trained
+    return model, uncropped(processor, image_size), trained
 
 
 def _kind(config: PreTrainedConfig) -> Any:
@@ -131,8 +130,9 @@ def _on_timm(
     model = _under_light_head(config, labels)
     model.backbone._backbone.load_state_dict(source.state_dict())
     cfg = timm.get_pretrained_cfg(architecture)
-    looks = {**_IMAGENET, **({} if cfg is None else {"image_mean": cfg.mean, "image_std": cfg.std})}
-    return model, _whole_image(image_size or (224 if cfg is None else cfg.input_size[-1]), **looks)
+    if cfg is None:
+        return model, whole_image_processor(image_size or 224)
+    return model, whole_image_processor(image_size or cfg.input_size[-1], image_mean=cfg.mean, image_std=cfg.std)
 
 
 def _check_filled(loaded: dict[str, torch.Tensor], drawn: dict[str, torch.Tensor], weights: str) -> None:
@@ -169,33 +169,13 @@ def _on_backbone(
         source = kind(own)
     model = _under_light_head(own, labels)
     model.backbone.load_state_dict(source.state_dict())
-    looks: dict[str, Any] = dict(_IMAGENET)
+    looks: dict[str, Any] = {}
     if name is not None:
         settings = AutoImageProcessor.from_pretrained(name, trust_remote_code=False, **hub).to_dict()
         looks = {key: settings[key] for key in ("image_mean", "image_std") if settings.get(key) is not None}
-    return model, _whole_image(image_size or _side(config), **looks)
+    return model, whole_image_processor(image_size or declared_side(config), **looks)
 
 
 def _under_light_head(backbone: PreTrainedConfig, labels: dict[str, Any]) -> Any:
     config = UperNetConfig(backbone_config=backbone, hidden_size=LIGHT, use_auxiliary_head=False, **labels)
     return UperNetForSemanticSegmentation(config)
-
-
-def _whole_image(side: int, **looks: Any) -> BaseImageProcessor:
-    return ViTImageProcessor(size={"height": side, "width": side}, **(looks or _IMAGENET))
-
-
-def _sized(processor: BaseImageProcessor, side: int | None) -> BaseImageProcessor:
-    """`processor` for the whole image, in a square of `side` pixels if that is given."""
-    settings = processor.to_dict()
-    changed: dict[str, Any] = {name: False for name in ("do_center_crop", "do_pad") if settings.get(name)}
-    if side is not None:
-        changed["size"] = {"height": side, "width": side}
-        changed |= {name: value for name, value in {"keep_aspect_ratio": False}.items() if name in settings}
-    return type(processor).from_dict({**settings, **changed}) if changed else processor
-
-
-def _side(config: PreTrainedConfig) -> int:
-    declared = config.to_dict()
-    side = declared.get("image_size") or (declared.get("backbone_config") or {}).get("image_size") or 224
-    return int(side[0] if isinstance(side, list | tuple) else side)

@@ -132,7 +132,7 @@ class MinimisingTrainer(PushingTrainer):
             pixels = maps[0].numel() * self.valid_share()
             shares = shares.repeat_interleave(maps[0].numel()) * valid / pixels
         loss = self.step_objective.base(predictions, rows, shares, candidates, samples)
-        self.step_objective.remember_base(
+        self.step_objective.figures.add_base(
             loss, samples, total, predictions, self.head.weight if with_gradient else None
         )
         return loss

@@ -1,18 +1,12 @@
 """`load_regressor`: the name of a vision model -> the model with a regression head, and its image processor."""
 
 import copy
-import difflib
-import json
-import os
 import warnings
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
@@ -24,16 +18,19 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     TimmWrapperConfig,
-    TimmWrapperForImageClassification,
-    TimmWrapperImageProcessor,
-    ViTImageProcessor,
 )
 
 from conr_hf.adopting import NoSingleHeadError, find_head, predicts_maps
 from conr_hf.map_models import load_map_model
 from conr_hf.opening import UNREADABLE, check_config, reason_of
+from conr_hf.processors import declared_side, default_processor, resized
+from conr_hf.timm_models import check_architecture, hub_name, new_timm_model, timm_architecture, timm_model_of_file
 
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
+_SOURCES = (
+    "Give a local folder, a model id of the Hub, or timm/NAME with a file of weights (weights=...) or without weights "
+    "(pretrained=False)."
+)
 
 
 def load_regressor(
@@ -104,18 +101,22 @@ def load_regressor(
         "label2id": {name: index for index, name in enumerate(names)},
         "problem_type": "regression",
     }
+    hub = {option: value for option, value in kwargs.items() if option in HUB_OPTIONS}
     if task == "depth":
-        return _load_map_model(name_or_path, labels, pretrained, weights, image_size, head, **kwargs)
+        return _load_map_model(name_or_path, labels, pretrained, weights, image_size, head, hub, **kwargs)
+    architecture = timm_architecture(name_or_path)
     fresh: set[str] | None = None  # weights that came from nowhere; None: all of them
     if isinstance(name_or_path, PreTrainedConfig):
         model, processor = _from_config(name_or_path, labels, image_size)
-    elif name_or_path.startswith("timm/") and not os.path.isdir(name_or_path) and (weights or not pretrained):
-        model, processor, fresh = _from_timm(name_or_path.removeprefix("timm/"), labels, weights, image_size)
+    elif architecture is not None and weights is not None:
+        model, processor, fresh = timm_model_of_file(architecture, labels, weights, image_size)
+        _check_all_fit(fresh, model, weights)
+    elif architecture is not None and not pretrained:
+        model, processor = new_timm_model(architecture, labels, image_size)
     elif weights is not None:
         raise ValueError(f'weights="{weights}" needs a timm model; "{name_or_path}" does not start with "timm/".')
     else:
-        name = _hub_name(name_or_path)
-        hub = {option: value for option, value in kwargs.items() if option in HUB_OPTIONS}
+        name = hub_name(name_or_path)
         try:
             check_config(name, **hub)
             if not pretrained:
@@ -124,12 +125,9 @@ def load_regressor(
             else:
                 model, fresh = _from_pretrained(name, labels, **kwargs)
                 processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False, **hub)
-                processor = _resized(processor, model.config, image_size)
+                processor = resized(processor, model.config, image_size)
         except UNREADABLE as error:
-            raise ValueError(
-                f'"{name_or_path}" could not be loaded: {reason_of(error)}. Give a local folder, a model id of the '
-                "Hub, or timm/NAME with a file of weights (weights=...) or without weights (pretrained=False)."
-            ) from error
+            raise ValueError(f'"{name_or_path}" could not be loaded: {reason_of(error)}. {_SOURCES}') from error
     _renew_head(model, processor, fresh, head)
     return model, processor
 
@@ -141,21 +139,18 @@ def _load_map_model(
     weights: str | None,
     image_size: int | None,
     head: str | None,
+    hub: dict[str, Any],
     **kwargs: Any,
 ) -> tuple[PreTrainedModel, BaseImageProcessor]:
-    if isinstance(name_or_path, str) and name_or_path.startswith("timm/"):
-        _check_timm_name(name_or_path.removeprefix("timm/"))
+    architecture = timm_architecture(name_or_path)
+    if architecture is not None:
+        check_architecture(architecture)
     sources: dict[str, Any] = {"pretrained": pretrained, "weights": weights, "image_size": image_size}
-    hub = {option: value for option, value in kwargs.items() if option in HUB_OPTIONS}
     try:
         model, processor, trained = load_map_model(name_or_path, labels, hub=hub, **sources, **kwargs)
     except UNREADABLE as error:
         name = name_or_path if isinstance(name_or_path, str) else type(name_or_path).__name__
-        raise ValueError(
-            f'"{name}" could not be loaded as a model of maps: {reason_of(error)}. Give a local folder, a '
-            "model id of the Hub, or timm/NAME with a file of weights (weights=...) or without weights "
-            "(pretrained=False)."
-        ) from error
+        raise ValueError(f'"{name}" could not be loaded as a model of maps: {reason_of(error)}. {_SOURCES}') from error
     if not trained:
         _renew_head(model, processor, None, head)
     return model, processor
@@ -244,135 +239,15 @@ def _from_config(
     config: PreTrainedConfig, labels: dict[str, Any], image_size: int | None, name: str | None = None
 ) -> tuple[PreTrainedModel, BaseImageProcessor]:
     if isinstance(config, TimmWrapperConfig):
-        return _from_timm(config.architecture, labels, None, image_size, config)[:2]
+        return new_timm_model(config.architecture, labels, image_size, config)
     config = type(config).from_dict({**config.to_dict(), **labels})
     config._name_or_path = ""  # no weights are from there
     if name is not None:
         processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
     else:
-        processor, image_size = _default_processor(config), image_size or _side(config)
+        processor, image_size = default_processor(config), image_size or declared_side(config)
     model = AutoModelForImageClassification.from_config(config, dtype=torch.float32)
-    return model, _resized(processor, config, image_size)
-
-
-def _default_processor(config: PreTrainedConfig) -> BaseImageProcessor:
-    """The processor transformers pairs with this class of model, or ViT's where it knows none."""
-    with TemporaryDirectory() as folder:  # AutoImageProcessor finds the class by a folder only
-        config.save_pretrained(folder)
-        Path(folder, "preprocessor_config.json").write_text("{}")
-        try:
-            return AutoImageProcessor.from_pretrained(folder)
-        except ValueError:
-            return ViTImageProcessor()
-
-
-def _from_timm(
-    architecture: str,
-    labels: dict[str, Any],
-    weights: str | None,
-    image_size: int | None,
-    config: TimmWrapperConfig | None = None,
-) -> tuple[PreTrainedModel, BaseImageProcessor, set[str] | None]:
-    _check_timm_name(architecture)
-    if weights is not None and not os.path.isfile(weights):
-        raise ValueError(f'weights="{weights}" is not a file.')
-    model_args = dict(config.model_args or {}) if config is not None else {}
-    known = timm.get_pretrained_cfg(architecture)
-    cfg: dict[str, Any] = known.to_dict() if known is not None else {"architecture": architecture}
-    if config is not None and isinstance(config.pretrained_cfg, dict):
-        cfg = {**cfg, **config.pretrained_cfg}
-    if image_size is not None:
-        cfg = _sized_timm_cfg(cfg, image_size)
-        if cfg.get("fixed_input_size"):
-            model_args["img_size"] = image_size
-    cfg = json.loads(json.dumps({key: value for key, value in cfg.items() if key not in ("num_classes", "file")}))
-    settings: dict[str, Any] = {"architecture": architecture, "pretrained_cfg": cfg, "model_args": model_args or None}
-    config = TimmWrapperConfig(**settings, **labels)
-    model = TimmWrapperForImageClassification(config)
-    # TimmWrapper draws every weight anew from N(0, 0.02): put timm's own initialisation, or the file's weights, back.
-    make = partial(timm.create_model, architecture, num_classes=labels["num_labels"], **model_args)
-    processor = TimmWrapperImageProcessor(cfg, architecture=architecture)
-    if weights is None:
-        model.timm_model.load_state_dict(make().state_dict())
-        return model, processor, None
-    overlay: dict[str, Any] = {"file": weights}
-    try:
-        outputs = _outputs_in_file(weights, cfg.get("classifier"))
-    except Exception as error:  # a file of anything
-        raise ValueError(
-            f'weights="{weights}" cannot be read: {reason_of(error)}. Give safetensors, or a PyTorch state dict.'
-        ) from error
-    if outputs == labels["num_labels"]:
-        overlay["num_classes"] = labels["num_labels"]  # or timm leaves the file's head out
-    original = make(pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
-    model.timm_model.load_state_dict(original)
-    # timm says nothing of weights that a file lacks: made twice, they differ.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(torch.initial_seed() + 1)
-        again = make(pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
-    fresh = {f"timm_model.{key}" for key, value in original.items() if not torch.equal(value, again[key])}
-    _check_all_fit(fresh, model, weights)
-    return model, processor, fresh
-
-
-def _outputs_in_file(weights: str, classifier: Any) -> int | None:
-    state = timm.models.load_state_dict(weights, weights_only=True)
-    name = classifier[0] if isinstance(classifier, list | tuple) else classifier
-    weight = state.get(f"{name}.weight")
-    return None if weight is None else len(weight)
-
-
-def _hub_name(name: str) -> str:
-    """`timm/resnet10t` -> `timm/resnet10t.c3_in1k`, the Hub's name of timm's default weights."""
-    if not name.startswith("timm/") or os.path.isdir(name):
-        return name
-    architecture = name.removeprefix("timm/")
-    _check_timm_name(architecture)
-    cfg = timm.get_pretrained_cfg(architecture)
-    if cfg is None or not cfg.hf_hub_id:
-        raise ValueError(
-            f'timm has no weights for "{architecture}" on the Hub. Use pretrained=False, or weights=FILE.'
-        )
-    hub_name: str = cfg.hf_hub_id
-    return hub_name
-
-
-def _check_timm_name(architecture: str) -> None:
-    base = architecture.split(".")[0]
-    if not timm.is_model(base):
-        near = difflib.get_close_matches(base, timm.list_models(), n=1)
-        hint = f"Did you mean timm/{near[0]}?" if near else "timm.list_models() names them."
-        raise ValueError(f'timm has no model "{architecture}". {hint}')
-
-
-def _sized_timm_cfg(cfg: dict[str, Any], side: int) -> dict[str, Any]:
-    channels = cfg.get("input_size", (3, 0, 0))[0]
-    kept = {key: value for key, value in cfg.items() if key not in ("test_input_size", "test_crop_pct")}
-    return {**kept, "input_size": (channels, side, side), "crop_pct": 1.0}
-
-
-def _side(config: PreTrainedConfig) -> int:
-    """The side in pixels that a configuration declares, or ImageNet's 224."""
-    declared = config.to_dict()
-    side = declared.get("image_size") or declared.get("vision_config", {}).get("image_size") or 224
-    return int(side[0] if isinstance(side, list | tuple) else side)
-
-
-def _resized(processor: BaseImageProcessor, config: PreTrainedConfig, side: int | None) -> BaseImageProcessor:
-    """`processor` for input of `side` pixels, the whole image resized to it."""
-    if side is None:
-        return processor
-    if isinstance(config, TimmWrapperConfig):
-        config.pretrained_cfg = _sized_timm_cfg(config.pretrained_cfg, side)
-        return TimmWrapperImageProcessor(config.pretrained_cfg, architecture=config.architecture)
-    settings = processor.to_dict()
-    square = {"height": side, "width": side}
-    changed: dict[str, Any] = {"size": {"shortest_edge": side} if "shortest_edge" in settings["size"] else square}
-    if settings.get("crop_size"):
-        changed["crop_size"] = square
-    if "crop_pct" in settings:
-        changed["crop_pct"] = 1.0
-    return type(processor).from_dict({**settings, **changed})
+    return model, resized(processor, config, image_size)
 
 
 def _renew_head(

@@ -1,36 +1,25 @@
-"""What a training step minimises: the base loss, ConR and other regularisers, and the figures of all of them."""
+"""What a training step minimises: the base loss, ConR and other regularisers."""
 
-import math
-from collections import defaultdict
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.utils import logging
 
 from conr_hf.base_loss import BalancedMSE, base_loss
 from conr_hf.companions import BALANCED_LOSSES
 from conr_hf.config import ConRConfig
 from conr_hf.distributed import gather_rows, rank, sum_over_processes, world_size
+from conr_hf.figures import Figures
 from conr_hf.imbalance import Bins, FeatureSmoothing, make_density, smoothing_kernel
 from conr_hf.losses import conr_loss, rank_n_contrast, ranksim
 from conr_hf.pixels import Rows, on_grid
 from conr_hf.resolved import Resolved
 
-logger = logging.get_logger(__name__)
-
-DOMINATES = 1.0  # times the base loss's gradient at the features
-_SUMS = (
-    *("base", "conr", "anchors", "positives", "negatives", "rnc", "ranksim", "samples", "rows"),
-    *("base_gradient", "conr_gradient", "conr_product", "rnc_gradient", "rnc_product"),
-)
-
 
 class Objective:
     """
-    Losses, density weights and feature statistics of one run, and sums of the logged figures since they were last
-    read.
+    Losses, density weights, feature statistics and logged figures of one run.
 
     Args:
         args ([`ConRConfig`]): The run's settings.
@@ -68,10 +57,7 @@ class Objective:
             self.smoothing = FeatureSmoothing(bins, dims, fds_kernel, args.fds_momentum, args.fds_clip, device)
         self.rows: Tensor  # labels of the rows that the head is about to read, in label units
         self._epoch = 0
-        self._warned = False
-        self._base_gradient: Tensor  # of the last base loss, at the features
-        self._device = device
-        self._sums: defaultdict[str, Tensor | float] = defaultdict(float)
+        self.figures = Figures(args, resolved, device)
 
     # ---- Losses --------------------------------------------------------------------------------------------------
 
@@ -98,27 +84,6 @@ class Objective:
         else:
             losses = self.balanced(predictions, labels, _of_all(candidates, samples, 1), factors)
         return (losses * factors).sum()
-
-    def remember_base(
-        self, loss: Tensor, samples: list[int], total: Tensor | int, predictions: Tensor, head_weight: Tensor | None
-    ) -> None:
-        """
-        Adds the base loss to the figures.
-
-        Args:
-            loss (`torch.Tensor`): What `base` returned.
-            samples (`list[int]`): As there.
-            total (`int` or `torch.Tensor`): Samples of the step, over micro-batches and processes.
-            predictions (`torch.Tensor` of shape `(M,)` or `(M, T)`): As there.
-            head_weight (`torch.Tensor` of shape `(T, D, ...)`, *optional*): The head's, to measure gradients by.
-        """
-        self._add(base=loss.detach() * total, samples=samples[rank()])
-        if head_weight is not None:
-            # By the chain rule, as a compiled model's features are no step on the way to its predictions.
-            (gradient,) = torch.autograd.grad(loss, predictions, retain_graph=True)
-            at_features = gradient.reshape(len(predictions), -1) @ head_weight.detach().flatten(1)
-            self._base_gradient = at_features * (total / sum(samples))  # (M, D)
-            self._add(base_gradient=self._base_gradient.square().sum())
 
     def regularisers(
         self, rows: Rows, samples: list[int], rows_of_sample: int, with_gradient: bool, of_maps: bool
@@ -172,9 +137,9 @@ class Objective:
                 return_statistics=True,
             )
             parts.append(settings.weight * loss)
-            self._add(conr=loss.detach() * everything, **statistics._asdict())
+            self.figures.add(conr=loss.detach() * everything, **statistics._asdict())
             if with_gradient:
-                self._measure("conr", parts[-1], features)
+                self.figures.add_gradient("conr", parts[-1], features)
         if settings.rnc_weight > 0:
             loss = rank_n_contrast(
                 all_features,
@@ -184,14 +149,14 @@ class Objective:
                 anchors=anchors,
             )
             parts.append(settings.rnc_weight * loss)
-            self._add(rnc=loss.detach() * everything)
+            self.figures.add(rnc=loss.detach() * everything)
             if with_gradient:
-                self._measure("rnc", parts[-1], features)
+                self.figures.add_gradient("rnc", parts[-1], features)
         if args.ranksim_weight > 0:
             loss = ranksim(all_features, all_labels, interpolation=args.ranksim_interpolation) / world_size()
             parts.append(args.ranksim_weight * loss)
-            self._add(ranksim=loss.detach() * everything)
-        self._add(rows=count)
+            self.figures.add(ranksim=loss.detach() * everything)
+        self.figures.add(rows=count)
         return torch.stack(parts).sum()
 
     def smooth(self, features: Tensor) -> Tensor:
@@ -273,58 +238,11 @@ class Objective:
     # ---- Figures -------------------------------------------------------------------------------------------------
 
     def read_figures(self) -> dict[str, float]:
-        """
-        The figures to log, over all micro-batches and processes since the last call, and a new start.
-
-        Returns:
-            `dict[str, float]`: `base_loss`, in label scales for L1; where they were computed, `conr_loss`, `rnc_loss`
-            and `ranksim_loss` without their weights, `conr_anchors`, their share of the rows, and `conr_positives` and
-            `conr_negatives`, means per anchor; `conr_gradient`, the norm of ConR's gradient at the features, times its
-            weight, in that of the base loss, and `conr_cosine`, the cosine between the two; the same of
-            Rank-N-Contrast, `rnc_gradient` and `rnc_cosine`; and Balanced MSE's `noise_sigma`, in label units.
-        """
-        own = [torch.as_tensor(self._sums[name], dtype=torch.float32, device=self._device) for name in _SUMS]
-        sums = dict(zip(_SUMS, sum_over_processes(torch.stack(own)).tolist(), strict=True))
-        self._sums.clear()
-        figures = {"base_loss": sums["base"] / sums["samples"]} if sums["samples"] else {}  # none with the user's loss
-        rows = sums["rows"]
-        if rows and self.resolved.weight > 0:
-            figures |= {
-                "conr_loss": sums["conr"] / rows,
-                "conr_anchors": sums["anchors"] / rows,
-                "conr_positives": sums["positives"] / max(sums["anchors"], 1),
-                "conr_negatives": sums["negatives"] / max(sums["anchors"], 1),
-            }
-        for name, weight in {"conr": self.resolved.weight, "rnc": self.resolved.rnc_weight}.items():
-            if sums["base_gradient"] and weight > 0:
-                figures[f"{name}_gradient"] = math.sqrt(sums[f"{name}_gradient"] / sums["base_gradient"])
-                norms = math.sqrt(sums[f"{name}_gradient"] * sums["base_gradient"])
-                figures[f"{name}_cosine"] = sums[f"{name}_product"] / norms if norms else 0.0
-        self._warn(figures.get("conr_gradient", 0.0))
-        if rows and self.resolved.rnc_weight > 0:
-            figures["rnc_loss"] = sums["rnc"] / rows
-        if rows and self.args.ranksim_weight > 0:
-            figures["ranksim_loss"] = sums["ranksim"] / rows
+        """The figures to log, [`~conr_hf.figures.Figures.read`], and Balanced MSE's `noise_sigma`, in label units."""
+        figures = self.figures.read()
         if self.balanced is not None:
             figures["noise_sigma"] = self.balanced.noise_sigma
         return figures
-
-    def _warn(self, conr_gradient: float) -> None:
-        if conr_gradient > DOMINATES and not self._warned and rank() == 0:
-            self._warned = True
-            logger.warning(
-                f"ConR's gradient at the features is {conr_gradient:.1f} times that of the base loss, which may "
-                f"then hardly be learned: lower conr_weight ({self.resolved.weight:g})."
-            )
-
-    def _measure(self, name: str, loss: Tensor, features: Tensor) -> None:
-        (gradient,) = torch.autograd.grad(loss, features, retain_graph=True)
-        product = (gradient * self._base_gradient).sum()
-        self._add(**{f"{name}_gradient": gradient.square().sum(), f"{name}_product": product})
-
-    def _add(self, **figures: Tensor | float) -> None:
-        for name, value in figures.items():
-            self._sums[name] += value
 
 
 def lds_kernel(args: ConRConfig) -> np.ndarray | None:

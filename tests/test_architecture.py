@@ -19,12 +19,12 @@ FILES = {
 }
 ROOT_MODULE = "__init__"
 
-MODEL = {"adopting", "distributed", "head", "map_models", "models", "opening"}
+MODEL = {"adopting", "distributed", "head", "map_models", "models", "opening", "processors", "timm_models"}
 BELOW = {"losses", "imbalance", "data", "metrics", *MODEL}
 TRAINING = {
     *("companions", "config", "resolved", "checks", "launch", "labelled", "feeding", "base_loss", "objective"),
     *("averaging", "layer_decay", "schedule", "modes", "map_modes", "pixels", "minimising", "state", "keeping"),
-    *("learning", "card", "card_template", "methods_used", "gaze"),
+    *("learning", "card", "card_template", "methods_used", "gaze", "figures", "data_config"),
     *("card_metadata", "origins", "describing", "report", "publishing", "hub", "pushing", "trainer"),
 }
 TOP = {
@@ -43,8 +43,9 @@ ARROWS = {  # a part of the package -> the other parts it may import
     **dict.fromkeys(MODEL, MODEL),
     "companions": {"imbalance"},
     "card_template": set(),
-    "config": {"imbalance", "losses", "companions", "card_template"},
-    **dict.fromkeys(TRAINING - {"companions", "config", "card_template"}, BELOW | TRAINING),
+    "data_config": {"companions"},
+    "config": {"imbalance", "losses", "companions", "data_config", "card_template"},
+    **dict.fromkeys(TRAINING - {"companions", "data_config", "config", "card_template"}, BELOW | TRAINING),
     **dict.fromkeys(TOP, BELOW | TRAINING | TOP),
     "commands": BELOW | TRAINING | TOP,
     "cli": {"commands"},

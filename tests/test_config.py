@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 
 from conr_hf import ConRConfig
 from conr_hf.companions import CompanionConfig
+from conr_hf.data_config import DataConfig
 from conr_hf.metrics import depth_metrics, shot_metrics
 from conr_hf.resolved import Resolved, resolve
 
@@ -145,7 +146,7 @@ def test_every_field_is_explained():
         field = ConRConfig.__dataclass_fields__[name]
         assert field.metadata["help"].endswith("."), name
         evaluation = name.startswith(("eval_", "save_", "load_best", "remove_unused"))
-        assert evaluation or name in f"{ConRConfig.__doc__}{CompanionConfig.__doc__}", name
+        assert evaluation or name in f"{ConRConfig.__doc__}{CompanionConfig.__doc__}{DataConfig.__doc__}", name
 
 
 def test_one_label_column_may_be_given_by_its_name():

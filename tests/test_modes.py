@@ -9,6 +9,7 @@ import torch
 from small import build, images, models, vit_config
 from transformers import TrainerCallback
 
+import conr_hf.figures
 import conr_hf.objective
 from conr_hf import load_regressor
 from conr_hf.losses import conr_loss, rank_n_contrast
@@ -483,7 +484,7 @@ def test_the_logged_gradient_is_that_at_the_features(tmp_path, dimensions):
 def test_a_gradient_that_dominates_is_said_once(tmp_path, monkeypatch, weight, warned):
     """The base loss would hardly be learned, and only the test set would tell."""
     said = []
-    monkeypatch.setattr(conr_hf.objective.logger, "warning", said.append)
+    monkeypatch.setattr(conr_hf.figures.logger, "warning", said.append)
     build(*models["vit"](), tmp_path, images(24), conr_weight=weight, conr_window=3.0).train()
     said = [sentence for sentence in said if "gradient at the features is" in sentence]
     assert len(said) == warned
