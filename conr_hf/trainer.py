@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from functools import partial
 from pickle import UnpicklingError
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 from transformers import BaseImageProcessor, EvalPrediction, PreTrainedModel
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from conr_hf import losses
@@ -22,15 +21,13 @@ from conr_hf.config import ConRConfig
 from conr_hf.data.mixing import CMixup
 from conr_hf.data.rows import Row, column_names
 from conr_hf.data.views import ImageCollator
-from conr_hf.gaze import check_directions, label_errors
+from conr_hf.gaze import check_directions
 from conr_hf.head import MapHead
 from conr_hf.imbalance import Bins, density_weights, make_bins
 from conr_hf.labelled import DataSets
 from conr_hf.launch import check_processes, checkpoint_to_resume
 from conr_hf.map_modes import check_kinds, check_map_modes, check_range
-from conr_hf.metrics import flat
-from conr_hf.metrics.streamed import StreamedErrors
-from conr_hf.minimising import MinimisingTrainer
+from conr_hf.measuring import MeasuringTrainer
 from conr_hf.models import check_vanilla
 from conr_hf.modes import check_batches, check_modes
 from conr_hf.objective import Objective, lds_kernel
@@ -41,7 +38,7 @@ from conr_hf.state import load_state
 logger = logging.get_logger(__name__)
 
 
-class ConRTrainer(MinimisingTrainer):
+class ConRTrainer(MeasuringTrainer):
     """
     Trains an image-regression model with ConR (Contrastive Regularizer, [arXiv
     2309.06651](https://huggingface.co/papers/2309.06651)) beside the base loss, and by default with the resampling and
@@ -120,10 +117,9 @@ class ConRTrainer(MinimisingTrainer):
             raise ValueError(f"args is a {type(args).__name__}; it must be a ConRConfig, which takes the same fields.")
         check_processes(args)
         evaluation_sets = list(eval_dataset) if isinstance(eval_dataset, dict) else [""] * (eval_dataset is not None)
-        self._user_metrics, self._label_distance = compute_metrics, label_distance
+        self._label_distance = label_distance
         self._resolved: Resolved | None = None
         self._bins: Bins | None = None
-        self._streamed: StreamedErrors | None = None  # of the last evaluation, or of that going on
         super().__init__(
             model,
             args.settled(evaluation_sets),
@@ -132,8 +128,8 @@ class ConRTrainer(MinimisingTrainer):
             eval_dataset,
             processing_class,
             train_labels,
-            compute_metrics=self._all_metrics,
-            preprocess_logits_for_metrics=partial(_squeezed, then=preprocess_logits_for_metrics),
+            compute_metrics=compute_metrics,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
             **kwargs,
         )
         self._given_bins = train_labels if isinstance(train_labels, Bins) else None
@@ -288,51 +284,3 @@ class ConRTrainer(MinimisingTrainer):
                         "Lower learning_rate."
                     )
         super().log(logs, start_time)
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        # Maps are counted batch by batch, so that those of a data set are never in memory at once.
-        self.args.batch_eval_metrics, self._streamed = self.is_map, None
-        try:
-            return super().evaluation_loop(*args, **kwargs)
-        finally:
-            self.args.batch_eval_metrics = False
-
-    def map_errors(self, dataset: Dataset[Row], split: str) -> StreamedErrors:
-        """
-        Errors by bin on the maps of a data set, of which no two batches are in memory at once. (`predict` returns all
-        predictions.)
-
-        Args:
-            dataset (a data set): Rows with an image and a map.
-            split (`str`): What it is called.
-        """
-        with self.averaged():
-            self.evaluation_loop(self.get_test_dataloader(dataset), "Evaluation", metric_key_prefix=split)
-        assert self._streamed is not None
-        return self._streamed
-
-    def _all_metrics(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
-        theirs: dict[str, float] = {}
-        if not self.is_map:
-            arrays = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
-            metrics = flat(label_errors(*arrays, self.bins, self.args.label_columns))
-            if self._user_metrics is not None:
-                theirs = self._user_metrics(prediction)
-            return {**metrics, **theirs}
-        self._streamed = self._streamed or StreamedErrors(self.bins)
-        self._streamed.update(prediction.predictions, prediction.label_ids)
-        if self._user_metrics is not None:
-            theirs = self._user_metrics(prediction, compute_result)  # type: ignore[call-arg]
-        return {**flat(self._streamed.compute()), **theirs} if compute_result else {}
-
-
-def _squeezed(
-    logits: Tensor | tuple[Tensor, ...],
-    labels: Tensor | None,
-    then: Callable[[Tensor, Tensor | None], Tensor] | None,
-) -> Tensor:
-    """Predictions in the labels' shape, where `predict` on rows without labels gives the model's own `(N, 1)`."""
-    predictions = logits[0] if isinstance(logits, tuple) else logits
-    if labels is None and predictions.ndim == 2 and predictions.shape[-1] == 1:
-        predictions = predictions.squeeze(-1)
-    return predictions if then is None else then(predictions, labels)

@@ -23,7 +23,18 @@ MODEL = {"adopting", "distributed", "head", "map_models", "models", "opening", "
 BELOW = {"losses", "imbalance", "data", "metrics", *MODEL}
 TRAINING = {
     *("companions", "config", "resolved", "checks", "launch", "labelled", "feeding", "base_loss", "objective"),
-    *("averaging", "layer_decay", "schedule", "modes", "map_modes", "pixels", "minimising", "state", "keeping"),
+    *(
+        "averaging",
+        "layer_decay",
+        "schedule",
+        "modes",
+        "map_modes",
+        "pixels",
+        "minimising",
+        "measuring",
+        "state",
+        "keeping",
+    ),
     *("learning", "card", "card_template", "methods_used", "gaze", "figures", "data_config"),
     *("card_metadata", "origins", "describing", "report", "publishing", "hub", "pushing", "trainer"),
 }

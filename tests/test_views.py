@@ -10,7 +10,8 @@ from PIL import Image
 from transformers import ViTImageProcessor
 
 from conr_hf import load_regressor
-from conr_hf.data.views import Draw, DrawnRows, ImageCollator, UserCollator, draw_move, moved
+from conr_hf.data.moves import draw_move, moved
+from conr_hf.data.views import Draw, DrawnRows, ImageCollator, UserCollator
 
 SIDE = 32
 

@@ -12,6 +12,7 @@ from transformers import BaseImageProcessor
 
 from conr_hf.data.maps import is_map, to_map
 from conr_hf.data.mixing import CMixup
+from conr_hf.data.moves import Move, draw_move, moved
 from conr_hf.data.rows import Row, describe, label_cells, to_image
 
 
@@ -229,7 +230,7 @@ class ImageCollator:
         pixels: Tensor = self.processor(images=images, return_tensors="pt")["pixel_values"]
         return pixels
 
-    def _moves(self, draws: Sequence[Draw | None], size: tuple[int, ...], of_partners: bool) -> list[list["Move"]]:
+    def _moves(self, draws: Sequence[Draw | None], size: tuple[int, ...], of_partners: bool) -> list[list[Move]]:
         """The V moves of each row's views; none in evaluation."""
         moves = []
         for draw in draws:
@@ -240,14 +241,14 @@ class ImageCollator:
             moves.append([draw_move(size, self.crop_padding, random, self.horizontal_flip) for random in randoms])
         return moves
 
-    def _vectors(self, cells: Sequence[Sequence[Any]], moves: list[list["Move"]]) -> Tensor:
+    def _vectors(self, cells: Sequence[Sequence[Any]], moves: list[list[Move]]) -> Tensor:
         labels = torch.tensor([[float(cell) for cell in row] for row in cells], dtype=torch.float32)
         if moves and (self.signs < 0).any():
             flipped = torch.tensor([[move.flipped for move in row] for row in moves])  # (B, V)
             return labels[:, None] * torch.where(flipped[..., None], self.signs, 1.0)
         return labels[:, 0] if len(self.label_columns) == 1 else labels
 
-    def _maps(self, cells: Sequence[Sequence[Any]], moves: list[list["Move"]], size: tuple[int, ...]) -> Tensor:
+    def _maps(self, cells: Sequence[Sequence[Any]], moves: list[list[Move]], size: tuple[int, ...]) -> Tensor:
         maps = [torch.from_numpy(to_map(row[0], self.map_scale, self.map_invalid)) for row in cells]
         if not moves:
             return torch.stack(maps)
@@ -257,49 +258,6 @@ class ImageCollator:
 
 def _mixed(own: Tensor, partners: Tensor, shares: Tensor) -> Tensor:
     return torch.lerp(partners, own, shares.view(-1, *[1] * (own.ndim - 1)))
-
-
-class Move(NamedTuple):
-    """How a view lies in its image padded on all sides, in pixels: what moves an image moves its map."""
-
-    padding: tuple[int, int]  # above and below, left and right
-    top: int
-    left: int
-    flipped: bool
-
-
-def draw_move(size: tuple[int, ...], crop_padding: float, random: np.random.Generator, horizontal_flip: bool) -> Move:
-    """
-    Draws a view: a crop, of the image's size, of the padded image, and a flip from left to right in half of the draws.
-
-    Args:
-        size (`tuple[int, int]`): Height and width of the image.
-        crop_padding (`float`): Padding on each side, as a share of it; 1/14 is 16 of 224 pixels.
-        random (`np.random.Generator`): Where the draws come from.
-        horizontal_flip (`bool`): Whether to flip.
-    """
-    pad_y, pad_x = (round(side * crop_padding) for side in size)
-    top, left = random.integers(0, 2 * pad_y + 1), random.integers(0, 2 * pad_x + 1)
-    return Move((pad_y, pad_x), int(top), int(left), bool(horizontal_flip and random.random() < 0.5))
-
-
-def moved(image: Tensor, move: Move, fill: float = 0.0) -> Tensor:
-    """
-    The view of an image.
-
-    Args:
-        image (`torch.Tensor` of shape `(C, H, W)`): The processor's output, or a map of the same size.
-        move ([`Move`]): The view.
-        fill (`float`, *optional*, defaults to 0.0): What the image is padded with; 0 is the processor's mean colour.
-
-    Returns:
-        `torch.Tensor` of shape `(C, H, W)`.
-    """
-    height, width = image.shape[-2:]
-    pad_y, pad_x = move.padding
-    padded = F.pad(image, (pad_x, pad_x, pad_y, pad_y), value=fill)
-    view = padded[:, move.top : move.top + height, move.left : move.left + width]
-    return view.flip(-1) if move.flipped else view
 
 
 def _views(images: Tensor, moves: list[list[Move]], fill: float = 0.0) -> Tensor:
