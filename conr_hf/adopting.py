@@ -150,11 +150,14 @@ def _link(model: nn.Module, layer: nn.Module, pixel_values: Tensor) -> tuple[str
         ("relu", limit): lambda output: output.relu() * limit,
         ("sigmoid", limit): lambda output: output.sigmoid() * limit,
     }
+    predicted, outputs = _forward(model, pixel_values, {"": layer})
+    if not outputs:  # a layer that no forward runs
+        return None
     before = None if layer.bias is None else layer.bias.clone()
     try:
         for sign in (-1, 1):  # outputs below 0, then above, so that a ReLU is seen
             if layer.bias is not None:
-                output = _forward(model, pixel_values, {"": layer})[1][""]
+                output = outputs[""]
                 layer.bias -= (output.max() + 1 if sign < 0 else output.min() - 1).to(layer.bias.dtype)
             predicted, outputs = _forward(model, pixel_values, {"": layer})
             output = resized(outputs[""].squeeze(1), predicted.shape[-2:])
@@ -166,7 +169,7 @@ def _link(model: nn.Module, layer: nn.Module, pixel_values: Tensor) -> tuple[str
 
 
 def resized(maps: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Predicted maps, `(B, h, w)`, brought to another size by linear interpolation, as depth pipelines do."""
+    """Predicted maps, `(B, h, w)`, brought to another size by linear interpolation."""
     if maps.shape[-2:] == tuple(size):
         return maps
     return F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]

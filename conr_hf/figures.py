@@ -42,9 +42,7 @@ class Figures:
         for name, value in sums.items():
             self._sums[name] += value
 
-    def add_base(
-        self, loss: Tensor, samples: list[int], total: Tensor | int, predictions: Tensor, head_weight: Tensor | None
-    ) -> None:
+    def add_base(self, loss: Tensor, samples: list[int], total: Tensor | int, gradient: Tensor | None) -> None:
         """
         Adds the base loss, and its gradient at the features.
 
@@ -52,29 +50,29 @@ class Figures:
             loss (`torch.Tensor`): What [`~conr_hf.objective.Objective.base`] returned.
             samples (`list[int]`): As there.
             total (`int` or `torch.Tensor`): Samples of the step, over micro-batches and processes.
-            predictions (`torch.Tensor` of shape `(M,)` or `(M, T)`): As there.
-            head_weight (`torch.Tensor` of shape `(T, D, ...)`, *optional*): The head's, to measure gradients by.
+            gradient (`torch.Tensor`, *optional*): The loss's gradient at the features, in their shape.
         """
         self.add(base=loss.detach() * total, samples=samples[rank()])
-        if head_weight is not None:
-            # By the chain rule, as a compiled model's features are no step on the way to its predictions.
-            (gradient,) = torch.autograd.grad(loss, predictions, retain_graph=True)
-            at_features = gradient.reshape(len(predictions), -1) @ head_weight.detach().flatten(1)
-            self._base_gradient = at_features * (total / sum(samples))  # (M, D)
+        if gradient is not None:
+            self._base_gradient = gradient * (total / sum(samples))
             self.add(base_gradient=self._base_gradient.square().sum())
 
-    def add_gradient(self, name: str, loss: Tensor, features: Tensor) -> None:
+    def add_gradient(self, name: str, loss: Tensor, features: Tensor) -> Tensor:
         """
         Adds the gradient of a regulariser at the features, beside that of the base loss.
 
         Args:
             name (`str`): `"conr"` or `"rnc"`.
             loss (`torch.Tensor`): The regulariser times its weight.
-            features (`torch.Tensor` of shape `(M, D)`): The head's input.
+            features (`torch.Tensor`): What the base loss's gradient was taken at.
+
+        Returns:
+            `torch.Tensor`: the same loss, with the same gradient in the features, which is not computed again.
         """
         (gradient,) = torch.autograd.grad(loss, features, retain_graph=True)
         product = (gradient * self._base_gradient).sum()
         self.add(**{f"{name}_gradient": gradient.square().sum(), f"{name}_product": product})
+        return loss.detach() + ((features - features.detach()) * gradient).sum()
 
     def read(self) -> dict[str, float]:
         """

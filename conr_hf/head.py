@@ -108,8 +108,8 @@ class MapHead(_Head, nn.Conv2d):
     The last convolution of a model that predicts maps, in float32 under autocast, that remembers its input: a feature
     for every pixel.
 
-    `link` is what the model makes of its output y before it is the prediction: `"identity"`, y; `"relu"`, max(y, 0);
-    `"sigmoid"`, `limit` / (1 + exp(-y)).
+    `link` is what the model makes of its output y before it is the prediction: `"identity"`, y; `"relu"`,
+    `limit` max(y, 0); `"sigmoid"`, `limit` / (1 + exp(-y)).
     """
 
     link: str = "identity"
@@ -117,12 +117,12 @@ class MapHead(_Head, nn.Conv2d):
 
     def learning_scale(self, label_scale: float) -> float:
         # Before a sigmoid the output has no unit.
-        return 1.0 if self.link == "sigmoid" else label_scale
+        return 1.0 if self.link == "sigmoid" else label_scale / self.limit
 
     @torch.no_grad()
     def start(self, label_mean: Tensor, label_scale: float | Tensor, seed: int) -> None:
         if self.link != "sigmoid":
-            return super().start(label_mean, label_scale, seed)
+            return super().start(label_mean / self.limit, label_scale / self.limit, seed)
         share = (label_mean / self.limit).clamp(0.01, 0.99)
         slope = float((self.limit * share * (1 - share)).mean())  # of the prediction in y
         return super().start(share.logit(), label_scale / slope, seed)

@@ -46,6 +46,9 @@ def load_map_model(
       that gives feature maps, gets the dense head of UperNet with 64 channels. A plain vision transformer's maps are
       as coarse as its patches.
 
+    DPT and Depth Anything without pretrained weights give features so near to 0 at first that ConR, which compares
+    their directions, swamps the base loss; the trainer warns of it. Start them from a checkpoint.
+
     Args:
         name_or_path, pretrained, weights, image_size, kwargs: As in [`~conr_hf.models.load_regressor`].
         labels (`dict`): `num_labels`, `id2label`, `label2id` and `problem_type` of the configuration.

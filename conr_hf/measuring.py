@@ -1,5 +1,6 @@
 """`MeasuringTrainer`: the errors of an evaluation, per shot."""
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -47,6 +48,22 @@ class MeasuringTrainer(MinimisingTrainer):
             return super().evaluation_loop(*args, **kwargs)
         finally:
             self.args.batch_eval_metrics = False
+            self.head.features = None  # of the last batch
+
+    def check_metrics(self) -> None:
+        """
+        Raises:
+            `ValueError`: if metrics of the user's own cannot be called batch by batch, as those of maps are.
+        """
+        if self._user_metrics is None:
+            return
+        try:
+            inspect.signature(self._user_metrics).bind(None, True)
+        except TypeError as error:
+            raise ValueError(
+                f"compute_metrics is called batch by batch where labels are maps, and must take a second argument, "
+                f"compute_result, which is true with the last batch ({error})."
+            ) from error
 
     def map_errors(self, dataset: Dataset[Row], split: str) -> StreamedErrors:
         """
@@ -82,8 +99,11 @@ def _squeezed(
     labels: Tensor | None,
     then: Callable[[Tensor, Tensor | None], Tensor] | None,
 ) -> Tensor:
-    """Predictions in the labels' shape, where `predict` on rows without labels gives the model's own `(N, 1)`."""
+    """
+    Predictions in the labels' shape, where `predict` on rows without labels gives the model's own `(N, 1)`, or maps
+    `(N, 1, H, W)`, which keep the model's size.
+    """
     predictions = logits[0] if isinstance(logits, tuple) else logits
-    if labels is None and predictions.ndim == 2 and predictions.shape[-1] == 1:
-        predictions = predictions.squeeze(-1)
+    if labels is None and predictions.ndim in (2, 4) and predictions.shape[1] == 1:
+        predictions = predictions.squeeze(1)
     return predictions if then is None else then(predictions, labels)

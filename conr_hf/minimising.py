@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from conr_hf.adopting import prediction, resized
 from conr_hf.base_loss import base_loss
+from conr_hf.data.moves import kept_share
 from conr_hf.distributed import rank, world_size
 from conr_hf.head import MapHead
 from conr_hf.pixels import Rows, mean_rows, on_grid, sampled_rows
@@ -37,7 +38,8 @@ class MinimisingTrainer(PushingTrainer):
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """
         Base loss plus ConR, scaled so that gradients, averaged over processes and summed over micro-batches, are those
-        of the mean over the step's samples. In evaluation: the mean base loss of the batch's rows, or labelled pixels.
+        of the mean over the step's samples. In evaluation: the mean base loss of the batch's rows, or labelled pixels,
+        of which `eval_loss` is a mean over batches; errors such as `eval_mae` are over all rows or pixels.
         """
         labels, pixels, training = inputs["labels"].float(), inputs["pixel_values"], model.training
         if training and self.head_alone():  # batch norm and dropout of what does not learn
@@ -56,6 +58,7 @@ class MinimisingTrainer(PushingTrainer):
         if training:
             loss = self._training_loss(inputs, outputs, predictions, rows, views, num_items_in_batch)
         elif self.compute_loss_func is not None:
+            self._hand_over(outputs, predictions)
             loss = self.compute_loss_func(outputs, labels, num_items_in_batch=None)
         elif self.is_map:
             predicted, known, valid = _labelled(predictions, rows)
@@ -67,7 +70,8 @@ class MinimisingTrainer(PushingTrainer):
     def _labels_of_views(self, labels: Tensor, views: int) -> Tensor:
         """Labels of the B * V views: `(B * V,)`, `(B * V, T)` or `(B * V, H, W)`."""
         if labels.ndim == (4 if self.is_map else 3):  # each view has its own
-            return labels.flatten(0, 1)
+            rows = labels.flatten(0, 1)
+            return rows if self.is_map or rows.shape[1] > 1 else rows[:, 0]
         return labels.repeat_interleave(views, 0)
 
     def _training_loss(
@@ -83,18 +87,14 @@ class MinimisingTrainer(PushingTrainer):
         total = sum(samples) if step_samples is None else step_samples
         features = self.head.take_features()
         count = samples[rank()] * views
-        # Neither of a sharded head, nor where the head reads other features than ConR, nor of maps.
-        plain = not (self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.fds != "none" or self.is_map)
-        compares = self.resolved.weight > 0 or self.resolved.rnc_weight > 0
-        with_gradient = plain and compares and features.requires_grad and self.compute_loss_func is None
+        measured_at = features if self._measures(features) else None
         if self.compute_loss_func is not None:
             # Without repeats, or times 0 where all are repeats: a mean over no rows would not be a number.
-            name = "predicted_depth" if "predicted_depth" in outputs else "logits"
-            outputs[name] = outputs[name][: count or views]
+            self._hand_over(outputs, predictions[: count or views])
             own: Tensor = self.compute_loss_func(outputs, rows[: count or views], num_items_in_batch=total * views)
             loss = own * (count > 0)
         else:
-            loss = self._base(inputs, predictions, rows, views, samples, total, with_gradient)
+            loss = self._base(inputs, predictions, rows, views, samples, total, measured_at)
         objective.count_features(features[:count], rows[:count])
         of_sample = views
         if self.is_map:
@@ -102,7 +102,7 @@ class MinimisingTrainer(PushingTrainer):
             of_sample = len(compared.labels) // len(inputs["labels"])
         else:
             compared = Rows(features, rows, predictions)
-        regularisers = objective.regularisers(compared, samples, of_sample, with_gradient, self.is_map)
+        regularisers = objective.regularisers(compared, samples, of_sample, measured_at, self.is_map)
         if regularisers is not None:
             loss = loss + regularisers * sum(samples) / total
         return loss * world_size()
@@ -115,9 +115,12 @@ class MinimisingTrainer(PushingTrainer):
         views: int,
         samples: list[int],
         total: Tensor | int,
-        with_gradient: bool,
+        measured_at: Tensor | None,
     ) -> Tensor:
-        """The base loss: a sample is the mean of its views, a view of a map that of its labelled pixels."""
+        """
+        The base loss: a sample is the mean of its views; a view of a map is the sum over its labelled pixels, divided
+        by the number that a view usually has of them.
+        """
         shares = torch.ones(len(rows) // views, device=rows.device)
         if "sample_weight" in inputs:
             shares = shares * inputs["sample_weight"]
@@ -129,13 +132,34 @@ class MinimisingTrainer(PushingTrainer):
             predictions, rows, valid = _labelled(predictions, maps)
             # All pixels count alike, so that a view with few of them counts less. Their usual number is that of the
             # training set, and not the batch's, so that no pixel's weight hangs on its company.
-            pixels = maps[0].numel() * self.valid_share()
-            shares = shares.repeat_interleave(maps[0].numel()) * valid / pixels
+            share = self.valid_share()
+            if inputs["labels"].ndim == 4:  # moved with their views, which lack what lies outside the image
+                share *= kept_share(maps.shape[1:], self.args.crop_padding)
+            pixels = maps[0].numel()
+            shares = shares.repeat_interleave(pixels) * valid / (pixels * share)
         loss = self.step_objective.base(predictions, rows, shares, candidates, samples)
-        self.step_objective.figures.add_base(
-            loss, samples, total, predictions, self.head.weight if with_gradient else None
-        )
+        gradient = None if measured_at is None else self._gradient_at(measured_at, loss, predictions)
+        self.step_objective.figures.add_base(loss, samples, total, gradient)
         return loss
+
+    def _measures(self, features: Tensor) -> bool:
+        """Whether gradients at the features are measured: where there are two to compare, and the head reads them."""
+        whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.fds != "none")
+        compares = self.resolved.weight > 0 or self.resolved.rnc_weight > 0
+        # A compiled model's features are no step on the way to its predictions; of maps no chain rule leads back.
+        reached = not (self.is_map and self.args.torch_compile)
+        return whole and compares and reached and features.requires_grad and self.compute_loss_func is None
+
+    def _gradient_at(self, features: Tensor, loss: Tensor, predictions: Tensor) -> Tensor:
+        if self.is_map:
+            return torch.autograd.grad(loss, features, retain_graph=True)[0]
+        (gradient,) = torch.autograd.grad(loss, predictions, retain_graph=True)
+        return gradient.reshape(len(features), -1) @ self.head.weight.detach().flatten(1)
+
+    def _hand_over(self, outputs: Any, predictions: Tensor) -> None:
+        """Gives a user's loss of maps predictions in the labels' size, and otherwise those of `predictions`' rows."""
+        name = "predicted_depth" if "predicted_depth" in outputs else "logits"
+        outputs[name] = predictions if self.is_map else outputs[name][: len(predictions)]
 
     def _compared_pixels(self, features: Tensor, maps: Tensor, predictions: Tensor, position: int, views: int) -> Rows:
         """Pixels, or means of views, that ConR compares."""

@@ -86,7 +86,7 @@ class Objective:
         return (losses * factors).sum()
 
     def regularisers(
-        self, rows: Rows, samples: list[int], rows_of_sample: int, with_gradient: bool, of_maps: bool
+        self, rows: Rows, samples: list[int], rows_of_sample: int, measured_at: Tensor | None, of_maps: bool
     ) -> Tensor | None:
         """
         This process's part of ConR, Rank-N-Contrast and RankSim, each times its weight, over the rows of all
@@ -97,7 +97,8 @@ class Objective:
                 turn.
             samples (`list[int]`): How many of the B samples count, on each process.
             rows_of_sample (`int`): Rows of each sample.
-            with_gradient (`bool`): Measure the gradients of ConR and Rank-N-Contrast at the features.
+            measured_at (`torch.Tensor`, *optional*): The features, to measure the gradients of ConR and
+                Rank-N-Contrast at, where that of the base loss was.
             of_maps (`bool`): Some rows may have no label; these are left out.
 
         Returns:
@@ -138,8 +139,8 @@ class Objective:
             )
             parts.append(settings.weight * loss)
             self.figures.add(conr=loss.detach() * everything, **statistics._asdict())
-            if with_gradient:
-                self.figures.add_gradient("conr", parts[-1], features)
+            if measured_at is not None:
+                parts[-1] = self.figures.add_gradient("conr", parts[-1], measured_at)
         if settings.rnc_weight > 0:
             loss = rank_n_contrast(
                 all_features,
@@ -150,8 +151,8 @@ class Objective:
             )
             parts.append(settings.rnc_weight * loss)
             self.figures.add(rnc=loss.detach() * everything)
-            if with_gradient:
-                self.figures.add_gradient("rnc", parts[-1], features)
+            if measured_at is not None:
+                parts[-1] = self.figures.add_gradient("rnc", parts[-1], measured_at)
         if args.ranksim_weight > 0:
             loss = ranksim(all_features, all_labels, interpolation=args.ranksim_interpolation) / world_size()
             parts.append(args.ranksim_weight * loss)

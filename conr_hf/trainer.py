@@ -206,6 +206,9 @@ class ConRTrainer(MeasuringTrainer):
         self.args.check()  # a search or the user may have set others since
         self._check_modes()
         check_kinds(type(self.model).__name__, self.head, self.labels_are_maps, self.args.label_columns)
+        if self.is_map:
+            check_map_modes(self.args, self.processing_class)
+            self.check_metrics()
         labels, dims = self.training_labels(), self.head.weight.shape[1]
         check_batches(self.args, self.global_batch(), self.training_rows())
         check_directions(self.all_labels(), self.args, self._user_metrics is not None)

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import save_file
-from small import map_models, models
+from small import _depth_anything_config, map_models, models
 from torch import nn
 from transformers import AutoImageProcessor, AutoModelForDepthEstimation, AutoModelForSemanticSegmentation, LevitConfig
 
@@ -94,6 +94,18 @@ assert not any(name.startswith("conr_hf") for name in sys.modules)
     assert its_processor.to_dict()["size"] == processor.to_dict()["size"]
 
 
+def test_a_limit_behind_a_relu_is_a_factor():
+    """Of a model of relative depth whose configuration has a max_depth."""
+    model, processor = load_regressor(_depth_anything_config("relative", max_depth=10), task="depth", image_size=64)
+    pixels = example_pixels(processor)
+    head = adopt_head(model, pixels)
+    head.start(torch.tensor([40.0]), 20.0, seed=0)
+    assert (head.link, head.limit) == ("relu", 10.0)
+    assert head.learning_scale(20.0) == 2.0
+    with torch.no_grad():
+        assert prediction(model.eval()(pixel_values=pixels)).mean().item() == pytest.approx(40, abs=4)
+
+
 def test_the_head_of_relative_depth_is_renewed_and_that_of_metric_depth_kept(tmp_path):
     for name, kept in (("depth-anything", False), ("metric-depth-anything", True)):
         model, processor, pixels = made(name)
@@ -153,6 +165,9 @@ def test_a_layer_that_is_not_the_prediction_is_refused():
     with pytest.raises(ValueError, match="is not a convolution to one map"):
         adopt_head(model, pixels, "head.head.0")
     assert find_head(model, pixels) == "head.head.4"
+    model.add_module("unused", nn.Conv2d(4, 1, 1))
+    with pytest.raises(ValueError, match='head="unused": its output alone'):
+        adopt_head(model, pixels, "unused")
 
 
 def test_processors_show_the_whole_image(tmp_path):

@@ -11,6 +11,7 @@ from small import build, map_models, maps, models
 from transformers import TrainerCallback
 
 from conr_hf.adopting import prediction, resized
+from conr_hf.data.moves import kept_share
 from conr_hf.imbalance import make_bins, make_density
 from conr_hf.pixels import on_grid
 
@@ -55,7 +56,7 @@ def test_conr_over_all_pixels_is_the_double_loop(tmp_path, formulation, push):
 
     measured = features.clone().requires_grad_()
     rows = compared(measured)
-    loss = objective.regularisers(rows, [3], len(rows.labels) // 3, with_gradient=False, of_maps=True)
+    loss = objective.regularisers(rows, [3], len(rows.labels) // 3, measured_at=None, of_maps=True)
     (gradient,) = torch.autograd.grad(loss, measured)
 
     slow = features.double().requires_grad_()
@@ -92,7 +93,7 @@ def test_the_published_form_compares_means_of_maps(tmp_path):
         assert torch.allclose(rows.features[view], features[view][:, known].mean(1), atol=1e-5)
         assert torch.allclose(rows.labels[view], on_grid(labels, (8, 8))[view][known].mean())
         assert torch.allclose(rows.predictions[view], on_grid(predictions, (8, 8))[view][known].mean())
-    loss = trainer.step_objective.regularisers(rows, [4], 2, with_gradient=False, of_maps=True)
+    loss = trainer.step_objective.regularisers(rows, [4], 2, measured_at=None, of_maps=True)
     expected = 0.5 * reference.conr_loss(
         rows.features.double(),
         rows.labels,
@@ -104,6 +105,42 @@ def test_the_published_form_compares_means_of_maps(tmp_path):
         formulation="reference",
     )
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_what_views_lose_at_their_edges_is_made_up_for(tmp_path):
+    """Or the base loss would be smaller beside ConR, the more the views are shifted."""
+    data = maps(64, map_size=4)
+    means = []
+    for padding in (0.0, 0.25):
+        settings = {"conr_weight": 0.0, "num_views": 8, "per_device_train_batch_size": 64}
+        trainer = trainer_of(tmp_path, data, crop_padding=padding, **settings)
+        batch = ready(trainer)
+        labels = batch["labels"].flatten(0, 1)
+        constant = torch.full_like(labels, 30.0)
+        means.append(trainer._base(batch, constant, labels, 8, [64], 64, None).item())
+    assert means[1] == pytest.approx(means[0], rel=0.03)
+    assert kept_share((32, 32), 0.25) < 0.8
+
+
+def test_gradients_at_the_features_are_measured(tmp_path):
+    """By which a user is warned where ConR swamps the base loss; and measuring changes nothing."""
+    trainer = trainer_of(tmp_path, maps(4), conr_pixels=64)
+    batch = ready(trainer)
+
+    def gradients(measures):
+        trainer._measures = lambda features: measures
+        trainer.model.zero_grad()
+        torch.manual_seed(0)
+        loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=4)
+        loss.backward()
+        return loss.item(), torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
+
+    (plain, expected), (loss, found) = gradients(False), gradients(True)
+    figures = trainer.step_objective.read_figures()
+    assert loss == pytest.approx(plain, rel=1e-6)
+    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-5 * expected.abs().max())
+    assert figures["conr_gradient"] > 0
+    assert -1 <= figures["conr_cosine"] <= 1
 
 
 @pytest.mark.parametrize("reweight", ["none", "inverse"])
@@ -299,6 +336,56 @@ def test_frozen_backbones_and_a_retrained_head(tmp_path):
 def test_methods_without_a_form_for_maps_are_refused(tmp_path, changed, message):
     with pytest.raises(ValueError, match=message):
         trainer_of(tmp_path, maps(4), **changed)
+
+
+def test_metrics_of_ones_own_are_called_batch_by_batch(tmp_path):
+    data, seen = maps(5), []
+
+    def own(batch, compute_result):
+        seen.append((batch.predictions.shape, compute_result))
+        return {"batches": len(seen)} if compute_result else {}
+
+    settings = {"evaluation": data, "per_device_eval_batch_size": 2, "max_steps": 1}
+    trainer = trainer_of(tmp_path, data, compute_metrics=own, **settings)
+    trainer.train()
+    assert seen == [((2, 16, 16), False), ((2, 16, 16), False), ((1, 16, 16), True)]
+    assert trainer.state.log_history[-2]["eval_batches"] == 3
+    with pytest.raises(ValueError, match="must take a second argument, compute_result"):
+        trainer_of(tmp_path, data, compute_metrics=lambda batch: {}, **settings).train()
+
+
+def test_a_loss_of_ones_own_gets_predictions_in_the_size_of_the_labels(tmp_path):
+    def own(outputs, labels, num_items_in_batch=None):
+        known = labels.isfinite()
+        return (outputs.logits[known] - labels[known]).abs().mean()
+
+    data = maps(5)
+    trainer = trainer_of(tmp_path, data, evaluation=data, compute_loss_func=own, max_steps=2)
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] > 0
+
+
+def test_rows_without_labels_are_predicted(tmp_path):
+    trainer = trainer_of(tmp_path, maps(4))
+    predicted = trainer.predict(maps(3).remove_columns("label")).predictions
+    assert predicted.shape == (3, 32, 32)
+    assert trainer.head.features is None
+
+
+def test_mixed_precision_is_close_to_float32(tmp_path):
+    data = maps(4)
+    settings = {"model": "dpt", "max_steps": 3, "conr_pixels": 64}
+    weights = [weights_after(tmp_path, data, bf16=bf16, **settings)[1] for bf16 in (False, True)]
+    losses = [[entry["loss"] for entry in trainer.state.log_history if "loss" in entry] for trainer in weights]
+    assert losses[1] == pytest.approx(losses[0], rel=2e-2)
+    assert losses[1] != losses[0]
+
+
+def test_settings_changed_after_construction_are_checked_again(tmp_path):
+    trainer = trainer_of(tmp_path, maps(4))
+    trainer.args.rnc_weight = 1.0
+    with pytest.raises(ValueError, match=r"rnc_weight is 1\.0, which compares whole images"):
+        trainer.train()
 
 
 def test_maps_and_numbers_are_not_mixed_up(tmp_path):

@@ -48,3 +48,22 @@ def moved(image: Tensor, move: Move, fill: float = 0.0) -> Tensor:
     padded = F.pad(image, (pad_x, pad_x, pad_y, pad_y), value=fill)
     view = padded[:, move.top : move.top + height, move.left : move.left + width]
     return view.flip(-1) if move.flipped else view
+
+
+def kept_share(size: tuple[int, ...], crop_padding: float) -> float:
+    """
+    The mean share of an image that its views show, the rest of them being padding.
+
+    Args:
+        size (`tuple[int, int]`): Height and width of the image.
+        crop_padding (`float`): As in [`draw_move`].
+
+    Example:
+        >>> round(kept_share((224, 224), 1 / 14), 3)
+        0.927
+    """
+    share = 1.0
+    for side in size:
+        pad = round(side * crop_padding)
+        share *= 1 - pad * (pad + 1) / (2 * pad + 1) / side  # less the mean of |shift|, which is 0 to pad
+    return share
