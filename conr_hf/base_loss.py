@@ -86,11 +86,14 @@ class BalancedMSE:
         if resolved.base_loss == "bni":
             # Of several label dimensions the joint bins that hold a label. A bin's centre is the mean of its labels:
             # whole ages stand for themselves, and not for the middle between two.
-            _, place, counts = np.unique(bins.index(labels), axis=0, return_inverse=True, return_counts=True)
-            centres = torch.zeros(len(counts), rows.shape[1], dtype=torch.float64)
-            centres.index_add_(0, torch.from_numpy(place.reshape(-1)), rows)
-            self._centres = self._standardised((centres / torch.from_numpy(counts)[:, None]).float().to(device))
-            self._frequencies = torch.from_numpy(counts / counts.sum()).float().to(device)
+            places = bins.index(labels) + 1
+            joint = places[:, 0] if places.shape[1] == 1 else np.unique(places, axis=0, return_inverse=True)[1].ravel()
+            counts = np.bincount(joint)
+            held = counts > 0
+            sums = np.stack([np.bincount(joint, weights=column) for column in rows.numpy().T], 1)
+            centres = torch.from_numpy(sums[held] / counts[held, None])
+            self._centres = self._standardised(centres.float().to(device))
+            self._frequencies = torch.from_numpy(counts[held] / counts.sum()).float().to(device)
 
     @property
     def noise_sigma(self) -> float:
@@ -104,7 +107,8 @@ class BalancedMSE:
         Args:
             predictions (`torch.Tensor` of shape `(M,)` or `(M, T)`): In label units.
             labels (`torch.Tensor` like `predictions`): In label units.
-            candidates (`torch.Tensor` of shape `(K,)` or `(K, T)`): Labels of all samples of all processes, for BMC.
+            candidates (`torch.Tensor` of shape `(K,)` or `(K, T)`): Labels of all samples of all processes; BMC alone
+                reads them.
             factors (`torch.Tensor` of shape `(M,)`): What each row's loss is multiplied by in the step's loss.
 
         Returns:

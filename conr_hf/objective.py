@@ -72,7 +72,7 @@ class Objective:
             labels (`torch.Tensor` like `predictions`): Of views, or of pixels, in label units; finite.
             shares (`torch.Tensor` of shape `(M,)`): What each counts in the mean over the step's samples; 0 to leave
                 it out.
-            candidates (`torch.Tensor` of shape `(B,)` or `(B, T)`): The samples' labels, for BMC.
+            candidates (`torch.Tensor` of shape `(B,)` or `(B, T)`): The samples' labels; BMC alone reads them.
             samples (`list[int]`): How many of the B samples count, on each process; the rest repeat others.
 
         Returns:
@@ -82,7 +82,9 @@ class Objective:
         if self.balanced is None:
             losses = base_loss(predictions, labels, self.resolved)
         else:
-            losses = self.balanced(predictions, labels, _of_all(candidates, samples, 1), factors)
+            if self.resolved.base_loss == "bmc":
+                candidates = _of_all(candidates, samples, 1)
+            losses = self.balanced(predictions, labels, candidates, factors)
         return (losses * factors).sum()
 
     def regularisers(
@@ -113,10 +115,12 @@ class Objective:
         )
         first, count = sum(samples[: rank()]) * rows_of_sample, samples[rank()] * rows_of_sample
         if of_maps:
-            labelled = all_labels.isfinite()
-            first, count = int(labelled[:first].sum()), int(labelled[first : first + count].sum())
-            all_features, all_labels = all_features[labelled], all_labels[labelled]
-            all_predictions, all_weights = all_predictions[labelled], all_weights[labelled]
+            labelled = all_labels.isfinite().nonzero().squeeze(1)
+            first, end = torch.stack([(labelled < bound).sum() for bound in (first, first + count)]).tolist()
+            count = end - first
+            all_features, all_labels, all_predictions, all_weights = (
+                part.index_select(0, labelled) for part in (all_features, all_labels, all_predictions, all_weights)
+            )
         anchors, everything = slice(first, first + count), len(all_labels)
         if self._distance in ("mean_abs", "euclidean"):  # others are of labels as they are
             all_labels, all_predictions = settings.alike(all_labels), settings.alike(all_predictions)
@@ -171,9 +175,7 @@ class Objective:
         if features.ndim == 2:
             return self.smoothing.smooth(features, self.rows)
         points, labels = _points(features, self.rows)
-        labelled = labels.isfinite()
-        smoothed = points.clone()
-        smoothed[labelled] = self.smoothing.smooth(points[labelled], labels[labelled])
+        smoothed = self.smoothing.smooth(points, labels)  # without a label, as outside all bins, they stay as they are
         return smoothed.reshape(len(features), *features.shape[2:], -1).movedim(-1, 1)
 
     def count_features(self, features: Tensor, rows: Tensor) -> None:
@@ -187,8 +189,7 @@ class Objective:
         if self.smoothing is None:
             return
         if features.ndim == 4:
-            points, labels = _points(features, rows)
-            features, rows = points[labels.isfinite()], labels[labels.isfinite()]
+            features, rows = _points(features, rows)  # those without a label are left out, as outside all bins
         self.smoothing.add(features, rows)
 
     # ---- What is learned beside the model ------------------------------------------------------------------------

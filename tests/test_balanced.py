@@ -7,7 +7,7 @@ import reference
 import torch
 import torch.nn.functional as F
 
-from conr_hf.losses import bmc, bni, gai, make_mixture, mse
+from conr_hf.losses import bmc, bni, gai, make_mixture, mse, row_blocks
 
 
 def random_case(seed, dims):
@@ -71,6 +71,41 @@ def test_agrees_with_loops(loss, dims):
         results, slow_results = value_and_gradients(loss, case), value_and_gradients(LOOPS[loss], case)
         for found, expected in zip(results, slow_results, strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10, msg=f"seed {seed}")
+
+
+@pytest.mark.parametrize("loss", LOOPS)
+@pytest.mark.parametrize("dims", [None, 2])
+@pytest.mark.parametrize("numbers", [1, 16, 17])
+def test_rows_in_blocks_agree_with_loops(loss, dims, numbers, monkeypatch):
+    """Of one row, and of a few of which the last are fewer."""
+    monkeypatch.setattr(row_blocks, "NUMBERS", numbers)
+    case = random_case(8, dims)
+    results, slow_results = value_and_gradients(loss, case), value_and_gradients(LOOPS[loss], case)
+    for found, expected in zip(results, slow_results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
+
+
+def test_many_rows_and_bins_keep_no_tensor_of_both_for_the_backward():
+    rows, bins = 3 * row_blocks.NUMBERS // 50, 50
+    generator = torch.Generator().manual_seed(0)
+    predictions, labels = (torch.randn(rows, generator=generator) for _ in range(2))
+    centres, shares, noise = torch.linspace(-2, 2, bins), torch.full((bins,), 1 / bins), torch.tensor(0.5)
+    predictions.requires_grad_()
+    noise.requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: (kept.append(tensor.numel()), tensor)[1], lambda t: t
+    ):
+        losses = bni(predictions, labels, centres, shares, noise)
+    assert sum(kept) <= 4 * rows
+    found = torch.autograd.grad(losses.mean(), (predictions, noise))
+    nearness = -(predictions[:, None] - centres).square() / (2 * noise.square()) + shares.log()
+    plain = (predictions - labels).square() / (2 * noise.square()) + nearness.logsumexp(1)
+    plain = 2 * noise.detach().square() * plain
+    torch.testing.assert_close(losses, plain, rtol=1e-4, atol=1e-5)
+    expected = torch.autograd.grad(plain.mean(), (predictions, noise))
+    torch.testing.assert_close(found[0] * rows, expected[0] * rows, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("loss", LOOPS)

@@ -6,6 +6,8 @@ from torch import Tensor
 
 from conr_hf.imbalance.bins import FloatArray, label_columns
 
+MOST_LABELS = 100_000
+
 
 def fit_mixture(
     labels: npt.ArrayLike | Tensor, components: int, seed: int
@@ -13,7 +15,9 @@ def fit_mixture(
     """
     Fits a Gaussian mixture with full covariances to the training labels.
 
-    It is fitted to standardised labels, so that the label unit does not matter.
+    It is fitted to standardised labels, so that the label unit does not matter. Of more than 100,000 labels, such as
+    those of pixels, it is fitted to as many, evenly spaced among the sorted ones (by their first dimension, then the
+    next): their quantiles.
 
     Args:
         labels (`array_like` or `torch.Tensor` of shape `(N,)` or `(N, T)`): Training labels, in any unit.
@@ -42,6 +46,10 @@ def fit_mixture(
     columns = label_columns(labels)  # (N, T)
     if len(columns) < 2:
         raise ValueError(f"There are {len(columns)} training labels. A mixture needs two or more.")
+    if len(columns) > MOST_LABELS:
+        one = columns.shape[1] == 1
+        ordered = np.sort(columns, axis=0) if one else columns[np.lexsort(columns.T[::-1])]
+        columns = ordered[((np.arange(MOST_LABELS) + 0.5) * (len(ordered) / MOST_LABELS)).astype(np.int64)]
     centre, scale = columns.mean(0), columns.std(0)
     scale = np.where(scale > 0, scale, 1)
     standardised = (columns - centre) / scale

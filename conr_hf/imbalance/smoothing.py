@@ -12,6 +12,8 @@ from conr_hf.imbalance.bins import Bins
 from conr_hf.imbalance.density import widest_dtype
 from conr_hf.imbalance.kernels import check_kernel
 
+NUMBERS = 2**21  # of the features that are in float64 at once
+
 
 class FeatureSmoothing:
     """
@@ -101,9 +103,11 @@ class FeatureSmoothing:
             `ValueError`: For other shapes.
         """
         places = self._places(features, labels)
-        rows = features.detach().to(self._sums.dtype)
-        places = torch.where(rows.isfinite().all(1), places, 0)
-        self._sums.index_add_(0, places, torch.cat([torch.ones_like(rows[:, :1]), rows, rows.square()], 1))
+        step = max(NUMBERS // self.dims, 1)
+        for some, theirs in zip(torch.split(features.detach(), step), torch.split(places, step), strict=True):
+            rows = some.to(self._sums.dtype)
+            known = torch.where(rows.isfinite().all(1), theirs, 0)
+            self._sums.index_add_(0, known, torch.cat([torch.ones_like(rows[:, :1]), rows, rows.square()], 1))
 
     def smooth(self, features: Tensor, labels: Tensor) -> Tensor:
         """
@@ -124,8 +128,10 @@ class FeatureSmoothing:
         places = self._places(features, labels)
         if self._tables is None:
             return features
-        mean, factor, smoothed_mean = (table[places] for table in self._tables)
-        return (features - mean) * factor + smoothed_mean
+        mean, factor, smoothed_mean = self._tables
+        smoothed = features - mean[places]
+        # In place, as the rows may be pixels: of all of them, backward keeps the factors alone.
+        return smoothed.mul_(factor[places]).add_(smoothed_mean[places])
 
     def merge(self, reduce: Callable[[Tensor], Tensor], keep: bool) -> None:
         """

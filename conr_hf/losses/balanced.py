@@ -3,13 +3,16 @@ Balanced MSE: the squared error of a model that is corrected for how labels are 
 
 A prediction is taken as the centre of a Gaussian noise over the true label, and divided by the probability that labels
 of the training set would give it. The three functions differ in where these labels come from. Predictions, labels and
-noise are all divided by the label scale, and each function returns one number a row.
+noise are all divided by the label scale, and each function returns one number a row. The rows of a call may be pixels,
+millions of them: nothing is kept of all rows times all candidates, components or bins. There is no second derivative.
 """
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from conr_hf.losses.row_blocks import Slopes, in_blocks
 
 
 class Mixture(NamedTuple):
@@ -141,17 +144,25 @@ def gai(predictions: Tensor, labels: Tensor, mixture: Mixture, noise: Tensor) ->
     predictions, labels, noise = _prepare(predictions, labels, noise)
     weights, means, variances, rotations = (part.to(predictions.dtype) for part in mixture)
     means = _columns("mixture.means", means, predictions)
-    variance = noise.square()
-    offsets = predictions[:, None] - means  # (M, K, T)
-    if means.shape[1] > 1:
-        with torch.autocast(offsets.device.type, enabled=False):
-            offsets = torch.einsum("mkt,ktu->mku", offsets, rotations)
-    # T/2 log s2 - 1/2 sum log(v + s2) in one, so that no large logarithms cancel.
-    normalisers = torch.log1p(variances / variance).sum(1)  # (K,)
-    distances = (offsets.square() / (variances + variance)).sum(2)  # (M, K)
-    chances = torch.logsumexp(weights.log() - (normalisers + distances) / 2, 1)
-    errors = (predictions - labels).square().sum(1)
-    return 2 * variance.detach() * (errors / (2 * variance) + chances)
+
+    def of_block(predictions: Tensor, labels: Tensor, noise: Tensor) -> Slopes:
+        variance = noise.square()
+        spreads = variances + variance  # (K, T)
+        offsets = _turned(predictions[:, None] - means, rotations.mT)  # (M, K, T)
+        # T/2 log s2 - 1/2 sum log(v + s2) in one, so that no large logarithms cancel.
+        normalisers = torch.log1p(variances / variance).sum(1)  # (K,)
+        distances = (offsets.square() / spreads).sum(2)  # (M, K)
+        logits = weights.log() - (normalisers + distances) / 2
+        shares = logits.softmax(1)
+        residuals = predictions - labels
+        losses = residuals.square().sum(1) + 2 * variance * logits.logsumexp(1)
+        pulls = _turned(offsets / spreads, rotations)
+        slopes = 2 * (residuals - variance * (shares[:, :, None] * pulls).sum(1))
+        # Of -(normalisers + distances) / 2, times 2 s^2; the error's own goes into its division by s^2.
+        nearer = 2 * noise * ((variances / spreads).sum(1) + variance * (offsets / spreads).square().sum(2))
+        return losses, slopes, (shares * nearer).sum(1) - 2 * residuals.square().sum(1) / noise
+
+    return in_blocks(of_block, predictions, labels, noise, means.numel())
 
 
 def bni(predictions: Tensor, labels: Tensor, centres: Tensor, frequencies: Tensor, noise: Tensor) -> Tensor:
@@ -192,10 +203,25 @@ def bni(predictions: Tensor, labels: Tensor, centres: Tensor, frequencies: Tenso
 
 def _nearness_loss(predictions: Tensor, labels: Tensor, centres: Tensor, log_weights: Tensor, noise: Tensor) -> Tensor:
     """`2 s^2 (|p - y|^2 / (2 s^2) + logsumexp_b(log_weights_b - |p - c_b|^2 / (2 s^2)))` of shape `(M,)`."""
-    variance = noise.square()
-    errors = (predictions - labels).square().sum(1, keepdim=True)  # (M, 1)
-    nearer = errors - (predictions[:, None] - centres).square().sum(2)  # (M, B)
-    return 2 * variance.detach() * torch.logsumexp(log_weights + nearer / (2 * variance), 1)
+
+    def of_block(predictions: Tensor, labels: Tensor, noise: Tensor) -> Slopes:
+        variance = noise.square()
+        errors = (predictions - labels).square().sum(1, keepdim=True)  # (M, 1)
+        nearer = errors - (predictions[:, None] - centres).square().sum(2)  # (M, B)
+        logits = log_weights + nearer / (2 * variance)
+        shares = logits.softmax(1)
+        slopes = 2 * (shares[:, :, None] * (centres - labels[:, None])).sum(1)
+        return 2 * variance * logits.logsumexp(1), slopes, -2 / noise * (shares * nearer).sum(1)
+
+    return in_blocks(of_block, predictions, labels, noise, centres.numel())
+
+
+def _turned(offsets: Tensor, rotations: Tensor) -> Tensor:
+    """Vectors of shape `(M, K, T)`, each times its component's matrix; of one dimension as they are."""
+    if offsets.shape[2] == 1:
+        return offsets
+    with torch.autocast(offsets.device.type, enabled=False):
+        return torch.einsum("mku,ktu->mkt", offsets, rotations)
 
 
 def _prepare(predictions: Tensor, labels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from conr_hf.imbalance.bins import FloatArray
@@ -63,10 +64,10 @@ class DepthErrors:
         refuse_where(inside & ~np.isfinite(p), p, "predictions", DIVERGED)
         without = inside & ~(np.isfinite(y) & (y > 0))
         refuse_where(without, y, "labels", "Leave pixels without depth out: mask=labels > 0.")
-        p, y = p[inside], y[inside]
-        error = np.abs(p - y)
-        parts = [error**2, error, *depth_errors(p, y)]
-        self.sums += [len(y), *(float(part.sum()) for part in parts)]
+        predicted, true = torch.from_numpy(p[inside]), torch.from_numpy(y[inside])
+        error = (predicted - true).abs()
+        parts = [error.square(), error, *depth_errors(predicted, true)]
+        self.sums += [len(true), *(float(part.sum()) for part in parts)]
 
     def compute(self) -> dict[str, float]:
         """
@@ -120,13 +121,13 @@ def depth_metrics(
     return errors.compute()
 
 
-def depth_errors(p: FloatArray, y: FloatArray) -> FloatArray:
+def depth_errors(p: Tensor, y: Tensor) -> tuple[Tensor, ...]:
     """
-    What the means of [`depth_metrics`] are taken of, for each pixel: `FIGURES`, an `np.ndarray` of shape `(5, N)`.
+    What the means of [`depth_metrics`] are taken of, for each pixel: of each of `FIGURES` a tensor of shape `(N,)`.
 
     Args:
-        p, y (`np.ndarray` of shape `(N,)`): Predicted and true depths, the latter greater than 0.
+        p, y (`torch.Tensor` of shape `(N,)`): Predicted and true depths, float64, the latter greater than 0.
     """
-    positive = np.maximum(p, SMALLEST_SHARE * y)
-    ratio = np.maximum(positive / y, y / positive)
-    return np.stack([np.abs(p - y) / y, np.log10(ratio), *(ratio <= 1.25**k for k in (1, 2, 3))])
+    positive = torch.maximum(p, SMALLEST_SHARE * y)
+    ratio = torch.maximum(positive / y, y / positive)
+    return ((p - y).abs() / y, ratio.log10(), *(ratio <= 1.25**k for k in (1, 2, 3)))

@@ -1,7 +1,11 @@
 """Predictions beside their labels: of one shape, and finite."""
 
+from collections.abc import Sequence
+from typing import NoReturn
+
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from conr_hf.imbalance import label_columns
@@ -45,6 +49,21 @@ def as_float64(values: npt.ArrayLike | Tensor) -> FloatArray:
     return np.asarray(values.detach().cpu().double().numpy() if isinstance(values, Tensor) else values, np.float64)
 
 
+def as_tensor(values: npt.ArrayLike | Tensor) -> Tensor:
+    """A tensor as it is, detached, or numbers of any kind as a float64 one; on a device that has float64."""
+    if isinstance(values, Tensor):
+        return values.detach().cpu() if values.device.type == "mps" else values.detach()
+    return torch.from_numpy(np.asarray(values, np.float64))
+
+
+def refuse_shapes(values: Sequence[int], labels: Sequence[int], name: str) -> NoReturn:
+    """
+    Raises:
+        `ValueError`: That these two shapes do not fit together.
+    """
+    raise ValueError(f"{name} is of shape {tuple(values)} and labels of {tuple(labels)}. Pass maps of one shape.")
+
+
 def reshaped(values: FloatArray, labels: FloatArray, name: str) -> FloatArray:
     """
     Maps in the shape of the labels, but for axes of length 1.
@@ -53,7 +72,7 @@ def reshaped(values: FloatArray, labels: FloatArray, name: str) -> FloatArray:
         `ValueError`: For another shape.
     """
     if values.squeeze().shape != labels.squeeze().shape:
-        raise ValueError(f"{name} is of shape {values.shape} and labels of {labels.shape}. Pass maps of one shape.")
+        refuse_shapes(values.shape, labels.shape, name)
     return values.reshape(labels.shape)
 
 

@@ -1,15 +1,20 @@
 """Errors of label maps by how common their labels are in training, gathered batch by batch."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from conr_hf.imbalance import Bins
 from conr_hf.imbalance.bins import FLOAT32_EPS, FloatArray, IntArray
 from conr_hf.metrics.depth import FIGURES, depth_errors
-from conr_hf.metrics.inputs import DIVERGED, as_float64, refuse_where, reshaped
+from conr_hf.metrics.inputs import DIVERGED, as_float64, as_tensor, refuse_shapes, refuse_where
 from conr_hf.metrics.shots import shot_masks
 
+# Pixels that are counted at once: on CPU what they come to stays in the cache of a core.
+PIXELS_CPU, PIXELS_GPU = 2**16, 2**22
 _SMALLEST_SPREAD = 1e-13  # of values in their mean; less of it is rounding
 
 
@@ -19,6 +24,7 @@ class StreamedErrors:
     batch of maps, then `compute`.
 
     All pixels with a label count alike, whichever map they are from. Sums and moments per bin are all that is kept.
+    Tensors are counted on their device, in float64.
 
     Args:
         bins ([`~conr_hf.imbalance.Bins`]): Bins of the training pixels, of one label dimension.
@@ -60,21 +66,17 @@ class StreamedErrors:
             `ValueError`: For shapes that do not fit together, infinite labels, and predictions that are NaN or
                 infinite where there is a label (naming the first one's index). Nothing of such a batch is counted.
         """
-        y = as_float64(labels)
-        p = reshaped(as_float64(predictions), y, "predictions")
-        labelled = ~np.isnan(y)
-        refuse_where(np.isinf(y), y, "labels", "Write NaN where there is no label.")
-        refuse_where(labelled & ~np.isfinite(p), p, "predictions", DIVERGED)
-        p, y = p[labelled], y[labelled]
-        row = self.bins.index(y)[:, 0]
-        row[row < 0] = len(self._sums) - 1
-        error, positive = np.abs(p - y), y > 0
-        depth = np.zeros((len(FIGURES), len(y)))
-        depth[:, positive] = depth_errors(p[positive], y[positive])
-        floor = FLOAT32_EPS * float(np.ptp(self.bins.edges[0]))
-        parts = [error, error**2, np.log(np.maximum(error, floor)), positive, *depth]
-        self._sums += np.stack([self._summed(row, part) for part in parts], axis=1)
-        self._moments = _together(np.stack([self._moments, self._moments_of(p, y, row)]))
+        y, p = as_tensor(labels), as_tensor(predictions)
+        if p.squeeze().shape != y.squeeze().shape:
+            refuse_shapes(p.shape, y.shape, "predictions")
+        p = p.reshape(y.shape).to(y.device)
+        if bool((y.isinf() | ~(y.isnan() | p.isfinite())).any()):
+            refuse_where(y.isinf().cpu().numpy(), as_float64(y), "labels", "Write NaN where there is no label.")
+            refuse_where((~y.isnan() & ~p.isfinite()).cpu().numpy(), as_float64(p), "predictions", DIVERGED)
+        step = max(PIXELS_CPU if y.device.type == "cpu" else PIXELS_GPU, len(self._sums))
+        for some, theirs in zip(torch.split(p.flatten(), step), torch.split(y.flatten(), step), strict=True):
+            labelled = (~theirs.isnan()).nonzero().squeeze(1)
+            self._count(some[labelled].double(), theirs[labelled].double())
 
     def compute(self) -> dict[str, dict[str, float]]:
         """
@@ -116,25 +118,39 @@ class StreamedErrors:
             found["pearson"] = pearson
         return found | (dict(zip(FIGURES, depth, strict=True)) if is_depth else {})
 
-    def _moments_of(self, p: FloatArray, y: FloatArray, row: IntArray) -> FloatArray:
+    def _count(self, p: Tensor, y: Tensor) -> None:
+        boundaries = torch.tensor(self.bins.boundaries[0], device=y.device)
+        outside = len(self._sums) - 1
+        row = torch.bucketize(y, boundaries, right=True) - 1  # -1 below the bins, B above them
+        row = torch.where(row < 0, outside, row)
+        error, positive = (p - y).abs(), y > 0
+        floor = FLOAT32_EPS * float(np.ptp(self.bins.edges[0]))
+        # Where a label is not positive there is no depth, and none is told.
+        depth = depth_errors(p, torch.where(positive, y, 1))
+        parts = [error, error.square(), error.clamp(min=floor).log(), positive, *depth]
+        self._sums += self._summed(row, parts).cpu().numpy()
+        self._moments = _together(np.stack([self._moments, self._moments_of(p, y, row).cpu().numpy()]))
+
+    def _moments_of(self, p: Tensor, y: Tensor, row: Tensor) -> Tensor:
         """
         Of each row: how many pixels, means of predictions and labels, and the sums of squares and products of what
         differs from them: `(B + 1, 6)`.
         """
-        n = np.bincount(row, minlength=len(self._sums)).astype(np.float64)
-        some = np.maximum(n, 1)
-        rough = [self._summed(row, values) / some for values in (p, y)]
+        n, *sums = self._summed(row, [torch.ones_like(y), p, y]).unbind(1)
+        some = n.clamp(min=1)
+        rough = [total / some for total in sums]
         # Sums of as many equal numbers are off by some of their last digits, the means of what remains are not.
         a, b = p - rough[0][row], y - rough[1][row]
-        rest = [self._summed(row, values) / some for values in (a, b)]
-        squares = [self._summed(row, u * v) for u, v in ((a, a), (b, b), (a, b))]
-        less = [n * rest[i] * rest[j] for i, j in ((0, 0), (1, 1), (0, 1))]
-        means = [mean + more for mean, more in zip(rough, rest, strict=True)]
-        return np.stack([n, *means, *(total - part for total, part in zip(squares, less, strict=True))], axis=1)
+        *sums, aa, bb, ab = self._summed(row, [a, b, a * a, b * b, a * b]).unbind(1)
+        u, v = (total / some for total in sums)
+        return torch.stack([n, rough[0] + u, rough[1] + v, aa - n * u * u, bb - n * v * v, ab - n * u * v], 1)
 
-    def _summed(self, row: IntArray, values: npt.NDArray[np.generic]) -> FloatArray:
-        sums: FloatArray = np.bincount(row, weights=values, minlength=len(self._sums)).astype(np.float64)
-        return sums
+    def _summed(self, row: Tensor, parts: Sequence[Tensor]) -> Tensor:
+        """The sums of each of the parts over the pixels of each row: `(B + 1, len(parts))`, float64."""
+        sums = torch.zeros(len(parts), len(self._sums), dtype=torch.float64, device=row.device)
+        for total, part in zip(sums, parts, strict=True):
+            total.scatter_add_(0, row, part.double())
+        return sums.T
 
 
 def _together(parts: FloatArray) -> FloatArray:

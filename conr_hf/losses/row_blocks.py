@@ -1,0 +1,59 @@
+"""Losses of many rows, block by block, each with its gradient in closed form."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+NUMBERS = 2**20  # the most of a block's tensor of rows by what they are compared with
+
+# Of each row: the loss, and its slopes in the prediction, of shape (M, T), and in the noise.
+Slopes = tuple[Tensor, Tensor, Tensor]
+
+
+def in_blocks(
+    of_block: Callable[[Tensor, Tensor, Tensor], Slopes],
+    predictions: Tensor,
+    labels: Tensor,
+    noise: Tensor,
+    width: int,
+) -> Tensor:
+    """
+    The loss of each row, in memory that does not grow with rows times `width`.
+
+    The gradient is found beside the losses, so that backward keeps `T + 1` numbers of each row, and computes none.
+
+    Args:
+        of_block (function of predictions, labels and noise): Finds the losses of some rows, and their slopes.
+        predictions (`torch.Tensor` of shape `(M, T)`): Of all rows.
+        labels (`torch.Tensor` of shape `(M, T)`): Of all rows; they get no gradient.
+        noise (`torch.Tensor` of shape `()`): The same for all rows.
+        width (`int`): How many numbers a row has in the largest tensors of `of_block`.
+
+    Returns:
+        `torch.Tensor` of shape `(M,)`, once differentiable in `predictions` and `noise`.
+    """
+    step = max(NUMBERS // width, 1)
+    with torch.no_grad():
+        blocks = zip(torch.split(predictions, step), torch.split(labels, step), strict=True)
+        parts = [of_block(some, theirs, noise) for some, theirs in blocks]
+    losses: Tensor = _WithSlopes.apply(predictions, noise, *(torch.cat(part) for part in zip(*parts, strict=True)))
+    return losses
+
+
+class _WithSlopes(torch.autograd.Function):
+    """Losses as they are, whose gradients in predictions and noise are these slopes."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, predictions: Tensor, noise: Tensor, losses: Tensor, slopes: Tensor, noise_slopes: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(slopes, noise_slopes)
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        slopes, noise_slopes = ctx.saved_tensors  # type: ignore[attr-defined]
+        return gradient[:, None] * slopes, (gradient * noise_slopes).sum(), None, None, None
