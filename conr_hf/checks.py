@@ -3,14 +3,15 @@
 import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Dataset, IterableDataset
+from transformers import BaseImageProcessor
 from transformers.utils import logging
 
 from conr_hf.config import ConRConfig
-from conr_hf.data import map_labels
-from conr_hf.data.map_labels import MapLabels, ReadMap, has_maps, in_words, read_maps, thinned
-from conr_hf.data.rows import Row, column_names, label_cells, read_labels, unreadable_rows
+from conr_hf.data.map_labels import MapLabels, ReadMap, has_maps, read_maps, thinned_alike
+from conr_hf.data.rows import Row, Size, column_names, in_words, label_cells, read_labels, read_sizes
 from conr_hf.distributed import gather_objects, rank, world_size
 from conr_hf.imbalance import Bins, label_columns
+from conr_hf.input_sizes import check_input_sizes
 
 logger = logging.get_logger(__name__)
 
@@ -27,7 +28,13 @@ def check_has_rows(dataset: Dataset[Row], name: str) -> None:
 
 
 def usable_rows(
-    dataset: Dataset[Row], name: str, args: ConRConfig, *, with_labels: bool, with_images: bool
+    dataset: Dataset[Row],
+    name: str,
+    args: ConRConfig,
+    *,
+    with_labels: bool,
+    with_images: bool,
+    processor: BaseImageProcessor | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """
     Reads labels and images of every row once; several processes share the images.
@@ -38,31 +45,41 @@ def usable_rows(
         args ([`ConRConfig`]): Names the columns, and says whether bad rows are left out (`skip_bad_rows`).
         with_labels (`bool`): Read the labels.
         with_images (`bool`): Read the images.
+        processor (`BaseImageProcessor`, *optional*): The model's, which must give all images read one size.
 
     Returns:
         `np.ndarray` of shape `(N,)`, the rows that can be used, in order; and their labels, `np.ndarray` of shape
         `(N,)` or `(N, T)`, or `None` without `with_labels`.
 
     Raises:
-        `ValueError`: at the first row that cannot be read, or, with `skip_bad_rows`, if none can.
+        `ValueError`: at the first row that cannot be read, or, with `skip_bad_rows`, if none can; and as
+            [`~conr_hf.input_sizes.check_input_sizes`].
     """
     count = len(dataset)  # type: ignore[arg-type]
     labels, wrong = read_labels(dataset, args.label_columns, name) if with_labels else (None, {})
     if with_labels:
         wrong = {**wrong_weights(dataset, name), **wrong}
+    sizes: dict[int, Size] = {}
     if with_images:
         check_image_column(dataset, name, args.image_column)
         mine = range(rank(), count, world_size())
         show_progress = rank() == 0 and not args.disable_tqdm
-        for unreadable in gather_objects(unreadable_rows(dataset, args.image_column, mine, name, show_progress)):
-            wrong = {**unreadable, **wrong}
+        for read in gather_objects(read_sizes(dataset, args.image_column, mine, name, show_progress)):
+            wrong = {**{row: one for row, one in read.items() if isinstance(one, str)}, **wrong}
+            sizes |= {row: one for row, one in read.items() if not isinstance(one, str)}
     report_wrong(wrong, count, name, args.skip_bad_rows)
+    check_input_sizes(processor, {row: size for row, size in sizes.items() if row not in wrong}, name)
     indices = np.setdiff1d(np.arange(count), np.fromiter(wrong, int))
     return indices, None if labels is None else labels[indices]
 
 
 def usable_maps(
-    dataset: Dataset[Row], name: str, args: ConRConfig, *, with_images: bool
+    dataset: Dataset[Row],
+    name: str,
+    args: ConRConfig,
+    *,
+    with_images: bool,
+    processor: BaseImageProcessor | None = None,
 ) -> tuple[np.ndarray, MapLabels]:
     """
     [`usable_rows`] of a data set whose labels are maps: every map is read once, by one of the processes.
@@ -73,17 +90,18 @@ def usable_maps(
         args ([`ConRConfig`]): Names the columns, says what a stored number of a map is, and whether bad rows are left
             out (`skip_bad_rows`).
         with_images (`bool`): Read the images too, whose aspect the maps must have.
+        processor (`BaseImageProcessor`, *optional*): The model's, which must give all images read one size.
 
     Returns:
         `np.ndarray` of shape `(N,)`, the rows that can be used, in order; and the labels of their maps.
 
     Raises:
-        `ValueError`: at the first row that cannot be used, or, with `skip_bad_rows`, if none can.
+        `ValueError`: at the first row that cannot be used, or, with `skip_bad_rows`, if none can; and as
+            [`~conr_hf.input_sizes.check_input_sizes`].
     """
     if with_images:
         check_image_column(dataset, name, args.image_column)
     count = len(dataset)  # type: ignore[arg-type]
-    most = max(map_labels.MOST_PIXELS // count, 1)
     mine = read_maps(
         dataset,
         args.image_column if with_images else None,
@@ -92,20 +110,22 @@ def usable_maps(
         name,
         scale=args.map_scale,
         invalid=args.map_invalid,
-        most=most,
         show_progress=rank() == 0 and not args.disable_tqdm,
     )
     maps = {row: one for row, one in mine.items() if isinstance(one, ReadMap)}
     wrong = {row: one for row, one in mine.items() if isinstance(one, str)}
-    if sum(gather_objects(sum(one.valid for one in maps.values()))) > map_labels.MOST_PIXELS:
-        maps = {row: thinned(row, one, most) for row, one in maps.items()}
-    parts = gather_objects((maps, wrong))
+    valid: dict[int, int] = {}
+    for of_process in gather_objects({row: one.valid for row, one in maps.items()}):
+        valid |= of_process
+    parts = gather_objects((thinned_alike(maps, valid), wrong))
     wrong = wrong_weights(dataset, name)
-    for _, of_process in parts:
-        wrong |= of_process
+    for _, theirs in parts:
+        wrong |= theirs
     report_wrong(wrong, count, name, args.skip_bad_rows)
-    maps = {row: one for of_process, _ in parts for row, one in of_process.items() if row not in wrong}
+    maps = {row: one for theirs, _ in parts for row, one in theirs.items() if row not in wrong}
     indices = np.array(sorted(maps))
+    sizes = {row: one.image_size for row, one in maps.items() if one.image_size is not None}
+    check_input_sizes(processor, sizes, name)
     return indices, MapLabels.of([maps[row] for row in indices.tolist()])
 
 

@@ -17,7 +17,7 @@ from conr_hf.recipe import Recipe
 from conr_hf.recipe_data import load_data
 from conr_hf.report import hardware, versions
 from conr_hf.run import check_writable, evaluate
-from conr_hf.saved import load_saved, option_beside, targets_of, unit_beside
+from conr_hf.saved import load_saved, targets_of, unit_beside
 from conr_hf.state import load_state
 from conr_hf.trainer import ConRTrainer
 
@@ -53,6 +53,9 @@ def evaluate_saved(
     model, processor = load_saved(model_name, maps=True)
     saved = load_state(model_name)
     columns = label_columns or (saved[0].label_columns if saved is not None else ["label"])
+    if saved is not None:
+        map_scale = saved[0].map_scale if map_scale is None else map_scale
+        map_invalid = saved[0].map_invalid if map_invalid is None else map_invalid
     with TemporaryDirectory() as scratch:
         args = ConRConfig(
             scratch,
@@ -60,8 +63,8 @@ def evaluate_saved(
             label_columns=list(columns),
             per_device_eval_batch_size=batch_size,
             skip_bad_rows=skip_bad_rows,
-            map_scale=map_scale if map_scale is not None else option_beside(model_name, "map_scale", 1.0),
-            map_invalid=map_invalid if map_invalid is not None else option_beside(model_name, "map_invalid", None),
+            map_scale=1.0 if map_scale is None else map_scale,
+            map_invalid=map_invalid,
         )
         targets = targets_of(model)
         sets, targets, unit = load_data(

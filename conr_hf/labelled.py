@@ -10,6 +10,7 @@ from transformers import Trainer
 from conr_hf.checks import check_columns, check_has_rows, check_one_size, streamed_labels, usable_maps, usable_rows
 from conr_hf.config import ConRConfig
 from conr_hf.data.benchmarks import benchmark_of
+from conr_hf.data.catalogue import Benchmark
 from conr_hf.data.map_labels import MapLabels, has_maps
 from conr_hf.data.rows import Row, column_names
 from conr_hf.data.views import DrawnRows
@@ -19,11 +20,15 @@ DataSets = Dataset[Row] | dict[str, Dataset[Row]]
 
 
 class _Usable(NamedTuple):
-    """What is known of a data set: its usable rows, their labels, one number a row or maps, and what was read."""
+    """
+    What is known of a data set: its usable rows, their labels, one number a row or maps, the benchmark that they are
+    of where they are those of training, and whether every image that there is to read was read.
+    """
 
     rows: DrawnRows
     labels: np.ndarray | None
     maps: MapLabels | None
+    benchmark: Benchmark | None
     images_were_read: bool
 
 
@@ -73,15 +78,14 @@ class LabelledTrainer(Trainer):
     def training_labels(self) -> np.ndarray:
         """
         Labels of the usable training rows, in label units: `np.ndarray` of shape `(N,)` or `(N, T)`. Of maps: those of
-        the valid pixels, `(P,)`, float32; of more than 10 million of them a sample, as many of each map.
+        the valid pixels, `(P,)`, float32; of more than 10 million of them a sample, the same share of each map's.
         """
         if isinstance(self.train_dataset, IterableDataset):
             if self._streamed_labels is None:
                 self._streamed_labels = streamed_labels(self.train_dataset, "train_dataset", self.args)
             return self._streamed_labels
-        _, labels, maps, _ = self._read(self.train_dataset, "train_dataset")
-        if maps is not None:
-            return maps.values
+        found = self._read(self.train_dataset, "train_dataset")
+        labels = found.labels if found.maps is None else found.maps.values
         assert labels is not None
         return labels
 
@@ -96,14 +100,9 @@ class LabelledTrainer(Trainer):
         counts = self._training_maps().counts
         return np.repeat(np.arange(len(counts)), counts)
 
-    def valid_pixels(self) -> float:
-        """Mean number of valid pixels of a training map."""
-        return float(self._training_maps().valid.mean())
-
     def valid_share(self) -> float:
         """Mean share of valid pixels of a training map."""
-        maps = self._training_maps()
-        return float((maps.valid / maps.sizes.prod(axis=1)).mean())
+        return self._training_maps().valid_share
 
     def shot_thresholds(self) -> tuple[float, float] | None:
         """
@@ -111,19 +110,23 @@ class LabelledTrainer(Trainer):
         the benchmark's numbers, or else 20 and 100, times the pixels that a map has of them. `None` where labels are
         no maps.
         """
-        if isinstance(self.train_dataset, IterableDataset) or not self.labels_are_maps:
+        if isinstance(self.train_dataset, IterableDataset):
             return None
-        labels = self.training_labels()
-        benchmark = benchmark_of(self.train_dataset, labels)
+        rows, _, maps, benchmark, _ = self._read(self.train_dataset, "train_dataset")
+        if maps is None:
+            return None
         few, many = (benchmark.shot_thresholds if benchmark is not None else None) or THRESHOLDS
-        pixels = len(labels) / self.training_rows()
+        pixels = len(maps.values) / len(rows)
         return few * pixels, many * pixels
 
     def bin_width(self) -> float | None:
         """The width of the bins in label units: the user's, or the benchmark's, or `None`."""
         if self.args.bin_width is not None:
             return self.args.bin_width
-        benchmark = benchmark_of(self.train_dataset, self.training_labels())
+        if isinstance(self.train_dataset, IterableDataset):
+            benchmark = benchmark_of(self.train_dataset, self.training_labels())
+        else:
+            benchmark = self._read(self.train_dataset, "train_dataset").benchmark
         return None if benchmark is None else benchmark.bin_width
 
     def _training_maps(self) -> MapLabels:
@@ -135,24 +138,27 @@ class LabelledTrainer(Trainer):
     def _read(self, dataset: Dataset[Row], name: str, before_training: bool = False) -> _Usable:
         if isinstance(dataset, IterableDataset):
             check_has_rows(dataset, name)  # a stream is refused
+        want_images = before_training or self.args.skip_bad_rows
+        found = self._usable.get(id(dataset))
+        if found is not None and (found.images_were_read or not want_images):
+            return found
         names = column_names(dataset)
         is_own = self._user_collator is not None
         raw = "pixel_values" not in names and not is_own
-        with_images = raw and (before_training or self.args.skip_bad_rows)
-        found = self._usable.get(id(dataset))
-        if found is None or (with_images and not found.images_were_read):
-            is_training = dataset is self.train_dataset
-            labels: np.ndarray | None = None
-            maps: MapLabels | None = None
-            if (is_training or not is_own) and has_maps(dataset, self.args.label_columns, name):
-                indices, maps = usable_maps(dataset, name, self.args, with_images=with_images)
-            else:
-                labelled = raw and (before_training or all(column in names for column in self.args.label_columns))
-                indices, labels = usable_rows(
-                    dataset, name, self.args, with_labels=labelled or is_training, with_images=with_images
-                )
-            found = _Usable(DrawnRows(dataset, name, indices), labels, maps, with_images)
-            self._usable[id(dataset)] = found
+        with_images = raw and want_images
+        is_training = dataset is self.train_dataset
+        reads: Any = {"with_images": with_images, "processor": self.processing_class}
+        labels: np.ndarray | None = None
+        maps: MapLabels | None = None
+        if (is_training or not is_own) and has_maps(dataset, self.args.label_columns, name):
+            indices, maps = usable_maps(dataset, name, self.args, **reads)
+        else:
+            labelled = raw and (before_training or all(column in names for column in self.args.label_columns))
+            indices, labels = usable_rows(dataset, name, self.args, with_labels=labelled or is_training, **reads)
+        of_training = (labels if maps is None else maps.values) if is_training else None
+        benchmark = None if of_training is None else benchmark_of(dataset, of_training)
+        found = _Usable(DrawnRows(dataset, name, indices), labels, maps, benchmark, want_images or not raw)
+        self._usable[id(dataset)] = found
         return found
 
 

@@ -52,7 +52,8 @@ def resized(processor: BaseImageProcessor, config: PreTrainedConfig, side: int |
         return TimmWrapperImageProcessor(config.pretrained_cfg, architecture=config.architecture)
     settings = processor.to_dict()
     changed: dict[str, Any] = {"size": _square(side)}
-    if "shortest_edge" in settings["size"]:
+    is_cropped = (settings.get("do_center_crop") and settings.get("crop_size")) or "crop_pct" in settings
+    if "shortest_edge" in settings["size"] and is_cropped:
         changed["size"] = {"shortest_edge": side}
     if settings.get("crop_size"):
         changed["crop_size"] = _square(side)
@@ -64,6 +65,9 @@ def resized(processor: BaseImageProcessor, config: PreTrainedConfig, side: int |
 def uncropped(processor: BaseImageProcessor, side: int | None) -> BaseImageProcessor:
     """`processor` for the whole image, nothing cut off or added, in a square of `side` pixels if that is given."""
     settings = processor.to_dict()
+    if side is not None and type(processor).__name__.startswith("GLPN"):  # which heeds no size
+        looks = {name: settings[name] for name in ("rescale_factor", "resample") if name in settings}
+        return ViTImageProcessor(size=_square(side), do_normalize=False, **looks)
     changed: dict[str, Any] = {name: False for name in ("do_center_crop", "do_pad") if settings.get(name)}
     if side is not None:
         changed["size"] = _square(side)

@@ -50,6 +50,8 @@ class Resolved:
     rnc_weight: float
     cmixup_bandwidth: float
     num_views: int
+    map_scale: float
+    map_invalid: float | None
 
     @property
     def head_scale(self) -> float | Tensor:
@@ -91,9 +93,10 @@ def resolve(args: ConRConfig, labels: np.ndarray, may_resample: bool = True, of_
     columns = labels.reshape(len(labels), -1).astype(np.float64)  # (N, T)
     if args.loss_space == "log1p" and columns.min() < 0:
         row = int(columns.min(1).argmin())
+        which = "a label of a training map" if of_maps else f"the label of usable training row {row:,}"
         raise ValueError(
-            f"loss_space is log1p, but the label of usable training row {row:,} is {columns[row].min():g}; labels "
-            "must not be negative. Set loss_space to label."
+            f"loss_space is log1p, but {which} is {columns[row].min():g}; labels must not be negative. Set loss_space "
+            "to label."
         )
     scale = args.label_scale if args.label_scale is not None else float(np.sqrt(columns.var(0).mean())) or 1.0
     relative_scales = np.ones(columns.shape[1])
@@ -133,4 +136,6 @@ def resolve(args: ConRConfig, labels: np.ndarray, may_resample: bool = True, of_
         rnc_weight=args.rank_n_contrast_weight(0.0 if of_maps else weight),
         cmixup_bandwidth=args.cmixup_bandwidth if args.cmixup_bandwidth is not None else 0.1 * scale,
         num_views=args.num_views,
+        map_scale=args.map_scale,
+        map_invalid=args.map_invalid,
     )

@@ -70,11 +70,6 @@ def unit_beside(model_name: str) -> str:
     return str(_results_beside(model_name).get("unit", ""))
 
 
-def option_beside(model_name: str, option: str, default: Any) -> Any:
-    """An option of the run that a saved model or checkpoint lies in; `default` without."""
-    return _results_beside(model_name).get("recipe", {}).get(option, default)
-
-
 def _results_beside(model_name: str) -> dict[str, Any]:
     files = [folder / "results.json" for folder in (Path(model_name), Path(model_name).parent)]
     found = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]

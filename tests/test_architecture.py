@@ -35,7 +35,7 @@ TRAINING = {
         "state",
         "keeping",
     ),
-    *("learning", "card", "card_template", "methods_used", "gaze", "figures", "data_config"),
+    *("input_sizes", "learning", "card", "card_template", "methods_used", "gaze", "figures", "data_config"),
     *("card_metadata", "origins", "describing", "report", "publishing", "hub", "pushing", "trainer"),
 }
 TOP = {

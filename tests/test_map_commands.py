@@ -165,6 +165,16 @@ def test_evaluate_prints_the_numbers_of_the_run(run, data, tmp_path):
     assert json.loads((tmp_path / "other" / "results.json").read_text())["test"]["all"]["mae"] > 10
 
 
+def test_a_model_by_itself_remembers_how_its_maps_were_stored(run, data, tmp_path):
+    """As one from the Hub, which has no results.json where it is looked for."""
+    shutil.copytree(run, tmp_path / "model", ignore=shutil.ignore_patterns("results.json", "recipe.yaml", "check*"))
+    ended = conr("evaluate", tmp_path / "model", "--data", data, "--output", tmp_path / "out")
+    assert ended.code == 0, ended.err
+    found, expected = (json.loads((folder / "results.json").read_text()) for folder in (tmp_path / "out", run))
+    assert flat(found["test"]) == pytest.approx(flat(expected["test"]), rel=1e-6)
+    assert (expected["conr"]["map_scale"], expected["conr"]["map_invalid"]) == (0.001, 0)
+
+
 def test_predict_writes_the_maps_of_a_folder(run, data, tmp_path):
     random = np.random.default_rng(0)
     (tmp_path / "photos" / "more").mkdir(parents=True)

@@ -17,6 +17,7 @@ from conr_hf.data.maps import is_map, to_map
 from conr_hf.data.rows import read_labels
 from conr_hf.feeding import ImageTrainer
 from conr_hf.inspection import inspect
+from conr_hf.resolved import resolve
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +52,8 @@ def heights(shape=(3, 4), dtype=np.uint16, seed=0):
         (Image.new("L", (2, 2)), True),
         (np.zeros((2, 2)), True),
         (torch.zeros(2, 2), True),
+        (torch.zeros(1, 3, 2), True),
+        (np.zeros((1, 3, 2)), True),
         ([[1.0, 2.0]], True),
         ([np.zeros(2), np.zeros(2)], True),
         ({"bytes": b"", "path": None}, True),
@@ -62,6 +65,8 @@ def heights(shape=(3, 4), dtype=np.uint16, seed=0):
         (np.float32(3), False),
         (np.zeros(2), False),
         (np.zeros((2, 2, 3)), False),
+        (torch.zeros(2, 3, 2), False),
+        (torch.zeros(1, 1, 3, 2), False),
         ([1, 2], False),
         ([], False),
         ({"a": 1}, False),
@@ -95,6 +100,8 @@ def ways(folder):
     yield from (torch.tensor(values.astype(np.int32)), torch.tensor(values.astype(np.float32)).bfloat16())
     yield values.tolist()
     yield [row.astype(float) for row in values]
+    yield from (values[None], torch.tensor(values.astype(np.float32))[None], values[None].tolist())
+    yield {"bytes": npy(values[None]), "path": None}
 
 
 def test_every_kind_of_map_gives_the_same(tmp_path):
@@ -140,6 +147,7 @@ class Harm:
         (Image.new("RGB", (4, 4)), "mode RGB"),
         (Image.new("P", (4, 4)), "mode P"),
         (np.zeros((2, 2, 3)), r"shape \(2, 2, 3\)"),
+        (np.zeros((1, 1, 2, 3)), r"shape \(1, 1, 2, 3\)"),
         (np.zeros((0, 3)), "it is empty"),
         (np.array([["a", "b"]]), "it holds <U1"),
         (np.zeros((2, 2), complex), "complex"),
@@ -147,6 +155,7 @@ class Harm:
         ([["a", "b"]], "not numbers"),
         ("31 years", "no path of a map"),
         (5, 'it is "5", which is no map'),
+        (b"x" * 1000, r"^it is .{1,50}, which is no map"),
         ({"bytes": b"", "path": None}, "the file is empty"),
         ({"bytes": npy(np.array([[Harm()]]), allow_pickle=True), "path": None}, "allow_pickle=False"),
         ({"bytes": npy(np.zeros((9, 9)))[:-8], "path": None}, "."),
@@ -207,7 +216,6 @@ def test_a_trainer_knows_the_labels_of_all_valid_pixels(tmp_path):
     np.testing.assert_array_equal(of.training_labels(), np.concatenate(valid))
     assert of.training_labels().dtype == np.float32
     np.testing.assert_array_equal(of.pixel_rows(), np.concatenate([[i] * len(v) for i, v in enumerate(valid)]))
-    assert of.valid_pixels() == np.mean([len(v) for v in valid])
     assert of.valid_share() == pytest.approx(np.mean([len(v) / 16 for v in valid]))
     mean = np.mean([len(v) for v in valid])
     assert of.shot_thresholds() == pytest.approx((20 * mean, 100 * mean))
@@ -230,7 +238,6 @@ def test_stored_numbers_become_label_units(tmp_path):
     of = trainer(tmp_path, data, map_scale=0.001, map_invalid=0)
     expected = np.concatenate([one[one > 0] for one in values]) * 0.001
     np.testing.assert_allclose(of.training_labels(), expected, rtol=1e-6)
-    assert of.valid_pixels() == 63
 
 
 @pytest.mark.parametrize("ready", ["plain", "transform"])
@@ -254,39 +261,69 @@ def test_rows_that_are_ready_for_the_model(tmp_path, ready):
     np.testing.assert_array_equal(of.training_labels(), np.concatenate([one[np.isfinite(one)] for one in maps]))
 
 
-@pytest.mark.parametrize(("most", "sampled"), [(83, False), (82, True), (20, True), (3, True)])
-def test_of_too_many_pixels_as_many_of_each_map(tmp_path, monkeypatch, most, sampled):
-    """7 maps with 16, 14, ... 4 valid pixels, 70 in all, and an eighth with 13."""
-    maps = [*varied(), *varied(1, seed=5)]
-    maps[7][:1, :3] = np.nan
+@pytest.mark.parametrize(
+    ("most", "counts"),
+    [(83, None), (70, None), (40, [9, 8, 7, 6, 4, 4, 2]), (7, [2, 1, 1, 1, 1, 1, 1]), (1, [1] * 7)],
+)
+def test_of_too_many_pixels_the_same_share_of_each_map(tmp_path, monkeypatch, most, counts):
+    """7 maps with 16, 14, ... 4 valid pixels, 70 in all."""
+    maps = varied()
     monkeypatch.setattr(map_labels, "MOST_PIXELS", most)
     of = trainer(tmp_path / "a", rows(maps))
     valid = [one[np.isfinite(one)] for one in maps]
-    counts = [min(len(v), max(most // 8, 1)) for v in valid] if sampled else [len(v) for v in valid]
+    counts = counts or [len(v) for v in valid]
     found = np.split(of.training_labels(), np.cumsum(counts)[:-1])
     for part, whole in zip(found, valid, strict=True):
-        places = [int(np.flatnonzero(whole == label)[0]) for label in part]
-        assert places == sorted(set(places))
-        starts = [index * len(whole) // len(part) for index in range(len(part) + 1)]  # no part of a map is missing
-        assert all(starts[index] <= place < starts[index + 1] for index, place in enumerate(places))
-    np.testing.assert_array_equal(of.pixel_rows(), np.repeat(np.arange(8), counts))
-    assert of.valid_pixels() == np.mean([len(v) for v in valid])
-    assert of.shot_thresholds() == pytest.approx((20 * sum(counts) / 8, 100 * sum(counts) / 8))
+        assert len(set(part.tolist())) == len(part)
+        assert set(part.tolist()) <= set(whole.tolist())
+    np.testing.assert_array_equal(of.pixel_rows(), np.repeat(np.arange(7), counts))
+    assert of.valid_share() == pytest.approx(np.mean([len(v) / 16 for v in valid]))
+    assert of.shot_thresholds() == pytest.approx((20 * sum(counts) / 7, 100 * sum(counts) / 7))
     again = trainer(tmp_path / "b", rows(maps))
     np.testing.assert_array_equal(again.training_labels(), of.training_labels())
 
 
-def test_a_sample_is_the_same_for_any_number_of_processes(monkeypatch):
+def dense_and_sparse():
+    """Maps of 900 labels around 20, and of 9 around 80."""
+    random = np.random.default_rng(0)
+    for index in range(60):
+        one = random.normal(20 if index % 2 else 80, 3, (30, 30)).astype(np.float32)
+        if index % 2 == 0:
+            one.ravel()[9:] = np.nan
+        yield one
+
+
+def test_sparse_maps_count_no_more_in_a_sample(tmp_path, monkeypatch):
+    maps = list(dense_and_sparse())
+    every = np.concatenate([one[np.isfinite(one)] for one in maps])
+    monkeypatch.setattr(map_labels, "MOST_PIXELS", 3000)
+    labels = trainer(tmp_path, rows(maps)).training_labels()
+    assert len(labels) == pytest.approx(3000, abs=30)
+    assert (labels > 50).mean() == pytest.approx((every > 50).mean(), abs=0.001)
+    assert labels.mean() == pytest.approx(every.mean(), abs=0.2)
+    assert np.histogram(labels, [0, 18, 22, 50, 100])[0] / len(labels) == pytest.approx(
+        np.histogram(every, [0, 18, 22, 50, 100])[0] / len(every), abs=0.03
+    )
+
+
+@pytest.mark.parametrize("most", [40, 8])
+def test_a_sample_is_the_same_for_any_number_of_processes(monkeypatch, most):
     """Each process thins when its own maps are too many; what none had to thin is thinned when all are known."""
-    monkeypatch.setattr(map_labels, "MOST_PIXELS", 40)
-    data = rows(varied(), image_size=(4, 4))
-    options = {"scale": 1.0, "invalid": None, "most": 40 // 7, "show_progress": False}
-    whole = map_labels.read_maps(data, "image", ["label"], range(7), "x", **options)
-    parts = [map_labels.read_maps(data, "image", ["label"], range(start, 7, 2), "x", **options) for start in (0, 1)]
-    for index, one in {**parts[0], **parts[1]}.items():
-        np.testing.assert_array_equal(
-            map_labels.thinned(index, one, 5).values, map_labels.thinned(index, whole[index], 5).values
-        )
+    monkeypatch.setattr(map_labels, "MOST_PIXELS", most)
+    maps = [*varied(7, seed=1), *varied(7, seed=2)]
+    data = rows(maps, image_size=(4, 4))
+    options = {"scale": 1.0, "invalid": None, "show_progress": False}
+    valid = {row: int(np.isfinite(one).sum()) for row, one in enumerate(maps)}
+    samples = []
+    for processes in (1, 2, 3, 14):
+        ours = {}
+        for process in range(processes):
+            read = map_labels.read_maps(data, "image", ["label"], range(process, 14, processes), "x", **options)
+            assert sum(len(one.values) for one in read.values()) <= 2 * most + 16 + 2 * 14
+            ours |= map_labels.thinned_alike(read, valid)
+        samples.append([ours[row].values.tolist() for row in range(14)])
+    assert samples[0] == samples[1] == samples[2] == samples[3]
+    assert sum(map(len, samples[0])) == pytest.approx(most, abs=7)
 
 
 def scanned(folder, kind):
@@ -438,6 +475,85 @@ def test_maps_of_an_evaluation_set_are_of_one_size(tmp_path):
 
 def test_a_map_where_one_number_is_read_is_told():
     assert read_labels(rows(varied(1)), ["label"], "x")[1] == {0: 'column "label": the label is a map, not one number'}
+
+
+class Cells:
+    """A data set of images and label cells as they are, tensors and arrays too."""
+
+    def __init__(self, cells, column="label"):
+        self.cells, self.column, self.reads = cells, column, 0
+
+    def __len__(self):
+        return len(self.cells)
+
+    def __getitem__(self, index):
+        self.reads += 1
+        return {"image": Image.new("RGB", (32, 32)), self.column: self.cells[index]}
+
+
+@pytest.mark.parametrize("kind", [torch.from_numpy, np.asarray])
+def test_a_map_may_have_an_axis_of_1_before_it(tmp_path, kind):
+    maps = varied(3)
+    of = trainer(tmp_path, Cells([kind(one[None]) for one in maps]), Cells([kind(one[None]) for one in maps]))
+    of.check_data()
+    assert of.labels_are_maps
+    np.testing.assert_array_equal(of.training_labels(), np.concatenate([one[np.isfinite(one)] for one in maps]))
+    batch = of.collator()([(None, row) for row in of.train_dataset])
+    np.testing.assert_array_equal(batch["labels"].numpy(), np.stack(maps))
+
+
+@pytest.mark.parametrize("column", ["label", "labels"])
+@pytest.mark.parametrize("cell", [np.zeros((3, 40, 40)), torch.zeros(3, 40, 40), torch.zeros(1, 1, 40, 40)])
+def test_other_shapes_are_refused_in_a_short_sentence(tmp_path, cell, column):
+    of = trainer(tmp_path, Cells([cell, cell], column))
+    with pytest.raises(ValueError, match="the shape") as refused:
+        of.check_data()
+    assert str(tuple(cell.shape)) in str(refused.value)
+    assert len(str(refused.value)) < 300
+
+
+def test_labels_that_are_long_are_not_told_in_full():
+    cells = [list(range(1000)), np.arange(1000), torch.arange(1000), "word " * 1000]
+    wrong = read_labels(Cells(cells), ["label"], "x")[1]
+    assert sorted(wrong) == [0, 1, 2, 3]
+    assert all("is not a number" in why and len(why) < 100 and "\n" not in why for why in wrong.values())
+
+
+def test_what_is_known_of_the_data_costs_no_more_reading(tmp_path):
+    """A training step asks for the share of valid pixels."""
+    data = Cells(varied(4))
+    of = trainer(tmp_path, data, skip_bad_rows=True)
+    of.check_data()
+    reads = data.reads
+    for _ in range(3):
+        of.valid_share(), of.shot_thresholds(), of.bin_width(), of.training_labels(), of.pixel_rows()
+    assert data.reads == reads
+    numbers = Ready(4)
+    of = trainer(tmp_path, numbers, skip_bad_rows=True)
+    of.check_data()
+    reads = numbers.reads
+    of.training_labels(), of.training_rows(), of.bin_width(), of.check_data()
+    assert numbers.reads == reads
+
+
+class Ready:
+    """Rows that are ready for the model."""
+
+    def __init__(self, count):
+        self.count, self.reads = count, 0
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        self.reads += 1
+        return {"pixel_values": np.zeros((3, 32, 32), np.float32), "labels": float(index)}
+
+
+def test_a_negative_label_of_a_map_is_told_with_its_value():
+    args = small.settings("out", loss_space="log1p")
+    with pytest.raises(ValueError, match=r"but a label of a training map is -3; labels must not be negative\."):
+        resolve(args, np.array([1.0, -3.0, 2.0]), of_maps=True)
 
 
 def test_inspecting_maps_is_refused_in_a_sentence():

@@ -118,7 +118,7 @@ def with_images(rows: datasets.Dataset, image_column: str, folder: Path) -> data
         image_column (`str`): Its column of paths relative to `folder`, or of the bytes of image files. A column of
             anything else, or one that is missing, is left for those who use it. Paths of .npy files, which are maps,
             become what an undecoded image is.
-        folder (`pathlib.Path`): The folder that the paths may not lead out of, links followed or not.
+        folder (`pathlib.Path`): The folder that the paths may not lead out of.
 
     Raises:
         `ValueError`: for a path that does; it names the row.
@@ -203,13 +203,24 @@ def _utf8(file: Path, or_utf16: bool = False) -> bytes:
         ) from None
 
 
+def path_inside(root: str, name: str) -> str | None:
+    """
+    The absolute path of what `name` tells, relative to the absolute path `root`; `None` where it leads out of it.
+
+    Links are not followed: those in a folder are its owner's, and a data set's folder in the cache of the Hub is made
+    of links to files outside it.
+    """
+    path = os.path.normpath(os.path.join(root, name))
+    return path if path.startswith(root.rstrip(os.sep) + os.sep) else None
+
+
 def _inside(names: list[str | None], column: str, folder: Path) -> list[str | None]:
     """Absolute paths of the files in `folder` that `names` tell."""
     root = os.path.abspath(folder)
     paths: list[str | None] = []
     for row, name in enumerate(names):
-        path = None if name is None else os.path.normpath(os.path.join(root, name))
-        if path is not None and not path.startswith(root.rstrip(os.sep) + os.sep):
+        path = None if name is None else path_inside(root, name)
+        if name is not None and path is None:
             raise ValueError(
                 f'row {row:,}, column "{column}": "{name}" lies outside the folder "{folder}". Put the images in it, '
                 "or the table above them"

@@ -1,7 +1,8 @@
 """The maps of a data set, each read once before training: which can be used, and a sample of their labels."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import datasets
@@ -10,18 +11,21 @@ import numpy.typing as npt
 from torch.utils.data import Dataset, IterableDataset
 
 from conr_hf.data.maps import is_map, to_map
-from conr_hf.data.rows import cell_of, describe, in_threads, to_image, undecoded
+from conr_hf.data.rows import Size, cell_of, describe, in_threads, in_words, to_image, undecoded
 
 MOST_PIXELS = 10_000_000  # whose labels are kept in memory, of all maps of a data set
-Size = tuple[int, int]  # height and width
 
 
 class ReadMap(NamedTuple):
-    """What is kept of a map: its size, its number of valid pixels, and the labels of these or a sample of them."""
+    """
+    What is kept of a map: its size, its number of valid pixels, the labels of these or a sample of them, and the size
+    of its image if that was read.
+    """
 
     size: Size
     valid: int
     values: npt.NDArray[np.float32]
+    image_size: Size | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +35,7 @@ class MapLabels:
 
     Args:
         values (`np.ndarray` of shape `(P,)`, float32): Labels of valid pixels, in label units, map after map: of all
-            there are, or a sample of each map's.
+            there are, or a sample.
         counts (`np.ndarray` of shape `(N,)`, int64): How many of these are of each map.
         valid (`np.ndarray` of shape `(N,)`, int64): How many valid pixels each map has.
         sizes (`np.ndarray` of shape `(N, 2)`, int64): Height and width of each map.
@@ -41,6 +45,11 @@ class MapLabels:
     counts: npt.NDArray[np.int64]
     valid: npt.NDArray[np.int64]
     sizes: npt.NDArray[np.int64]
+
+    @cached_property
+    def valid_share(self) -> float:
+        """Mean share of valid pixels of a map."""
+        return float((self.valid / self.sizes.prod(axis=1)).mean())
 
     @classmethod
     def of(cls, maps: Sequence[ReadMap]) -> "MapLabels":
@@ -95,7 +104,6 @@ def read_maps(
     *,
     scale: float,
     invalid: float | None,
-    most: int,
     show_progress: bool = True,
 ) -> dict[int, ReadMap | str]:
     """
@@ -109,12 +117,11 @@ def read_maps(
         rows (`Sequence[int]`): Which rows to read.
         name (`str`): What messages and the progress bar call the data set.
         scale, invalid: As [`~conr_hf.data.maps.to_map`] takes them.
-        most (`int`): How many labels of each map to keep at least where these would be more than 10 million of all
-            `rows` together.
         show_progress (`bool`, *optional*, defaults to `True`): Show the bar.
 
     Returns:
-        `dict`: for each row a [`ReadMap`], or the reason why it cannot be used.
+        `dict`: for each row a [`ReadMap`], or the reason why it cannot be used. Where `rows` have more than 10 million
+        valid pixels, so many labels of each map that [`thinned_alike`] finds enough of them in any larger data set.
     """
     unopened = undecoded(dataset, [column for column in (image_column, *label_columns) if column is not None])
 
@@ -123,7 +130,7 @@ def read_maps(
             row = unopened[index]
         except Exception as error:  # whatever a transform raises, the row cannot be used
             return f"it cannot be read ({describe(error)})"
-        size = None
+        size, image_size = None, None
         if "pixel_values" in row:
             size = np.shape(row["pixel_values"])[-2:]
         elif image_column is not None:
@@ -131,7 +138,7 @@ def read_maps(
                 image = to_image(cell_of(dataset, row, index, image_column))
             except Exception as error:
                 return f'column "{image_column}": the image cannot be read ({describe(error)})'
-            size = image.height, image.width
+            size = image_size = image.height, image.width
         column = label_columns[0] if label_columns[0] in row else "labels"
         try:
             labels = to_map(cell_of(dataset, row, index, column), scale, invalid)
@@ -145,32 +152,55 @@ def read_maps(
                 f'column "{column}": its map has {in_words(labels.shape)} pixels and its image {in_words(size)}; '
                 "a map must cover its image, in the same aspect"
             )
-        return ReadMap((labels.shape[0], labels.shape[1]), len(valid), valid)
+        return ReadMap((labels.shape[0], labels.shape[1]), len(valid), valid, image_size)
 
     found: dict[int, ReadMap | str] = {}
-    total = 0
+    total = held = 0
     for index, one in zip(rows, in_threads(read, dataset, rows, name, show_progress), strict=True):
-        total += one.valid if isinstance(one, ReadMap) else 0
-        found[index] = one if isinstance(one, str) or total <= MOST_PIXELS else thinned(index, one, most)
+        found[index] = one
+        if isinstance(one, str):
+            continue
+        total, held = total + one.valid, held + len(one.values)
+        if held > 2 * MOST_PIXELS:
+            share = MOST_PIXELS / total
+            # More than the share, as thinned_alike may round up.
+            found |= {
+                row: thinned(row, kept, int(kept.valid * share) + 2)
+                for row, kept in found.items()
+                if isinstance(kept, ReadMap)
+            }
+            held = sum(len(kept.values) for kept in found.values() if isinstance(kept, ReadMap))
     return found
 
 
-def thinned(index: int, one: ReadMap, most: int) -> ReadMap:
+def thinned_alike(maps: Mapping[int, ReadMap], valid: Mapping[int, int]) -> dict[int, ReadMap]:
     """
-    A map with the labels of at most `most` of its valid pixels: one drawn from each of as many equal stretches of
-    them. The draw hangs on the row's `index` alone, so that any number of processes makes the same.
+    Maps with the labels of so many of their valid pixels that there are about 10 million of all maps together: the
+    same share of each map's, and at least one. As they are where there are no more.
+
+    Args:
+        maps (`Mapping[int, ReadMap]`): What one of the processes has read, by row.
+        valid (`Mapping[int, int]`): The number of valid pixels of every map of the data set, by row.
     """
-    count = len(one.values)
-    if count <= most:
+    rows = sorted(valid)
+    ends = np.cumsum([valid[row] for row in rows])
+    if len(rows) == 0 or ends[-1] <= MOST_PIXELS:
+        return dict(maps)
+    # Rounded over the maps, not map by map, so that those with few valid pixels count neither more nor less.
+    counts = np.diff(np.rint(ends * (MOST_PIXELS / ends[-1])).astype(np.int64), prepend=0)
+    kept = dict(zip(rows, np.maximum(counts, 1).tolist(), strict=True))
+    return {row: thinned(row, one, kept[row]) for row, one in maps.items()}
+
+
+def thinned(index: int, one: ReadMap, count: int) -> ReadMap:
+    """
+    A map with the labels of at most `count` of its valid pixels, the first of an order that hangs on the row's `index`
+    alone: so any number of processes draws the same, and a map may be thinned more than once.
+    """
+    if len(one.values) <= count:
         return one
-    starts = np.arange(most + 1) * count // most
-    places = starts[:-1] + (np.random.default_rng(index).random(most) * np.diff(starts)).astype(np.int64)
-    return one._replace(values=one.values[places])
-
-
-def in_words(size: Sequence[int]) -> str:
-    """Height and width as people tell them: width x height."""
-    return f"{size[1]:,} x {size[0]:,}"
+    drawn = one.values if len(one.values) < one.valid else np.random.default_rng(index).permutation(one.values)
+    return one._replace(values=drawn[:count].copy())
 
 
 def _same_aspect(a: Sequence[int], b: Sequence[int]) -> bool:

@@ -22,8 +22,8 @@ def is_map(cell: Any) -> bool:
     Whether the cell of a label column is a map, by its kind alone: nothing is read.
 
     Args:
-        cell: An image, a two-dimensional array or nested list, the dictionary of an undecoded `datasets.Image`, or a
-            path that ends in .npy, .png, .tif or .tiff, are maps; anything else is none.
+        cell: An image, an array of shape `(H, W)` or `(1, H, W)`, a nested list, the dictionary of an undecoded
+            `datasets.Image`, or a path that ends in .npy, .png, .tif or .tiff, are maps; anything else is none.
 
     Example:
         >>> is_map(np.zeros((2, 3))), is_map([[1, 2]]), is_map("depth/1.png"), is_map(1.5), is_map([1, 2])
@@ -34,7 +34,7 @@ def is_map(cell: Any) -> bool:
     if isinstance(cell, Mapping):
         return {"bytes", "path"} <= set(cell)
     if isinstance(cell, np.ndarray | torch.Tensor):
-        return cell.ndim == 2
+        return cell.ndim == 2 or (cell.ndim == 3 and len(cell) == 1)
     if isinstance(cell, list | tuple):
         return len(cell) > 0 and isinstance(cell[0], list | tuple | np.ndarray)
     return isinstance(cell, Image.Image)
@@ -46,8 +46,8 @@ def to_map(cell: Any, scale: float = 1.0, invalid: float | None = None) -> npt.N
 
     Args:
         cell: A grey image (of 8, 16 or 32 bits, PIL's modes L, I;16, I and F), an array, tensor or nested list of
-            numbers of shape `(H, W)`, a path of an image or .npy file, or a dictionary with such a file's `bytes` or
-            `path`. Nothing in a .npy file is unpickled.
+            numbers of shape `(H, W)` or `(1, H, W)`, a path of an image or .npy file, or a dictionary with such a
+            file's `bytes` or `path`. Nothing in a .npy file is unpickled.
         scale (`float`, *optional*, defaults to 1.0): Label units per stored number; 0.001 for millimetres read as m.
         invalid (`float`, *optional*): The stored number that means "no label", besides NaN and the infinities.
 
@@ -63,6 +63,8 @@ def to_map(cell: Any, scale: float = 1.0, invalid: float | None = None) -> npt.N
                [2. , nan]], dtype=float32)
     """
     stored = _stored(cell)
+    if stored.ndim == 3 and len(stored) == 1:
+        stored = stored[0]
     if stored.ndim != 2:
         raise ValueError(
             f"it has the shape {stored.shape}, where a map has one number for every pixel: (height, width)"
@@ -105,7 +107,7 @@ def _stored(cell: Any) -> npt.NDArray[Any]:
             return np.array(cell, dtype=np.float64)
         except (TypeError, ValueError) as error:
             raise ValueError("its rows are not numbers, or not as many in each of them") from error
-    raise ValueError(f"it is {_short(cell)}, which is no map")
+    raise ValueError(f"it is {shortened(cell)}, which is no map")
 
 
 def _opened(source: str | os.PathLike[str] | io.BytesIO) -> Image.Image | npt.NDArray[Any]:
@@ -125,6 +127,13 @@ def _opened(source: str | os.PathLike[str] | io.BytesIO) -> Image.Image | npt.ND
     return array
 
 
-def _short(cell: Any) -> str:
-    text = str(cell)
-    return f'"{text}"' if len(text) <= 40 else f"of type {type(cell).__name__}"
+def shortened(cell: Any) -> str:
+    """
+    A cell as a message quotes it, on one line and cut after 40 characters.
+
+    Example:
+        >>> print(shortened("31 years"), shortened(list(range(1000))))
+        "31 years" "[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 1..."
+    """
+    text = " ".join(str(cell).split())
+    return f'"{text}"' if len(text) <= 40 else f'"{text[:40]}..."'

@@ -14,6 +14,7 @@ from datasets import Dataset
 from PIL import Image
 
 from conr_hf.data.image_files import open_image
+from conr_hf.data.local import path_inside
 from conr_hf.data.maps import to_map
 from conr_hf.data.rows import describe, to_image
 
@@ -80,12 +81,14 @@ def _listed(folder: Path, name: str) -> list[tuple[str, str]]:
                 raise ValueError(
                     f"{name}, line {line:,}: it has {len(cells)} cells, not a photograph and its depth map"
                 )
-            paths = [os.path.normpath(os.path.join(root, _within(root, cell.strip()))) for cell in cells]
-            for path, cell in zip(paths, cells, strict=True):
-                if not path.startswith(root.rstrip(os.sep) + os.sep):
+            paths: list[str] = []
+            for cell in cells:
+                path = path_inside(root, _within(root, cell.strip()))
+                if path is None:
                     raise ValueError(f'{name}, line {line:,}: "{cell}" lies outside the folder "{folder}"')
                 if not os.path.isfile(path):
                     raise ValueError(f'{name}, line {line:,}: there is no file "{path}"')
+                paths.append(path)
             pairs.append((paths[0], paths[1]))
     if not pairs:
         raise ValueError(f"{name} names no photograph")

@@ -12,15 +12,17 @@ from typing import Any, TypeVar
 
 import datasets
 import numpy as np
+import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import Dataset, IterableDataset
 from tqdm.auto import tqdm
 from transformers.image_utils import load_image
 
 from conr_hf.data.image_files import open_image
-from conr_hf.data.maps import is_map
+from conr_hf.data.maps import is_map, shortened
 
 Row = Mapping[str, Any]
+Size = tuple[int, int]  # height and width
 T = TypeVar("T")
 
 
@@ -111,12 +113,14 @@ def label_cells(row: Row, columns: Sequence[str], name: str) -> list[Any]:
     if all(column in row for column in columns):
         return [row[column] for column in columns]
     if "labels" in row:
-        cells = np.asarray(row["labels"]).reshape(-1).tolist()
+        array = np.asarray(row["labels"])
+        cells = array.reshape(-1).tolist()
         if len(cells) == len(columns):
             return list(cells)
         if len(columns) == 1 and is_map(row["labels"]):
             return [row["labels"]]
-        raise ValueError(f'{name}: "labels" holds {len(cells)} numbers, but label_columns names {len(columns)}.')
+        told = f"has the shape {array.shape}" if array.ndim > 1 else f"holds {len(cells)} numbers"
+        raise ValueError(f'{name}: "labels" {told}, but label_columns names {len(columns)}.')
     missing = next(column for column in columns if column not in row)
     near = difflib.get_close_matches(missing, list(row), n=1)
     hint = f' Did you mean "{near[0]}"?' if near else ""
@@ -129,8 +133,16 @@ def label_cells(row: Row, columns: Sequence[str], name: str) -> list[Any]:
 def unreadable_rows(
     dataset: Dataset[Any], image_column: str, rows: Sequence[int], name: str, show_progress: bool = True
 ) -> dict[int, str]:
+    """Which of `rows` have an image that cannot be read, and the reason; as [`read_sizes`]."""
+    found = read_sizes(dataset, image_column, rows, name, show_progress)
+    return {index: one for index, one in found.items() if isinstance(one, str)}
+
+
+def read_sizes(
+    dataset: Dataset[Any], image_column: str, rows: Sequence[int], name: str, show_progress: bool = True
+) -> dict[int, Size | str]:
     """
-    Reads the images of `rows` in threads and tells which cannot be read.
+    Reads the images of `rows` in threads, and keeps their sizes alone.
 
     Args:
         dataset: A map-style data set with an image column.
@@ -140,19 +152,18 @@ def unreadable_rows(
         show_progress (`bool`, *optional*, defaults to `True`): Show the bar.
 
     Returns:
-        `dict[int, str]`: the reason, by row.
+        `dict`: for each row the size of its image, upright, or the reason why it cannot be read.
     """
     unopened = undecoded(dataset, [image_column])
 
-    def reason(index: int) -> str | None:
+    def size(index: int) -> Size | str:
         try:
-            to_image(cell_of(dataset, unopened[index], index, image_column))
+            image = to_image(cell_of(dataset, unopened[index], index, image_column))
         except Exception as error:  # whatever a decoder raises, the row cannot be used
             return f'column "{image_column}": the image cannot be read ({describe(error)})'
-        return None
+        return image.height, image.width
 
-    reasons = zip(rows, in_threads(reason, dataset, rows, name, show_progress), strict=True)
-    return {index: why for index, why in reasons if why is not None}
+    return dict(zip(rows, in_threads(size, dataset, rows, name, show_progress), strict=True))
 
 
 def undecoded(dataset: Dataset[Any], columns: Sequence[str]) -> Dataset[Any]:
@@ -185,6 +196,11 @@ def in_threads(
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused instead
         found = pool.map(read, rows) if threads else map(read, rows)
         yield from tqdm(found, f"Reading {name}", len(rows), leave=False, disable=not show_progress)
+
+
+def in_words(size: Sequence[int]) -> str:
+    """Height and width as people tell them: width x height."""
+    return f"{size[1]:,} x {size[0]:,}"
 
 
 def describe(error: Exception) -> str:
@@ -237,8 +253,10 @@ def label_problem(cell: Any) -> str | None:
         return "the label is missing"
     if is_map(cell):
         return "the label is a map, not one number"
+    if isinstance(cell, np.ndarray | torch.Tensor) and cell.ndim > 2:
+        return f"the label has the shape {tuple(cell.shape)}; a map has one number for every pixel, (height, width)"
     try:
         number = float(cell)
     except (TypeError, ValueError):
-        return f'"{cell}" is not a number'
+        return f"{shortened(cell)} is not a number"
     return None if math.isfinite(number) else f"the label is {number}"
