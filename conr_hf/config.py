@@ -75,6 +75,11 @@ class ConRConfig(DataConfig, CompanionConfig, TrainingArguments):
             Of labels that are maps: pixels of each view that ConR compares with those of all others of the step, drawn
             in proportion to the density weights that `conr_reweight` names, so that rare labels are among them. 0
             compares whole views by the means of their pixels, as the paper's published code does.
+        forward_batch_size (`int`, *optional*):
+            Samples whose forward and backward fit in memory, on each device. The batch, whose samples are compared,
+            may then be as large as its features allow: each part of it goes through the model twice, which costs half
+            as much again, and gives the gradients of the whole batch. With batch norm a part is normalised by its own
+            statistics. Unset: the whole batch at once.
         head (`str`, *optional*):
             Name of the layer that predicts, for a model with several; see `adopt_head`.
         lr_drop_epochs (`list[int]`, *optional*):
@@ -127,6 +132,10 @@ class ConRConfig(DataConfig, CompanionConfig, TrainingArguments):
     )
     conr_pixels: int = field(
         default=1024, metadata=about("Pixels of each view that ConR compares, of maps; 0 compares means of views.")
+    )
+    forward_batch_size: int | None = field(
+        default=None,
+        metadata=about("Samples that fit in memory at once; the batch, whose samples are compared, may be larger."),
     )
     head: str | None = field(default=None, metadata=about("Layer that predicts, for a model with several heads."))
     lr_drop_epochs: list[int] | None = field(
@@ -209,6 +218,8 @@ class ConRConfig(DataConfig, CompanionConfig, TrainingArguments):
                 f"conr_distance is angular, the angle between directions, but label_columns is {self.label_columns}; "
                 "name two columns, pitch and yaw in radians."
             )
+        if self.forward_batch_size is not None and self.forward_batch_size < 1:
+            raise ValueError(f"forward_batch_size is {self.forward_batch_size}; it must be 1 or more.")
         if self.lr_drop_epochs is not None:
             self._check_drops(self.lr_drop_epochs)
         if self.model_card_template is not None:

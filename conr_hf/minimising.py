@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from conr_hf.adopting import prediction, resized
 from conr_hf.base_loss import base_loss
+from conr_hf.caching import RandomState, buffers_kept, parts_of
 from conr_hf.data.moves import kept_share
 from conr_hf.distributed import rank, world_size
 from conr_hf.head import MapHead
@@ -41,31 +42,81 @@ class MinimisingTrainer(PushingTrainer):
         of the mean over the step's samples. In evaluation: the mean base loss of the batch's rows, or labelled pixels,
         of which `eval_loss` is a mean over batches; errors such as `eval_mae` are over all rows or pixels.
         """
-        labels, pixels, training = inputs["labels"].float(), inputs["pixel_values"], model.training
+        training = model.training
         if training and self.head_alone():  # batch norm and dropout of what does not learn
             model.eval()
             self.head.train()
-        views = pixels.shape[1] if pixels.dim() == 5 else 1
-        others = {name: value for name, value in inputs.items() if name not in _OURS}
-        # Channels last is faster for convolutions on CPU and GPU, and nothing to a transformer.
-        pixels = pixels.reshape(-1, *pixels.shape[-3:]).contiguous(memory_format=torch.channels_last)
-        rows = self._labels_of_views(labels, views)
+        size = self.args.forward_batch_size
+        if training and size is not None and size < len(inputs["labels"]):
+            return self._cached_loss(model, inputs, size, num_items_in_batch)
+        outputs, predictions, rows = self._forward(model, inputs, training)
         if training:
-            self.step_objective.rows = rows
-        outputs = model(pixel_values=pixels, **others)
-        predictions = prediction(outputs).float()
-        predictions = resized(predictions, rows.shape[-2:]) if self.is_map else predictions.reshape(rows.shape)
-        if training:
-            loss = self._training_loss(inputs, outputs, predictions, rows, views, num_items_in_batch)
+            features = self.head.take_features()
+            loss = self._training_loss(inputs, features, predictions, rows, num_items_in_batch, outputs)
         elif self.compute_loss_func is not None:
             self._hand_over(outputs, predictions)
-            loss = self.compute_loss_func(outputs, labels, num_items_in_batch=None)
+            loss = self.compute_loss_func(outputs, inputs["labels"].float(), num_items_in_batch=None)
         elif self.is_map:
             predicted, known, valid = _labelled(predictions, rows)
             loss = (base_loss(predicted, known, self.resolved) * valid).sum() / valid.sum().clamp(min=1)
         else:
             loss = base_loss(predictions, rows, self.resolved).mean()
         return (loss, {"loss": loss, "logits": predictions}) if return_outputs else loss
+
+    def _forward(self, model: nn.Module, inputs: dict[str, Any], training: bool) -> tuple[Any, Tensor, Tensor]:
+        """The model's outputs, predictions in the labels' shape, and labels, of the batch's B * V views."""
+        pixels, views = inputs["pixel_values"], _views(inputs)
+        others = {name: value for name, value in inputs.items() if name not in _OURS}
+        # Channels last is faster for convolutions on CPU and GPU, and nothing to a transformer.
+        pixels = pixels.reshape(-1, *pixels.shape[-3:]).contiguous(memory_format=torch.channels_last)
+        rows = self._labels_of_views(inputs["labels"].float(), views)
+        if training:
+            self.step_objective.rows = rows
+        outputs = model(pixel_values=pixels, **others)
+        predictions = prediction(outputs).float()
+        predictions = resized(predictions, rows.shape[-2:]) if self.is_map else predictions.reshape(rows.shape)
+        return outputs, predictions, rows
+
+    def _cached_loss(
+        self, model: nn.Module, inputs: dict[str, Any], size: int, step_samples: Tensor | int | None
+    ) -> Tensor:
+        """
+        The loss over a batch of which `size` samples fit in memory: features and predictions of all parts without
+        graph; the loss and its gradients in them, once; then each part again, with graph, which carries these
+        gradients on to the parameters. All parts but the last are gone backward through here, and the last by
+        `Trainer`.
+
+        Source: Gao et al., ["Scaling Deep Contrastive Learning Batch Size under Memory Limited
+        Setup"](https://arxiv.org/abs/2101.06983).
+        """
+        parts = parts_of(inputs, size)
+        states, found = [], []
+        with torch.no_grad(), buffers_kept(model):
+            for part in parts:
+                states.append(RandomState(part["pixel_values"]))
+                _, predictions, rows = self._forward(model, part, training=True)
+                found.append((self.head.take_features(), predictions, rows))
+        features, predictions, rows = (torch.cat(some) for some in zip(*found, strict=True))
+        leaves = features.requires_grad_(), predictions.requires_grad_()
+        loss = self._training_loss(inputs, *leaves, rows, step_samples)
+        gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+        of_features, of_predictions = (
+            torch.zeros_like(leaf) if gradient is None else gradient
+            for leaf, gradient in zip(leaves, gradients, strict=True)
+        )
+        first = 0
+        for part, state, (_, _, labels) in zip(parts, states, found, strict=True):
+            own = slice(first, first + len(labels))
+            first = own.stop
+            with state.replayed():
+                _, predictions, _ = self._forward(model, part, training=True)
+            carrier = (predictions * of_predictions[own]).sum()
+            carrier = carrier + (self.head.take_features() * of_features[own]).sum()
+            if first == len(rows):
+                return carrier + (loss - carrier).detach()
+            with self.accelerator.no_sync(model):
+                self.accelerator.backward(carrier)
+        raise AssertionError("a batch has parts")
 
     def _labels_of_views(self, labels: Tensor, views: int) -> Tensor:
         """Labels of the B * V views: `(B * V,)`, `(B * V, T)` or `(B * V, H, W)`."""
@@ -77,15 +128,14 @@ class MinimisingTrainer(PushingTrainer):
     def _training_loss(
         self,
         inputs: dict[str, Any],
-        outputs: Any,
+        features: Tensor,
         predictions: Tensor,
         rows: Tensor,
-        views: int,
         step_samples: Tensor | int | None,
+        outputs: Any = None,
     ) -> Tensor:
-        objective, samples = self.step_objective, self.samples(inputs)
+        objective, samples, views = self.step_objective, self.samples(inputs), _views(inputs)
         total = sum(samples) if step_samples is None else step_samples
-        features = self.head.take_features()
         count = samples[rank()] * views
         measured_at = features if self._measures(features) else None
         if self.compute_loss_func is not None:
@@ -146,8 +196,9 @@ class MinimisingTrainer(PushingTrainer):
         """Whether gradients at the features are measured: where there are two to compare, and the head reads them."""
         whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.fds != "none")
         compares = self.resolved.weight > 0 or self.resolved.rnc_weight > 0
-        # A compiled model's features are no step on the way to its predictions; of maps no chain rule leads back.
-        reached = not (self.is_map and self.args.torch_compile)
+        # Features of a compiled model, and cached ones, are no step on the way to predictions; of maps no chain rule
+        # leads back.
+        reached = not (self.is_map and (self.args.torch_compile or features.is_leaf))
         return whole and compares and reached and features.requires_grad and self.compute_loss_func is None
 
     def _gradient_at(self, features: Tensor, loss: Tensor, predictions: Tensor) -> Tensor:
@@ -171,6 +222,12 @@ class MinimisingTrainer(PushingTrainer):
         place = (self.args.seed, self.order.epoch)
         seeds = [(*place, position + i // views, i % views) for i in range(len(maps))]
         return sampled_rows(features, labels, predictions, weights, self.args.conr_pixels, seeds)
+
+
+def _views(inputs: dict[str, Any]) -> int:
+    """Views of each sample (V)."""
+    pixels: Tensor = inputs["pixel_values"]
+    return pixels.shape[1] if pixels.dim() == 5 else 1
 
 
 def _labelled(predictions: Tensor, maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -46,6 +46,12 @@ def check_modes(
         )
     if args.layer_decay is not None and not plain_optimizer:
         raise ValueError("layer_decay needs an optimizer made by the trainer in plain groups; leave it unset.")
+    if args.forward_batch_size is not None and (own_loss or is_sharded):
+        other = "compute_loss_func" if own_loss else "FSDP or DeepSpeed"
+        raise ValueError(
+            f"forward_batch_size is {args.forward_batch_size}, which goes with neither a loss of your own nor a "
+            f"sharded model; here it meets {other}. Leave it out."
+        )
     if own_collator and args.cmixup_alpha > 0:
         raise ValueError(
             f"cmixup_alpha is {args.cmixup_alpha}, but a data_collator of your own gets plain rows, which are not "

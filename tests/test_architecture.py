@@ -22,21 +22,11 @@ ROOT_MODULE = "__init__"
 MODEL = {"adopting", "distributed", "head", "map_models", "models", "opening", "processors", "timm_models"}
 BELOW = {"losses", "imbalance", "data", "metrics", *MODEL}
 TRAINING = {
-    *("companions", "config", "resolved", "checks", "launch", "labelled", "feeding", "base_loss", "objective"),
-    *(
-        "averaging",
-        "layer_decay",
-        "schedule",
-        "modes",
-        "map_modes",
-        "pixels",
-        "minimising",
-        "measuring",
-        "state",
-        "keeping",
-    ),
-    *("input_sizes", "learning", "card", "card_template", "methods_used", "gaze", "figures", "data_config"),
-    *("card_metadata", "origins", "describing", "report", "publishing", "hub", "pushing", "trainer"),
+    *("companions", "config", "resolved", "checks", "launch", "labelled", "feeding", "base_loss"),
+    *("objective", "averaging", "layer_decay", "schedule", "modes", "map_modes", "pixels", "minimising"),
+    *("measuring", "state", "keeping", "input_sizes", "learning", "card", "card_template", "methods_used"),
+    *("gaze", "figures", "data_config", "card_metadata", "origins", "describing", "report", "publishing"),
+    *("hub", "pushing", "trainer", "caching"),
 }
 TOP = {
     *("recipe", "recipe_data", "run", "saved", "evaluation", "export", "trackers"),

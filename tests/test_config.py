@@ -121,6 +121,7 @@ def test_defaults():
         "map_scale": 1.0,
         "map_invalid": None,
         "flipped_columns": None,
+        "forward_batch_size": None,
         "skip_bad_rows": False,
         "head": None,
         "lr_drop_epochs": None,

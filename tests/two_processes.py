@@ -54,6 +54,7 @@ CASES = {
     "mixed": (13, 8, {"cmixup_alpha": 1.0, "conr_weight": 0.0, "rnc_weight": 0.0}),
     "head alone": (13, 8, {"freeze_backbone": True, "reweight": "inverse"}),
     "own loss": (9, 8, {"compute_loss_func": own_loss}),
+    "cached": (13, 8, {"forward_batch_size": 2, "rnc_weight": 0.5, "reweight": "sqrt_inverse"}),
     "streamed": (13, 8, {"reweight": "inverse", "dataloader_num_workers": 2}),
 }
 # Of labels that are maps; seven, so that the last batch is uneven.
