@@ -215,7 +215,7 @@ def test_smoothing_leaves_points_without_a_label_as_they_are_and_out(tmp_path):
     smoothed, points = objective.smooth(features).movedim(1, -1), features.movedim(1, -1)
     assert torch.equal(smoothed[~known], points[~known])
     assert torch.equal(smoothed[known], objective.smoothing.smooth(points[known], own[known]))
-    assert not torch.isclose(smoothed[known], points[known]).all(1).any()
+    assert (smoothed[known] != points[known]).any(1).sum() > counts / 2
 
 
 def test_label_maps_stay_on_their_process(tmp_path, monkeypatch):
