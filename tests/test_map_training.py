@@ -233,6 +233,39 @@ def test_what_is_stored_where_there_is_no_label_changes_nothing(tmp_path, change
         assert {name: found[name] for name in figures} == {name: evaluation[name] for name in figures}
 
 
+def test_smoothing_leaves_points_without_a_label_as_they_are_and_out(tmp_path):
+    trainer = trainer_of(tmp_path, maps(4), fds="gaussian")
+    ready(trainer)
+    objective = trainer.step_objective
+    generator = torch.Generator().manual_seed(0)
+    labels = 12 * torch.rand(2, 6, 6, generator=generator) + float(trainer.bins.edges[0][0])
+    labels[:, :2, 1:] = float("nan")
+    features = torch.randn(2, objective.smoothing.dims, 3, 3, generator=generator) + labels.nanmean()
+    objective.count_features(features, labels)
+    own = on_grid(labels, (3, 3))
+    known = own.isfinite()
+    counts = objective.smoothing.state()["counts"].sum()
+    assert counts == known.sum()
+    assert 0 < counts < known.numel()
+    objective.begin_epoch(1)
+    objective.rows = labels
+    smoothed, points = objective.smooth(features).movedim(1, -1), features.movedim(1, -1)
+    assert torch.equal(smoothed[~known], points[~known])
+    assert torch.equal(smoothed[known], objective.smoothing.smooth(points[known], own[known]))
+    assert (smoothed[known] != points[known]).any(1).sum() > counts / 2
+
+
+def test_label_maps_stay_on_their_process(tmp_path, monkeypatch):
+    """Only BMC, which is not for maps, compares the labels of all processes."""
+
+    def gathered(rows):
+        raise AssertionError(f"{tuple(rows.shape)} were gathered")
+
+    monkeypatch.setattr("conr_hf.objective.gather_rows", gathered)
+    _, trainer = weights_after(tmp_path, maps(4), base_loss="bni", conr_weight=0.0)
+    assert trainer.state.global_step > 0
+
+
 def test_accumulated_micro_batches_are_one_batch(tmp_path):
     """Seven maps, so that the last step is short."""
     data = maps(7)

@@ -14,7 +14,9 @@ from transformers import AutoModelForImageClassification, TrainerCallback
 from conr_hf import ConRConfig, recipe
 from conr_hf.base_loss import BalancedMSE
 from conr_hf.cli import main
+from conr_hf.imbalance import make_bins
 from conr_hf.layer_decay import layer_depths
+from conr_hf.losses import bni
 from conr_hf.state import load_training_state
 
 METHODS = {
@@ -227,6 +229,27 @@ def test_the_gradient_of_the_noise_is_that_of_a_parameter(tmp_path):
     loss(log_sigma).backward()
     torch.testing.assert_close(balanced.take_gradient(), 2 * log_sigma.grad, rtol=1e-4, atol=1e-7)
     assert balanced.take_gradient() == 0
+
+
+@pytest.mark.parametrize("dims", [1, 2])
+def test_bins_stand_at_the_mean_of_their_labels(dims, tmp_path):
+    """Of two label dimensions the joint bins; empty ones, and those between, play no part."""
+    labels = np.array([[20.0, 5.0], [21.0, 6.0], [29.0, 17.0], [60.0, 5.0], [61.0, 5.5], [20.0, 18.0]])[:, :dims]
+    trainer = small.build(*small.models["vit"](), tmp_path, small.images(8), base_loss="bni", bin_width=10.0)
+    bins = make_bins(labels, 10.0)
+    balanced = BalancedMSE(trainer.resolved, labels, bins, torch.device("cpu"), 2, 0.0, 0)
+    groups = [[0, 1, 2, 5], [3, 4]] if dims == 1 else [[0, 1], [2, 5], [3, 4]]
+    scale, rows = trainer.resolved.loss_scale, torch.tensor(labels)
+    predictions = rows + torch.linspace(-9, 9, rows.numel()).view_as(rows)
+    expected = bni(
+        predictions / scale,
+        rows / scale,
+        torch.stack([rows[group].mean(0) for group in groups]) / scale,
+        torch.tensor([len(group) / 6 for group in groups], dtype=torch.float64),
+        torch.tensor(trainer.resolved.noise_sigma / scale),
+    )
+    losses = balanced(predictions, rows, rows, torch.ones(6))
+    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_resampling_draws_rare_rows_more_often(tmp_path):

@@ -62,6 +62,13 @@ def test_any_split_into_batches_agrees_with_all_pixels_at_once(splits, offset, s
     assert_close(without_depth(streamed(p, y, bins, splits)), expected)
 
 
+def test_a_batch_of_many_pixels_is_counted_in_parts(monkeypatch):
+    p, y, bins = maps(4)
+    monkeypatch.setattr("conr_hf.metrics.streamed.PIXELS_CPU", 1)  # as many as there are bins
+    assert len(bins.train_counts[0]) < 100
+    assert_close(without_depth(streamed(p, y, bins, [])), at_once(p, y, bins))
+
+
 def test_depth_figures_of_every_shot_are_those_of_its_pixels():
     p, y, bins = maps(1)
     p[0] = -1.0

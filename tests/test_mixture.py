@@ -46,6 +46,21 @@ def test_the_seed_decides():
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("dims", [1, 2])
+def test_many_labels_are_fitted_by_their_quantiles(dims, monkeypatch):
+    """In whatever order they come, and all of the range is among them."""
+    pytest.importorskip("sklearn")
+    labels = two_groups(dims)
+    whole = fit_mixture(labels, 2, seed=0)
+    monkeypatch.setattr("conr_hf.imbalance.mixture.MOST_LABELS", 3000)
+    found = fit_mixture(labels, 2, seed=0)
+    shuffled = fit_mixture(np.random.default_rng(1).permutation(labels), 2, seed=0)
+    for a, b, expected in zip(found, shuffled, whole, strict=True):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_allclose(np.sort(a, 0), np.sort(expected, 0), atol=0.05 if dims == 1 else 0.4)
+        assert not np.array_equal(a, expected)
+
+
 def test_fewer_distinct_labels_than_components():
     pytest.importorskip("sklearn")
     weights, means, covariances = fit_mixture([20] * 6 + [30] * 3 + [70], 8, seed=0)

@@ -70,6 +70,17 @@ def test_worked_by_hand():
     torch.testing.assert_close(fds.smooth(features, labels), expected)
 
 
+def test_rows_added_in_blocks_are_rows_added_at_once(monkeypatch):
+    features, labels = batch(np.random.default_rng(0), 20, 4, 3)
+    features[7, 1] = math.nan
+    once, blocks = smoothing(4, 3), smoothing(4, 3)
+    once.add(features, labels)
+    monkeypatch.setattr("conr_hf.imbalance.smoothing.NUMBERS", 20)  # six rows, and two at the end
+    blocks.add(features, labels)
+    assert once.state()["counts"].sum() > 5
+    assert all(torch.equal(value, blocks.state()[name]) for name, value in once.state().items())
+
+
 def test_a_running_mean_moves_by_what_momentum_leaves():
     # Bin 0: mean 1 and variance 2, then mean 11 and variance 8; 0.75 and 0.25 of them are 3.5 and 3.5. Bin 1 is seen
     # in the second epoch alone: its mean 7 and variance 18 count in full. Means 5.25 and variances 10.75 for both.

@@ -50,7 +50,8 @@ class StreamedErrors:
         self.bins = bins
         rows = len(bins.train_counts[0]) + 1  # the last one is of the labels outside all bins
         self._moments: FloatArray = np.zeros((rows, 6))
-        self._sums: FloatArray = np.zeros((rows, 4 + len(FIGURES)))
+        self._sums: FloatArray = np.zeros((rows, 3 + len(FIGURES)))
+        self._is_depth = True
 
     def update(self, predictions: npt.ArrayLike | Tensor, labels: npt.ArrayLike | Tensor) -> None:
         """
@@ -76,7 +77,7 @@ class StreamedErrors:
         step = max(PIXELS_CPU if y.device.type == "cpu" else PIXELS_GPU, len(self._sums))
         for some, theirs in zip(torch.split(p.flatten(), step), torch.split(y.flatten(), step), strict=True):
             labelled = (~theirs.isnan()).nonzero().squeeze(1)
-            self._count(some[labelled].double(), theirs[labelled].double())
+            self._count(some.index_select(0, labelled).double(), theirs.index_select(0, labelled).double())
 
     def compute(self) -> dict[str, dict[str, float]]:
         """
@@ -94,8 +95,7 @@ class StreamedErrors:
         of_bins = shot_masks(self.bins.train_counts[0], self.bins.thresholds)
         shots = {"all": np.ones(len(n), dtype=bool)}
         shots |= {shot: np.append(mask, shot == "few") for shot, mask in of_bins.items()}
-        is_depth = bool(self._sums[:, 3].sum() == n.sum())
-        return {shot: self._of(rows, is_depth) for shot, rows in shots.items() if n[rows].any()}
+        return {shot: self._of(rows) for shot, rows in shots.items() if n[rows].any()}
 
     def of_bins(self) -> tuple[IntArray, FloatArray]:
         """
@@ -106,17 +106,17 @@ class StreamedErrors:
         n, total = self._moments[:-1, 0], self._sums[:-1, 0]
         return n.astype(np.int64), np.divide(total, n, out=np.full(len(n), np.nan), where=n > 0)
 
-    def _of(self, rows: npt.NDArray[np.bool_], is_depth: bool) -> dict[str, float]:
+    def _of(self, rows: npt.NDArray[np.bool_]) -> dict[str, float]:
         moments, sums = self._moments[rows], self._sums[rows]
         n = int(moments[:, 0].sum())
-        mae, mse, log, _, *depth = (float(total) for total in sums.sum(axis=0) / n)
+        mae, mse, log, *depth = (float(total) for total in sums.sum(axis=0) / n)
         full = moments[:, 0] > 0
         bmae = float((sums[full, 0] / moments[full, 0]).mean())
         found = {"n": n, "mae": mae, "mse": mse, "rmse": mse**0.5, "gm": float(np.exp(log)), "bmae": bmae}
         pearson = _correlation(_together(moments))
         if pearson is not None:
             found["pearson"] = pearson
-        return found | (dict(zip(FIGURES, depth, strict=True)) if is_depth else {})
+        return found | (dict(zip(FIGURES, depth, strict=True)) if self._is_depth else {})
 
     def _count(self, p: Tensor, y: Tensor) -> None:
         boundaries = torch.tensor(self.bins.boundaries[0], device=y.device)
@@ -127,7 +127,8 @@ class StreamedErrors:
         floor = FLOAT32_EPS * float(np.ptp(self.bins.edges[0]))
         # Where a label is not positive there is no depth, and none is told.
         depth = depth_errors(p, torch.where(positive, y, 1))
-        parts = [error, error.square(), error.clamp(min=floor).log(), positive, *depth]
+        parts = [error, error.square(), error.clamp(min=floor).log(), *depth]
+        self._is_depth &= bool(positive.all())
         self._sums += self._summed(row, parts).cpu().numpy()
         self._moments = _together(np.stack([self._moments, self._moments_of(p, y, row).cpu().numpy()]))
 
@@ -136,14 +137,14 @@ class StreamedErrors:
         Of each row: how many pixels, means of predictions and labels, and the sums of squares and products of what
         differs from them: `(B + 1, 6)`.
         """
-        n, *sums = self._summed(row, [torch.ones_like(y), p, y]).unbind(1)
-        some = n.clamp(min=1)
-        rough = [total / some for total in sums]
-        # Sums of as many equal numbers are off by some of their last digits, the means of what remains are not.
-        a, b = p - rough[0][row], y - rough[1][row]
-        *sums, aa, bb, ab = self._summed(row, [a, b, a * a, b * b, a * b]).unbind(1)
-        u, v = (total / some for total in sums)
-        return torch.stack([n, rough[0] + u, rough[1] + v, aa - n * u * u, bb - n * v * v, ab - n * u * v], 1)
+        # Differences from a pixel of the same row, whichever: none where all are equal, and small beside a large mean.
+        like = [torch.zeros(len(self._sums), dtype=values.dtype, device=row.device) for values in (p, y)]
+        like = [some.scatter_(0, row, values) for some, values in zip(like, (p, y), strict=True)]
+        a, b = p - like[0].index_select(0, row), y - like[1].index_select(0, row)
+        a_sum, b_sum, aa, bb, ab = self._summed(row, [a, b, a * a, b * b, a * b]).unbind(1)
+        n = torch.bincount(row, minlength=len(self._sums)).double()
+        u, v = a_sum / n.clamp(min=1), b_sum / n.clamp(min=1)
+        return torch.stack([n, like[0] + u, like[1] + v, aa - a_sum * u, bb - b_sum * v, ab - a_sum * v], 1)
 
     def _summed(self, row: Tensor, parts: Sequence[Tensor]) -> Tensor:
         """The sums of each of the parts over the pixels of each row: `(B + 1, len(parts))`, float64."""
