@@ -199,7 +199,7 @@ def test_processes_that_share_the_reading_know_the_same_maps(one, two):
     assert two[0]["maps"] == two[1]["maps"] == one["maps"]
     (labels, rows, share, _), (sample, _, share_of_sample, _) = one["maps"].values()
     assert len(labels) == 16 + 14 + 12 + 8 + 6 + 4
-    assert len(sample) == 5 * 5 + 4  # 40 of 7 rows are 5 each, where there are as many
+    assert len(sample) == 40
     assert sorted(set(rows)) == [0, 1, 2, 3, 4, 5]  # of the rows that can be used
     assert share == share_of_sample == len(labels) / 6 / 16
 
