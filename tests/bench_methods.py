@@ -16,7 +16,7 @@ import time
 
 import torch
 import torch.nn.functional as F
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import ProfilerActivity, profile, record_function, schedule
 from transformers import TrainerCallback
 
 import conr_hf.minimising
@@ -136,6 +136,16 @@ def show_share(folder: str) -> None:
         )
 
 
+class StepOf(TrainerCallback):
+    """Tells a profiler where steps end."""
+
+    def __init__(self, profiler) -> None:
+        self.profiler = profiler
+
+    def on_step_end(self, *_, **__) -> None:
+        self.profiler.step()
+
+
 class ReadyMaps(Ready):
     """Noise with a map each, whose depths are long-tailed and smooth, as those of rooms, and which lacks a tenth."""
 
@@ -178,13 +188,17 @@ def show_share_of_maps(folder: str, steps: int) -> None:
         trainer = ConRTrainer(model, args, train_dataset=data, processing_class=processor)
         trainer.times = StepTimes()
         trainer.add_callback(trainer.times)
-        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        # The last step alone: its tiles are many events.
+        with profile(
+            activities=[ProfilerActivity.CPU], schedule=schedule(wait=steps - 2, warmup=1, active=1)
+        ) as found:
+            trainer.add_callback(StepOf(found))
             trainer.train()
-        spans = {name: [] for name in ("ConR forward", "ConR backward", "drawing")}
-        for event in profiler.events():
+        spans = dict.fromkeys(("ConR forward", "ConR backward", "drawing"), 0.0)
+        for event in found.events():
             if event.name in spans:
-                spans[event.name].append(event.time_range.elapsed_us() / 1e6)
-        forward, backward, drawing = (statistics.median(times[1:]) for times in spans.values())
+                spans[event.name] += event.time_range.elapsed_us() / 1e6
+        forward, backward, drawing = spans.values()
         step = trainer.times.median()
         print(
             f"| {name}, {size} px | {step:.2f} s | {16 * 2 * 1024:,} | {forward:.2f} s | {backward:.2f} s "

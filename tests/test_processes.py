@@ -209,7 +209,7 @@ def test_training_on_maps_is_that_of_one_process(one, two, case):
     """Each process draws the pixels of its own maps, and has other numbers of pixels without label."""
     alone = one[f"maps, {case}"]
     assert (alone["weights"][-1] - alone["weights"][0]).norm() > 0.05
-    assert all(entry["conr_loss"] > 0 for entry in alone["log"])
+    assert sum(entry["conr_loss"] > 0 for entry in alone["log"]) >= 2  # means of four maps need not have partners
     for result in (result[f"maps, {case}"] for result in two):
         for step, expected in zip(result["log"], alone["log"], strict=True):
             for name in [name for name in FIGURES if name in expected]:
@@ -221,7 +221,7 @@ def test_training_on_maps_is_that_of_one_process(one, two, case):
             for name in ("eval_mae", "eval_rmse", "eval_bmae"):
                 assert entry[name] == pytest.approx(expected[name], rel=1e-4)
         for shot, figures in alone["errors"].items():
-            assert result["errors"][shot] == pytest.approx(figures, rel=1e-4)
+            assert result["errors"][shot] == pytest.approx(figures, rel=1e-3, abs=1e-4)
     for ours, theirs in zip(*(result[f"maps, {case}"]["weights"] for result in two), strict=True):
         assert torch.equal(ours, theirs)
 
