@@ -25,6 +25,11 @@ from conr_hf import ConRConfig, ConRTrainer, load_regressor
 from conr_hf.losses import conr_loss
 
 MODELS = {"timm/vit_small_patch16_224": (224, 16), "timm/convnext_atto": (64, 128)}
+MAP_MODELS = (
+    ("timm/tf_efficientnet_lite0", 128, 1024),
+    ("timm/tf_efficientnet_lite0", 128, 128),
+    ("timm/convnext_atto", 224, 1024),
+)
 METHODS = {
     "ConR": {"conr_weight": 0.05},
     "re-weighting": {"reweight": "sqrt_inverse"},
@@ -161,7 +166,7 @@ class ReadyMaps(Ready):
 
 
 def show_share_of_maps(folder: str, steps: int) -> None:
-    """16 maps of two views, 1,024 pixels of each: 32,768 pixels of 64 channels."""
+    """16 maps of two views, 64 channels: 1,024 pixels of each view, and 128."""
     print("| model | step | pixels compared | ConR forward | ConR backward | drawing pixels | ConR's share |")
     print("|---|---|---|---|---|---|---|")
     conr_hf.objective.conr_loss = recorded_loss
@@ -172,13 +177,14 @@ def show_share_of_maps(folder: str, steps: int) -> None:
             return draw(*arguments)
 
     conr_hf.minimising.sampled_rows = recorded_draw
-    for name, size in {"timm/tf_efficientnet_lite0": 128, "timm/convnext_atto": 224}.items():
+    for name, size, pixels in MAP_MODELS:
         torch.manual_seed(0)
         model, processor = load_regressor(name, "depth", task="depth", pretrained=False, image_size=size)
         args = ConRConfig(
             folder,
             per_device_train_batch_size=16,
             max_steps=steps,
+            conr_pixels=pixels,
             save_strategy="no",
             logging_strategy="no",
             disable_tqdm=True,
@@ -201,7 +207,7 @@ def show_share_of_maps(folder: str, steps: int) -> None:
         forward, backward, drawing = spans.values()
         step = trainer.times.median()
         print(
-            f"| {name}, {size} px | {step:.2f} s | {16 * 2 * 1024:,} | {forward:.2f} s | {backward:.2f} s "
+            f"| {name}, {size} px | {step:.2f} s | {16 * 2 * pixels:,} | {forward:.2f} s | {backward:.2f} s "
             f"| {1e3 * drawing:.0f} ms | {100 * (forward + backward + drawing) / step:.1f} % |",
             flush=True,
         )
