@@ -60,7 +60,7 @@ def kept_share(size: tuple[int, ...], crop_padding: float) -> float:
 
     Example:
         >>> round(kept_share((224, 224), 1 / 14), 3)
-        0.927
+        0.928
     """
     share = 1.0
     for side in size:
