@@ -15,6 +15,7 @@ from conr_hf.models import restore_weights
 from conr_hf.objective import Objective
 from conr_hf.resolved import Resolved
 from conr_hf.state import load_training_state, save_state
+from conr_hf.watching import Watch
 
 
 class KeepingTrainer(ImageTrainer):
@@ -34,6 +35,8 @@ class KeepingTrainer(ImageTrainer):
         self._resumed_from: str | None = None
         super().__init__(*args, **kwargs)
         self.add_callback(_Clock(self))
+        self.watch = Watch(self)
+        self.add_callback(self.watch)
 
     @property
     def resolved(self) -> Resolved:
@@ -70,6 +73,11 @@ class KeepingTrainer(ImageTrainer):
         if average is not None:
             average.swap()
 
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
+        self.watch.saw(loss, inputs)
+        return loss
+
     def after_step(self) -> None:
         if self._average is not None:
             self._average.update(self.state.global_step)
@@ -82,6 +90,7 @@ class KeepingTrainer(ImageTrainer):
             super().save_model(*args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.watch.read()
         self._training_state = self.step_objective.state()
         if self._average is not None:
             self._training_state |= {f"raw.{name}": tensor.detach().cpu() for name, tensor in _named(self.model)}
