@@ -107,12 +107,16 @@ class Watch(TrainerCallback):
         step.news = torch.stack([received, is_bad.float()])
         if world_size() > 1:
             dist.all_reduce(step.news, dist.ReduceOp.MAX)
-        if args.device.type == "cpu" or args.logging_nan_inf_filter:
+        if self._waits(args):
             self._unread = step
             self.read()
         else:
             self.read()
             self._unread = step
+
+    def _waits(self, args: TrainingArguments) -> bool:
+        """Whether the host waits for each step's loss anyway."""
+        return args.device.type == "cpu" or args.logging_nan_inf_filter
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
