@@ -1,5 +1,6 @@
 """A run that is asked to stop saves what it has, says how to go on, and goes on as if nothing had been."""
 
+import json
 import os
 import signal
 import subprocess
@@ -151,3 +152,33 @@ def test_the_command_ends_with_the_signals_code_and_goes_on(tmp_path, number):
         f"Stopped by {number.name} after step {checkpoint.rpartition('-')[2]}. The checkpoint is {checkpoint}; go on "
         "with --resume_from_checkpoint true."
     )
+
+
+def test_what_stops_one_process_stops_all_at_the_same_step(tmp_path):
+    """The others would wait for it until their launcher gives up."""
+    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [sys.executable, "-m", *launcher, str(HERE / "stopped_processes.py"), str(tmp_path)]
+    path = f"{HERE.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE", "CUDA"))}
+    process = subprocess.Popen(
+        command,
+        env={**environment, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=120)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, output[-4000:]
+    first, second = (json.loads((tmp_path / f"ended.{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    assert first["signal"] == [143, 2]
+    assert last_complete_checkpoint(str(tmp_path / "signal")).endswith("checkpoint-2")
+    assert output.count("Stopped by SIGTERM after step 2.") == 1
+    # Row 10 is in the third micro-batch, the first of the second step, with row 11 on the second process.
+    assert first["loss"].startswith("The loss is nan at step 2, on rows 10, 11 of train_dataset: training diverged.")
+    assert first["loss"].endswith(f"The last complete checkpoint is {tmp_path / 'loss' / 'checkpoint-1'}.")
