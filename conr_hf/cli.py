@@ -33,6 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(141)
     except (ConnectionError, FloatingPointError) as error:
         sys.exit(_told(error, 1))
+    except OSError as error:
+        if error.errno is not None:  # the system's, and not a sentence of ours
+            raise
+        sys.exit(_told(error, 1))
 
 
 def _told(error: Exception, code: int) -> int:

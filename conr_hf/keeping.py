@@ -1,14 +1,19 @@
 """`KeepingTrainer`: checkpoints that a run goes on from bit for bit, and the moving average of the weights."""
 
+import shutil
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from conr_hf.averaging import AveragedWeights
+from conr_hf.breaking import is_full, told_full
 from conr_hf.feeding import ImageTrainer
 from conr_hf.imbalance import Bins
 from conr_hf.models import restore_weights
@@ -94,11 +99,26 @@ class KeepingTrainer(ImageTrainer):
         self._training_state = self.step_objective.state()
         if self._average is not None:
             self._training_state |= {f"raw.{name}": tensor.detach().cpu() for name, tensor in _named(self.model)}
+        folder = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
+        if self.args.should_save:  # one that is written over is whole again when it is done
+            Path(folder, TRAINER_STATE_NAME).unlink(missing_ok=True)
         try:
             with self.averaged():
                 super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if not is_full(error):
+                raise
+            shutil.rmtree(folder, ignore_errors=True)
+            raise OSError(told_full(folder, self._checkpoint_size())) from error
         finally:
             self._training_state = None
+
+    def _checkpoint_size(self) -> int:
+        """Bytes of the weights, of the optimizer's state and of the state beside them."""
+        assert self.optimizer is not None
+        states = chain.from_iterable(state.values() for state in self.optimizer.state.values())
+        tensors = chain(self.model.parameters(), self.model.buffers(), states, (self._training_state or {}).values())
+        return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         super()._save(output_dir, state_dict)

@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from conr_hf import losses
 from conr_hf.adopting import adopt_head
+from conr_hf.breaking import told_died
 from conr_hf.config import ConRConfig
 from conr_hf.data.mixing import CMixup
 from conr_hf.data.rows import Row, column_names
@@ -187,6 +188,8 @@ class ConRTrainer(MeasuringTrainer):
 
         Raises:
             `ValueError`: for what cannot be trained with, and for a checkpoint that would run code as it is read.
+            `ChildProcessError`: for a data-loader worker that died.
+            `OSError`: for a checkpoint that finds no room on the disk; those before it are whole.
             `FloatingPointError`: for a loss that is not finite, before the step that would harm the weights.
             `KeyboardInterrupt`, or on SIGTERM `SystemExit` with code 143, when that checkpoint is saved.
         """
@@ -197,6 +200,11 @@ class ConRTrainer(MeasuringTrainer):
             return output
         except UnpicklingError as error:
             raise ValueError(f'The checkpoint "{self._resumed_from}" cannot be read: {reason_of(error)}.') from error
+        except RuntimeError as error:
+            told = told_died(error, self.args.dataloader_num_workers)
+            if told is None:
+                raise
+            raise ChildProcessError(told) from error
         finally:  # what the user does with the model from here on is theirs
             self.watch.end()
             self.finish_keeping()
