@@ -18,19 +18,24 @@ EXAMPLES = """examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs a command and exits: 0 done, 2 bad input, 1 anything else, 130 interrupted."""
+    """Runs a command and exits: 0 done, 2 bad input, 1 anything else, 130 interrupted, 143 terminated."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         sys.exit(_run(given))
     except ValueError as error:
         sys.exit(_told(error, 2))
-    except KeyboardInterrupt:
-        print("\nInterrupted.", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        if not error.args:  # training says itself where it stopped
+            print("\nInterrupted.", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(141)
-    except ConnectionError as error:
+    except (ConnectionError, FloatingPointError) as error:
+        sys.exit(_told(error, 1))
+    except OSError as error:
+        if error.errno is not None:  # the system's, and not a sentence of ours
+            raise
         sys.exit(_told(error, 1))
 
 

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from conr_hf.data.streamed_rows import StreamedRows
 from conr_hf.data.views import DrawnRows, ImageCollator, TrainingSampler, UserCollator
 from conr_hf.distributed import rank, world_size
 from conr_hf.imbalance import Bins
+from conr_hf.interrupts import outlive_signals
 from conr_hf.labelled import DataSets, LabelledTrainer, named
 from conr_hf.models import example_pixels
 
@@ -132,6 +134,21 @@ class ImageTrainer(LabelledTrainer):
         left = self.order.count - (batch["position"] - rank() * size)
         return [min(max(left - process * size, 0), size) for process in range(world_size())]
 
+    @property
+    def is_stream(self) -> bool:
+        """Whether the training rows come as a stream."""
+        return isinstance(self.train_dataset, IterableDataset)
+
+    def rows_at(self, epoch: int, position: int, count: int) -> list[int]:
+        """
+        The training set's rows that are drawn from `position` on in an epoch's global order; of a stream, these
+        positions.
+        """
+        if isinstance(self.order, StreamedRows):
+            return list(range(position, position + count))
+        indices = self.usable(self.train_dataset, "train_dataset")[0].indices
+        return [int(indices[row]) for row in self.order.rows_at(epoch, position, count)]
+
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], int]:
@@ -162,7 +179,10 @@ class ImageTrainer(LabelledTrainer):
         drop_last = self.args.dataloader_drop_last
         self.args.dataloader_drop_last = drop_last and training  # evaluation keeps every row
         try:
-            return super()._get_dataloader(rows, description, *args, **kwargs)
+            loader = super()._get_dataloader(rows, description, *args, **kwargs)
+            read_by: Any = loader.base_dataloader  # type: ignore[attr-defined]
+            read_by.worker_init_fn = partial(_begin_worker, read_by.worker_init_fn)
+            return loader
         finally:
             self.args.dataloader_drop_last = drop_last
 
@@ -197,6 +217,12 @@ class ImageTrainer(LabelledTrainer):
         # DeepSpeed would round labels to the precision of its mixed-precision mode.
         exact = {name: inputs[name].float() for name in ("labels", "sample_weight") if name in inputs}
         return {**super()._prepare_inputs(inputs), **{name: t.to(self.args.device) for name, t in exact.items()}}
+
+
+def _begin_worker(begin: Callable[[int], None] | None, worker: int) -> None:
+    outlive_signals()
+    if begin is not None:
+        begin(worker)
 
 
 class _EpochForSampler(TrainerCallback):

@@ -1,20 +1,26 @@
 """`KeepingTrainer`: checkpoints that a run goes on from bit for bit, and the moving average of the weights."""
 
+import shutil
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from conr_hf.averaging import AveragedWeights
+from conr_hf.breaking import is_full, told_full
 from conr_hf.feeding import ImageTrainer
 from conr_hf.imbalance import Bins
 from conr_hf.models import restore_weights
 from conr_hf.objective import Objective
 from conr_hf.resolved import Resolved
 from conr_hf.state import load_training_state, save_state
+from conr_hf.watching import Watch
 
 
 class KeepingTrainer(ImageTrainer):
@@ -34,6 +40,8 @@ class KeepingTrainer(ImageTrainer):
         self._resumed_from: str | None = None
         super().__init__(*args, **kwargs)
         self.add_callback(_Clock(self))
+        self.watch = Watch(self)
+        self.add_callback(self.watch)
 
     @property
     def resolved(self) -> Resolved:
@@ -70,6 +78,11 @@ class KeepingTrainer(ImageTrainer):
         if average is not None:
             average.swap()
 
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
+        self.watch.saw(loss, inputs)
+        return loss
+
     def after_step(self) -> None:
         if self._average is not None:
             self._average.update(self.state.global_step)
@@ -82,14 +95,30 @@ class KeepingTrainer(ImageTrainer):
             super().save_model(*args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.watch.read()
         self._training_state = self.step_objective.state()
         if self._average is not None:
             self._training_state |= {f"raw.{name}": tensor.detach().cpu() for name, tensor in _named(self.model)}
+        folder = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
+        if self.args.should_save:  # one that is written over is whole again when it is done
+            Path(folder, TRAINER_STATE_NAME).unlink(missing_ok=True)
         try:
             with self.averaged():
                 super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if not is_full(error):
+                raise
+            shutil.rmtree(folder, ignore_errors=True)
+            raise OSError(told_full(folder, self._checkpoint_size())) from error
         finally:
             self._training_state = None
+
+    def _checkpoint_size(self) -> int:
+        """Bytes of the weights, of the optimizer's state and of the state beside them."""
+        assert self.optimizer is not None
+        states = chain.from_iterable(state.values() for state in self.optimizer.state.values())
+        tensors = chain(self.model.parameters(), self.model.buffers(), states, (self._training_state or {}).values())
+        return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         super()._save(output_dir, state_dict)

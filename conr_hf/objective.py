@@ -121,6 +121,10 @@ class Objective:
             all_features, all_labels, all_predictions, all_weights = (
                 part.index_select(0, labelled) for part in (all_features, all_labels, all_predictions, all_weights)
             )
+        if all_features.device.type == "cpu" and not (
+            all_features.isfinite().all() and all_predictions.isfinite().all()
+        ):
+            return (all_features.sum() + all_predictions.sum()) * torch.nan  # the losses refuse rows they cannot name
         anchors, everything = slice(first, first + count), len(all_labels)
         if self._distance in ("mean_abs", "euclidean"):  # others are of labels as they are
             all_labels, all_predictions = settings.alike(all_labels), settings.alike(all_predictions)

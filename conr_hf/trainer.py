@@ -1,7 +1,6 @@
 """`ConRTrainer`: a `Trainer` that is right for regression, and adds ConR to the base loss."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from pickle import UnpicklingError
 from typing import Any
@@ -17,6 +16,7 @@ from transformers.utils import logging
 
 from conr_hf import losses
 from conr_hf.adopting import adopt_head
+from conr_hf.breaking import told_died
 from conr_hf.config import ConRConfig
 from conr_hf.data.mixing import CMixup
 from conr_hf.data.rows import Row, column_names
@@ -183,15 +183,30 @@ class ConRTrainer(MeasuringTrainer):
         """
         As in `Trainer`; `True` and `"true"` resume from the last checkpoint that was written to its end.
 
+        Ctrl-C and SIGTERM end it when the step that runs is done and a checkpoint of it saved, from which a resumed
+        run is the one that was not interrupted; a second such signal ends it at once.
+
         Raises:
             `ValueError`: for what cannot be trained with, and for a checkpoint that would run code as it is read.
+            `ChildProcessError`: for a data-loader worker that died.
+            `OSError`: for a checkpoint that finds no room on the disk; those before it are whole.
+            `FloatingPointError`: for a loss that is not finite, before the step that would harm the weights.
+            `KeyboardInterrupt`, or on SIGTERM `SystemExit` with code 143, when that checkpoint is saved.
         """
         self._resumed_from = checkpoint_to_resume(resume_from_checkpoint, str(self.args.output_dir))
         try:
-            return super().train(self._resumed_from, trial, ignore_keys_for_eval)
+            output = super().train(self._resumed_from, trial, ignore_keys_for_eval)
+            self.watch.stop_if_asked()
+            return output
         except UnpicklingError as error:
             raise ValueError(f'The checkpoint "{self._resumed_from}" cannot be read: {reason_of(error)}.') from error
+        except RuntimeError as error:
+            told = told_died(error, self.args.dataloader_num_workers)
+            if told is None:
+                raise
+            raise ChildProcessError(told) from error
         finally:  # what the user does with the model from here on is theirs
+            self.watch.end()
             self.finish_keeping()
             self.finish_learning()
             self.head.smooth = None
@@ -279,11 +294,6 @@ class ConRTrainer(MeasuringTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
+            self.watch.read()
             logs = {**logs, **self.step_objective.read_figures()}
-            for name in {"loss", "base_loss", "conr_loss"} & set(logs):
-                if not math.isfinite(logs[name]):
-                    raise FloatingPointError(
-                        f"{name} is {logs[name]} at step {self.state.global_step}: training diverged. "
-                        "Lower learning_rate."
-                    )
         super().log(logs, start_time)

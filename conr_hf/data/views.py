@@ -76,7 +76,7 @@ class TrainingSampler(Sampler[Draw]):
         return -(-len(self.rows) // self.multiple) * self.multiple
 
     def __iter__(self) -> Iterator[Draw]:
-        order = self._order()
+        order = self._order(self.epoch)
         if self.mixing is None:
             for position in range(len(self)):
                 yield Draw(int(order[position % len(order)]), self.epoch, position)
@@ -86,8 +86,13 @@ class TrainingSampler(Sampler[Draw]):
             i = position % len(order)
             yield Draw(int(order[i]), self.epoch, position, int(partners[i]), float(shares[i]))
 
-    def _order(self) -> np.ndarray:
-        random, order = np.random.default_rng((self.seed, self.epoch)), np.arange(len(self.rows))
+    def rows_at(self, epoch: int, position: int, count: int) -> list[int]:
+        """The `count` rows that are drawn from `position` on in an epoch's global order."""
+        order = self._order(epoch)
+        return [int(order[place % len(order)]) for place in range(position, position + count)]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        random, order = np.random.default_rng((self.seed, epoch)), np.arange(len(self.rows))
         if self.weights is not None:
             return random.choice(order, len(order), p=self.weights / self.weights.sum())
         if self.shuffle:

@@ -1,0 +1,63 @@
+"""Signals that ask a training run to stop, held back until its step is done."""
+
+import os
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+_SAME = 1.0  # seconds within which a signal is the first one again, as a launcher and its terminal both send it
+
+
+class Interrupts:
+    """
+    Notes SIGINT (Ctrl-C) and SIGTERM between `begin` and `end`, in place of the handlers that were there. A second
+    signal, a second or more after the first, does at once what it did before.
+
+    Signals that are ignored, as Ctrl-C is by a command in the background of a script, stay ignored. Python allows
+    handlers in the main thread alone; in others nothing is noted.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0  # the number of the first signal; 0 if there was none
+        self._received_at = 0.0
+        self._process = os.getpid()
+        self._previous: dict[int, Any] = {}
+
+    def begin(self) -> None:
+        self.received, self._process = 0, os.getpid()
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) not in (None, signal.SIG_IGN):
+                self._previous[number] = signal.signal(number, self._note)
+
+    def end(self) -> None:
+        """Puts the handlers back."""
+        previous, self._previous = self._previous, {}
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # forked from it, and stopped by it
+            return
+        now = time.monotonic()
+        if not self.received:
+            self.received, self._received_at = number, now
+        elif now - self._received_at >= _SAME:
+            self.end()
+            signal.raise_signal(number)
+
+
+def outlive_signals() -> None:
+    """
+    In a data-loader worker: a signal to all processes of a job must not end it before its trainer's step is done. So
+    Ctrl-C is ignored, and SIGTERM ends it the second time.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _once)
+
+
+def _once(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)

@@ -1,0 +1,161 @@
+"""`Watch`: what stops a run after a step, on all its processes at once: a signal, or a loss that is no number."""
+
+import signal
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from conr_hf.distributed import gather_objects, world_size
+from conr_hf.feeding import ImageTrainer
+from conr_hf.interrupts import Interrupts
+from conr_hf.launch import complete_checkpoints
+
+_NAMED = 32  # rows of a message at most
+
+
+@dataclass
+class _Step:
+    """A step's micro-batches on this process, and what all processes have to say of it."""
+
+    number: int = 0
+    epoch: int = 0
+    losses: list[Tensor] = field(default_factory=list)
+    places: list[tuple[int, int]] = field(default_factory=list)  # first position in the epoch's order, and samples
+    news: Tensor | None = None  # the largest, over the processes, of: the number of a signal, whether a loss is bad
+
+
+class Watch(TrainerCallback):
+    """
+    Stops training after SIGINT or SIGTERM, when the step is done and a checkpoint of it saved; and at a loss that is
+    not finite, before the optimizer's step, so that no weight is harmed.
+
+    Where `Trainer` does not read each loss (`logging_nan_inf_filter` is false) on an accelerator, the host must not
+    wait for it either: a step is then looked at one step later, and before it is logged or saved.
+
+    Args:
+        trainer ([`~conr_hf.feeding.ImageTrainer`]): Whose run it is.
+    """
+
+    def __init__(self, trainer: ImageTrainer) -> None:
+        self.trainer = trainer
+        self.interrupts = Interrupts()
+        self._signal, self._stopping = 0, False
+        self._step, self._unread = _Step(), _Step()
+
+    # ---- The loss ------------------------------------------------------------------------------------------------
+
+    def saw(self, loss: Tensor, batch: dict[str, Any]) -> None:
+        """Notes the loss of a micro-batch."""
+        self._step.losses.append(loss)
+        self._step.places.append((batch.get("position", 0), len(batch["labels"])))
+
+    def read(self) -> None:
+        """
+        Looks at what was noted.
+
+        Raises:
+            `FloatingPointError`: for a loss that is not finite; it names its rows and the last complete checkpoint.
+        """
+        step, self._unread = self._unread, _Step()
+        if step.news is None:
+            return
+        number, is_bad = step.news.tolist()
+        if is_bad:
+            raise FloatingPointError(self._told(step))
+        self._signal = int(number)
+
+    def _told(self, step: _Step) -> str:
+        bad = [place for place, loss in zip(step.places, step.losses, strict=True) if not loss.isfinite()]
+        mine = [row for position, samples in bad for row in self.trainer.rows_at(step.epoch, position, samples)]
+        values = [float(loss) for loss in step.losses if not loss.isfinite()]
+        everyone = gather_objects((values, mine))
+        value = next(value for values, _ in everyone for value in values)
+        rows = list(dict.fromkeys(row for _, rows in everyone for row in rows))
+        named = ", ".join(f"{row:,}" for row in rows[:_NAMED])
+        more = f" and {len(rows) - _NAMED:,} more" if len(rows) > _NAMED else ""
+        place = f" in the order of epoch {step.epoch + 1}" if self.trainer.is_stream else ""
+        saved = complete_checkpoints(str(self.trainer.args.output_dir))
+        go_on = f"The last complete checkpoint is {saved[-1]}." if saved else "There is no checkpoint before it."
+        return (
+            f"The loss is {value} at step {step.number}, on rows {named}{more} of train_dataset{place}: training "
+            f"diverged. Lower learning_rate, or look at these rows. {go_on}"
+        )
+
+    # ---- The run -------------------------------------------------------------------------------------------------
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._signal, self._stopping = 0, False
+        self._step, self._unread = _Step(), _Step()
+        if not state.is_hyper_param_search:  # which cannot be resumed
+            self.interrupts.begin()
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        step, self._step = self._step, _Step()
+        step.number, step.epoch = state.global_step + 1, self.trainer.order.epoch
+        is_bad = ~torch.stack(step.losses).isfinite().all()
+        received = torch.full((), float(self.interrupts.received), device=is_bad.device)  # a fill waits for no device
+        step.news = torch.stack([received, is_bad.float()])
+        if world_size() > 1:
+            dist.all_reduce(step.news, dist.ReduceOp.MAX)
+        if self._waits(args):
+            self._unread = step
+            self.read()
+        else:
+            self.read()
+            self._unread = step
+
+    def _waits(self, args: TrainingArguments) -> bool:
+        """Whether the host waits for each step's loss anyway."""
+        return args.device.type == "cpu" or args.logging_nan_inf_filter
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # At the end of an epoch, what is due then comes first: a resumed run would not make up for it.
+        if self._signal and state.epoch % 1 and not control.should_training_stop:
+            self._stopping = control.should_save = True
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._signal and not state.epoch % 1:
+            self._stopping = control.should_save = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._stopping:
+            self.trainer.callback_handler.on_train_end(args, state, control)
+            self._stop(Path(str(args.output_dir), f"checkpoint-{state.global_step}"))
+
+    def end(self) -> None:
+        """After training, or where it was cut short: signals do what they did before."""
+        self.interrupts.end()
+
+    def stop_if_asked(self) -> None:
+        """After training, for a signal that came after its last step."""
+        self._signal = max(gather_objects(self.interrupts.received))
+        if self._signal:
+            saved = complete_checkpoints(str(self.trainer.args.output_dir))
+            self._stop(saved[-1] if saved else None)
+
+    def _stop(self, checkpoint: Path | None) -> None:
+        trainer = self.trainer
+        trainer.accelerator.wait_for_everyone()  # the launcher ends all processes with the first
+        name = signal.Signals(self._signal).name
+        sentence = f"Stopped by {name} after step {trainer.state.global_step}. "
+        if checkpoint is None:
+            sentence += "No checkpoint was saved."
+        else:
+            sentence += f"The checkpoint is {checkpoint}; go on with --resume_from_checkpoint true."
+        if trainer.is_world_process_zero():
+            print(f"\n{sentence}", file=sys.stderr, flush=True)
+        raise KeyboardInterrupt(sentence) if self._signal == signal.SIGINT else SystemExit(128 + self._signal)
