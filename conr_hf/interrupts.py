@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from types import FrameType
@@ -53,11 +54,15 @@ class Interrupts:
 def outlive_signals() -> None:
     """
     In a data-loader worker: a signal to all processes of a job must not end it before its trainer's step is done. So
-    Ctrl-C is ignored, and SIGTERM ends it the second time.
+    Ctrl-C is ignored, and SIGTERM ends it where its trainer sends it (on Linux, which tells the sender).
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _once)
+    if sys.platform == "linux":
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_trainer, daemon=True).start()
 
 
-def _once(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_DFL)
+def _end_with_trainer() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

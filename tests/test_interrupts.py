@@ -1,6 +1,7 @@
 """A run that is asked to stop saves what it has, says how to go on, and goes on as if nothing had been."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -182,3 +183,20 @@ def test_what_stops_one_process_stops_all_at_the_same_step(tmp_path):
     # Row 10 is in the third micro-batch, the first of the second step, with row 11 on the second process.
     assert first["loss"].startswith("The loss is nan at step 2, on rows 10, 11 of train_dataset: training diverged.")
     assert first["loss"].endswith(f"The last complete checkpoint is {tmp_path / 'loss' / 'checkpoint-1'}.")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the sender of a signal is not known")
+def test_a_worker_ends_with_its_trainer_alone(tmp_path):
+    """Killed by the job's signal it would take the step with it; deaf to its trainer, no process would ever end."""
+    run = trainer(tmp_path, dataloader_num_workers=1)
+    batches = iter(run.get_train_dataloader())
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+    subprocess.run(["kill", "-INT", str(worker.pid)], check=True)
+    worker.join(0.5)
+    assert worker.is_alive()
+    next(batches)
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == 0
