@@ -63,8 +63,9 @@ def assert_same(one, other):
         )
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("model", ["vit", "convnextv2"])
+@pytest.mark.parametrize(
+    ("model", "case"), [*(("vit", case) for case in CASES), ("convnextv2", "ConR"), ("convnextv2", "BMC and FDS")]
+)
 def test_every_step_is_that_of_the_whole_batch(tmp_path, case, model):
     """21 rows: the last batch is short, and smaller than two parts."""
     data = images(21)

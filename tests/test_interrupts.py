@@ -19,6 +19,14 @@ from conr_hf.launch import last_complete_checkpoint
 HERE = Path(__file__).parent
 
 
+@pytest.fixture(autouse=True)
+def _signals_as_in_a_terminal():
+    """A shell that starts the tests in the background has them ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Send(TrainerCallback):
     """Sends this process a signal within a step, before its gradients are there."""
 

@@ -42,9 +42,9 @@ def valid_pixels(data):
 @pytest.mark.parametrize(("formulation", "push"), [("exact", "exponential"), ("reference", "linear")])
 def test_conr_over_all_pixels_is_the_double_loop(tmp_path, formulation, push):
     """With more pixels to draw than there are, all that have a label are compared: value and gradient."""
-    data = maps(3, map_size=8)
+    data = maps(2, map_size=8)
     settings = {"conr_formulation": formulation, "conr_push": push, "conr_pixels": 10**6, "num_views": 2}
-    trainer = trainer_of(tmp_path, data, per_device_train_batch_size=3, **settings)
+    trainer = trainer_of(tmp_path, data, per_device_train_batch_size=2, **settings)
     batch, objective = ready(trainer), trainer.step_objective
     labels, pixels = batch["labels"].flatten(0, 1), batch["pixel_values"].flatten(0, 1)
     predictions = prediction(trainer.model(pixel_values=pixels))
@@ -56,7 +56,7 @@ def test_conr_over_all_pixels_is_the_double_loop(tmp_path, formulation, push):
 
     measured = features.clone().requires_grad_()
     rows = compared(measured)
-    loss = objective.regularisers(rows, [3], len(rows.labels) // 3, measured_at=None, of_maps=True)
+    loss = objective.regularisers(rows, [2], len(rows.labels) // 2, measured_at=None, of_maps=True)
     (gradient,) = torch.autograd.grad(loss, measured)
 
     slow = features.double().requires_grad_()
