@@ -178,10 +178,12 @@ def draw_maps(
 def _label_maps(
     trainer: ConRTrainer, dataset: datasets.Dataset, split: str
 ) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
-    """The usable rows and their maps; no image is read."""
+    """The usable rows and their maps; no image is read, but by a transform, which needs its columns."""
     indices = [int(row) for row in trainer.usable(dataset, split)[0].indices]
-    for row, cells in zip(indices, dataset.select_columns(trainer.args.label_columns).select(indices), strict=True):
-        yield row, _label_map(trainer, cells, split)
+    if dataset.format["type"] != "custom":
+        dataset = dataset.select_columns(trainer.args.label_columns)
+    for row in indices:
+        yield row, _label_map(trainer, dataset[row], split)
 
 
 def _label_map(trainer: ConRTrainer, row: Any, split: str) -> npt.NDArray[np.float32]:

@@ -9,9 +9,11 @@ import small
 from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification
 
+from conr_hf import load_regressor
 from conr_hf.data import rooms
 from conr_hf.data.benchmarks import benchmark_of, load_benchmark
 from conr_hf.feeding import ImageTrainer
+from conr_hf.map_evaluation import evaluate_maps
 
 FILMS = ["attic_0001a_out", "attic_0001b_out", "kitchen_0002_out", "office_0003_out"]
 SIZE = (640, 480)
@@ -228,3 +230,17 @@ def test_rows_that_are_parquet_or_from_the_hub(tmp_path):
     assert data["test"].info.dataset_name == "nyud2-dir"
     with pytest.raises(ValueError, match="maps as its labels, which are not streamed"):
         load_benchmark("nyud2-dir", tmp_path, streaming=True)
+
+
+def test_a_run_is_evaluated_and_drawn(published, tmp_path):
+    """Maps are read by a transform that needs the columns of the image, too."""
+    data = load_benchmark("nyud2-dir", published)
+    model, processor = load_regressor("timm/test_resnet", "depth", task="depth", pretrained=False, image_size=32)
+    settings = {"conr_pixels": 16, "max_steps": 1, "per_device_train_batch_size": 2}
+    trainer = small.build(model, processor, tmp_path / "run", data["train"], data["validation"], **settings)
+    trainer.train()
+    tested = {"test": data["test"]}
+    results = evaluate_maps(trainer, tested, "depth", "m", {"baseline_median": {}}, tmp_path / "run")
+    counted = sum(np.isfinite(row["label"]).sum() for row in data["test"])
+    assert results["test"]["all"]["n"] == results["baseline_median"]["test"]["all"]["n"] == counted
+    assert (tmp_path / "run" / "maps.png").is_file()
