@@ -20,9 +20,9 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING, MODEL_FOR_DEPTH_ESTIMATION_MAPPING
 
-from conr_hf.opening import check_config
+from conr_hf.opening import check_config, map_loader
 from conr_hf.processors import declared_side, uncropped, whole_image_processor
-from conr_hf.timm_models import timm_architecture
+from conr_hf.timm_models import drawn_weights, read_weights, timm_architecture
 
 LIGHT = 64  # channels of a new dense head; UperNet's own 512 are for 150 classes
 
@@ -99,12 +99,11 @@ def load_map_model(
 
 def _kind(config: PreTrainedConfig) -> Any:
     """The class that loads a checkpoint which predicts maps, or `None`."""
-    made_as = (config.architectures or [""])[0]
-    if type(config) in MODEL_FOR_DEPTH_ESTIMATION_MAPPING and (not made_as or made_as.endswith("ForDepthEstimation")):
+    if config.architectures:
+        return map_loader(config.to_dict())
+    if type(config) in MODEL_FOR_DEPTH_ESTIMATION_MAPPING:
         return AutoModelForDepthEstimation
-    if made_as.endswith("ForSemanticSegmentation") or isinstance(config, UperNetConfig):
-        return AutoModelForSemanticSegmentation
-    return None
+    return AutoModelForSemanticSegmentation if isinstance(config, UperNetConfig) else None
 
 
 def _is_metric(config: PreTrainedConfig) -> bool:
@@ -119,14 +118,16 @@ def _without_auxiliary(config: PreTrainedConfig, labels: dict[str, Any]) -> dict
 def _on_timm(
     architecture: str, labels: dict[str, Any], pretrained: bool, weights: str | None, image_size: int | None
 ) -> tuple[PreTrainedModel, BaseImageProcessor]:
-    overlay: dict[str, Any] = {"pretrained_cfg_overlay": {"file": weights}} if weights is not None else {}
-    make: Any = partial(timm.create_model, architecture, features_only=True, **overlay)
+    make: Any = partial(timm.create_model, architecture, features_only=True, pretrained=pretrained)
+    if weights is not None:
+        read_weights(weights)
+        make = partial(make, pretrained=True, pretrained_cfg_overlay={"file": weights})
     try:
-        source = make(pretrained=pretrained or weights is not None)
+        source = make()
     except (RuntimeError, AttributeError) as error:  # a model that gives no feature maps
         raise ValueError(f"timm/{architecture} gives no feature maps to predict a map from: {error}.") from error
-    if weights is not None:
-        _check_filled(source.state_dict(), make(pretrained=False).state_dict(), weights)
+    if weights is not None and (lacking := drawn_weights(make, source.state_dict())):
+        raise ValueError(f"{weights} has no weights for {', '.join(lacking[:4])} and others: is it of another model?")
     stages = tuple(source.feature_info.out_indices)
     options: dict[str, Any] = {"out_indices": stages, "use_pretrained_backbone": False}
     config = TimmBackboneConfig(backbone=architecture, **options)
@@ -136,15 +137,6 @@ def _on_timm(
     if cfg is None:
         return model, whole_image_processor(image_size or 224)
     return model, whole_image_processor(image_size or cfg.input_size[-1], image_mean=cfg.mean, image_std=cfg.std)
-
-
-def _check_filled(loaded: dict[str, torch.Tensor], drawn: dict[str, torch.Tensor], weights: str) -> None:
-    """timm says nothing of weights that a file lacks; they are drawn at random or stay 0 and 1."""
-    file = timm.models.load_state_dict(weights, weights_only=True)
-    lacking = [key for key in loaded if key not in file and not key.endswith("num_batches_tracked")]
-    lacking = [key for key in lacking if drawn[key].shape == loaded[key].shape]
-    if len(lacking) > len(loaded) // 2:
-        raise ValueError(f"{weights} has no weights for {', '.join(lacking[:4])} and others: is it of another model?")
 
 
 def _on_backbone(

@@ -99,26 +99,46 @@ def timm_model_of_file(
         `ValueError`: if timm has no such model, or the file cannot be read.
     """
     check_architecture(architecture)
-    if not os.path.isfile(weights):
-        raise ValueError(f'weights="{weights}" is not a file.')
+    state = read_weights(weights)
     model, processor, make = _wrapped(architecture, labels, image_size)
     overlay: dict[str, Any] = {"file": weights}
+    outputs = _outputs_in_file(state, model.config.pretrained_cfg.get("classifier"))
+    if outputs == labels["num_labels"]:
+        overlay["num_classes"] = labels["num_labels"]  # or timm leaves the file's head out
+    make = partial(make, pretrained=True, pretrained_cfg_overlay=overlay)
+    original = make().state_dict()
+    model.timm_model.load_state_dict(original)
+    return model, processor, {f"timm_model.{key}" for key in drawn_weights(make, original)}
+
+
+def read_weights(weights: str) -> dict[str, torch.Tensor]:
+    """
+    The tensors in a file of weights.
+
+    Raises:
+        `ValueError`: if there is no such file, or it holds anything but tensors.
+    """
+    if not os.path.isfile(weights):
+        raise ValueError(f'weights="{weights}" is not a file.')
     try:
-        outputs = _outputs_in_file(weights, model.config.pretrained_cfg.get("classifier"))
+        state: dict[str, torch.Tensor] = timm.models.load_state_dict(weights, weights_only=True)
     except Exception as error:  # a file of anything
         raise ValueError(
             f'weights="{weights}" cannot be read: {reason_of(error)}. Give safetensors, or a PyTorch state dict.'
         ) from error
-    if outputs == labels["num_labels"]:
-        overlay["num_classes"] = labels["num_labels"]  # or timm leaves the file's head out
-    original = make(pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
-    model.timm_model.load_state_dict(original)
-    # timm says nothing of weights that a file lacks: made twice, they differ.
+    return state
+
+
+def drawn_weights(make: Callable[[], nn.Module], state: dict[str, torch.Tensor]) -> list[str]:
+    """
+    Which weights of a model that `make` loads from a file are not in it, and start at random.
+
+    timm says nothing of them; made twice, they differ from those in `state`, of the model made first.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch.initial_seed() + 1)
-        again = make(pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
-    fresh = {f"timm_model.{key}" for key, value in original.items() if not torch.equal(value, again[key])}
-    return model, processor, fresh
+        again = make().state_dict()
+    return [key for key, value in state.items() if not torch.equal(value, again[key])]
 
 
 def sized_cfg(cfg: dict[str, Any], side: int) -> dict[str, Any]:
@@ -150,8 +170,7 @@ def _wrapped(
     return model, TimmWrapperImageProcessor(cfg, architecture=architecture), make
 
 
-def _outputs_in_file(weights: str, classifier: Any) -> int | None:
-    state = timm.models.load_state_dict(weights, weights_only=True)
+def _outputs_in_file(state: dict[str, torch.Tensor], classifier: Any) -> int | None:
     name = classifier[0] if isinstance(classifier, list | tuple) else classifier
     weight = state.get(f"{name}.weight")
     return None if weight is None else len(weight)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from small import _depth_anything_config, map_models, models
@@ -129,6 +130,19 @@ def test_weights_of_a_timm_backbone_come_from_a_file(tmp_path):
     save_file({"other.weight": torch.ones(3)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match=r"no weights for .* is it of another model\?"):
         load_regressor("timm/test_resnet", task="depth", weights=str(tmp_path / "other.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["test_convnext", "test_vit"])
+def test_a_file_fits_where_timm_renames_its_weights(name, tmp_path):
+    """Feature maps of ConvNeXt are of `stem_0`, where a file has `stem.0`."""
+    source = timm.create_model(name, pretrained=False)
+    save_file({key: value.contiguous() for key, value in source.state_dict().items()}, tmp_path / "own.safetensors")
+    model, _ = load_regressor(f"timm/{name}", task="depth", weights=str(tmp_path / "own.safetensors"))
+    pixels = torch.randn(1, 3, 160, 160)
+    with torch.no_grad():
+        features = model.backbone.eval()(pixels).feature_maps[-1]
+        expected = source.eval().forward_intermediates(pixels, intermediates_only=True, output_fmt="NCHW")[-1]
+    assert torch.allclose(features, expected, atol=1e-5)
 
 
 def test_a_backbone_of_a_checkpoint_keeps_its_weights(tmp_path):
