@@ -8,6 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conr_hf.head import ConvHead, Head, LinearHead, MapHead
+from conr_hf.opening import MAP_LOADERS
+
+# What a model of maps makes of its head's output, and the limit of its predictions; see `MapHead`.
+Link = tuple[str, float]
 
 
 class NoSingleHeadError(ValueError):
@@ -48,7 +52,7 @@ def adopt_head(model: nn.Module, pixel_values: Tensor, name: str | None = None) 
         adopted = [layer for layer in layers.values() if isinstance(layer, LinearHead | ConvHead | MapHead)]
         if len(adopted) == 1:
             return adopted[0]
-    layer_name = name if name is not None else find_head(model, pixel_values)
+    layer_name, link = (name, None) if name is not None else _found(model, pixel_values)
     layer = layers.get(layer_name)
     if isinstance(layer, LinearHead | ConvHead | MapHead):
         return layer
@@ -57,7 +61,10 @@ def adopt_head(model: nn.Module, pixel_values: Tensor, name: str | None = None) 
         raise ValueError(
             f'head="{layer_name}" is not a {kind} of {type(model).__name__}. Its layers: {_described(model)}.'
         )
-    head = _map_head(model, layer, pixel_values, layer_name) if predicts_maps(model) else _adopted(layer)
+    if predicts_maps(model):
+        head: Head = _map_head(model, layer, link or _link(model, layer, pixel_values), layer_name)
+    else:
+        head = _adopted(layer)
     parent, _, attribute = layer_name.rpartition(".")
     setattr(layers[parent], attribute, head)
     return head
@@ -72,7 +79,7 @@ def prediction(outputs: Any) -> Tensor:
 
 def predicts_maps(model: nn.Module) -> bool:
     """Whether a model predicts a number for each pixel: it is one for depth estimation or semantic segmentation."""
-    return type(model).__name__.endswith(("ForDepthEstimation", "ForSemanticSegmentation"))
+    return type(model).__name__.endswith(tuple(MAP_LOADERS))
 
 
 def find_head(model: nn.Module, pixel_values: Tensor) -> str:
@@ -90,24 +97,31 @@ def find_head(model: nn.Module, pixel_values: Tensor) -> str:
         `NoSingleHeadError`: if there is no such layer, or more than one; it lists the layers seen.
         `ValueError`: if the model does not take such pixels.
     """
+    return _found(model, pixel_values)[0]
+
+
+def _found(model: nn.Module, pixel_values: Tensor) -> tuple[str, Link | None]:
+    """The name of the head, and of maps its link."""
     of_maps = predicts_maps(model)
     candidates = {name: module for name, module in model.named_modules() if _could_be_head(module, of_maps)}
-    predicted, outputs = _forward(model, pixel_values, candidates)
+    found: dict[str, Link | None]
     if of_maps:
-        found = [name for name in outputs if _link(model, candidates[name], pixel_values) is not None]
+        links = {name: _link(model, layer, pixel_values) for name, layer in candidates.items()}
+        found = {name: link for name, link in links.items() if link is not None}
     else:
-        found = [
-            name
+        predicted, outputs = _forward(model, pixel_values, candidates)
+        found = {
+            name: None
             for name, output in outputs.items()
             if output.numel() == predicted.numel() and torch.equal(output.reshape(predicted.shape), predicted)
-        ]
+        }
     if len(found) != 1:
         which = f"The output of each of {', '.join(found)} is" if found else "No layer's output alone is"
         raise NoSingleHeadError(
             f"No single regression head found in {type(model).__name__}. {which} the prediction. "
             f'Its layers: {_described(model)}. Name one with head="...".'
         )
-    return found[0]
+    return next(iter(found.items()))
 
 
 @torch.no_grad()
@@ -140,11 +154,11 @@ def _forward(
 
 
 @torch.no_grad()
-def _link(model: nn.Module, layer: nn.Module, pixel_values: Tensor) -> tuple[str, float] | None:
+def _link(model: nn.Module, layer: nn.Module, pixel_values: Tensor) -> Link | None:
     """What makes the prediction of a layer's output, and the prediction's limit; `None` if nothing known does."""
     assert isinstance(layer, nn.Conv2d)
     limit = float(model.config.to_dict().get("max_depth") or 1)  # type: ignore[union-attr, operator]
-    links: dict[tuple[str, float], Callable[[Tensor], Tensor]] = {
+    links: dict[Link, Callable[[Tensor], Tensor]] = {
         ("identity", 1.0): lambda output: output,
         ("relu", 1.0): lambda output: output.relu(),
         ("relu", limit): lambda output: output.relu() * limit,
@@ -197,8 +211,7 @@ def _described(model: nn.Module) -> str:
     return ", ".join(shown) if layers else f"none that is {kind}"
 
 
-def _map_head(model: nn.Module, layer: nn.Module, pixel_values: Tensor, name: str) -> MapHead:
-    link = _link(model, layer, pixel_values)
+def _map_head(model: nn.Module, layer: nn.Module, link: Link | None, name: str) -> MapHead:
     if link is None:
         raise ValueError(
             f'head="{name}": its output alone, or what ReLU or a sigmoid makes of it, is not the prediction of '

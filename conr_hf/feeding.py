@@ -134,11 +134,6 @@ class ImageTrainer(LabelledTrainer):
         left = self.order.count - (batch["position"] - rank() * size)
         return [min(max(left - process * size, 0), size) for process in range(world_size())]
 
-    @property
-    def is_stream(self) -> bool:
-        """Whether the training rows come as a stream."""
-        return isinstance(self.train_dataset, IterableDataset)
-
     def rows_at(self, epoch: int, position: int, count: int) -> list[int]:
         """
         The training set's rows that are drawn from `position` on in an epoch's global order; of a stream, these

@@ -64,6 +64,11 @@ class LabelledTrainer(Trainer):
         return found.rows, found.labels
 
     @property
+    def is_stream(self) -> bool:
+        """Whether the training rows come as a stream."""
+        return isinstance(self.train_dataset, IterableDataset)
+
+    @property
     def labels_are_maps(self) -> bool:
         """Whether the labels of the training data, or else of the evaluation data, are maps."""
         data_sets = named(self.train_dataset, self.eval_dataset)
@@ -80,7 +85,7 @@ class LabelledTrainer(Trainer):
         Labels of the usable training rows, in label units: `np.ndarray` of shape `(N,)` or `(N, T)`. Of maps: those of
         the valid pixels, `(P,)`, float32; of more than 10 million of them a sample, the same share of each map's.
         """
-        if isinstance(self.train_dataset, IterableDataset):
+        if self.is_stream:
             if self._streamed_labels is None:
                 self._streamed_labels = streamed_labels(self.train_dataset, "train_dataset", self.args)
             return self._streamed_labels
@@ -91,7 +96,7 @@ class LabelledTrainer(Trainer):
 
     def training_rows(self) -> int:
         """Number of usable training rows."""
-        if isinstance(self.train_dataset, IterableDataset):
+        if self.is_stream:
             return len(self.training_labels())
         return len(self._read(self.train_dataset, "train_dataset").rows)
 
@@ -110,7 +115,7 @@ class LabelledTrainer(Trainer):
         the benchmark's numbers, or else 20 and 100, times the pixels that a map has of them. `None` where labels are
         no maps.
         """
-        if isinstance(self.train_dataset, IterableDataset):
+        if self.is_stream:
             return None
         rows, _, maps, benchmark, _ = self._read(self.train_dataset, "train_dataset")
         if maps is None:
@@ -123,7 +128,7 @@ class LabelledTrainer(Trainer):
         """The width of the bins in label units: the user's, or the benchmark's, or `None`."""
         if self.args.bin_width is not None:
             return self.args.bin_width
-        if isinstance(self.train_dataset, IterableDataset):
+        if self.is_stream:
             benchmark = benchmark_of(self.train_dataset, self.training_labels())
         else:
             benchmark = self._read(self.train_dataset, "train_dataset").benchmark

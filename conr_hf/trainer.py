@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset
 from transformers import BaseImageProcessor, EvalPrediction, PreTrainedModel
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
@@ -144,7 +144,7 @@ class ConRTrainer(MeasuringTrainer):
     def resolved(self) -> Resolved:
         """The settings with every unset one derived from the training labels; frozen when `train()` starts."""
         if self._resolved is None and self.train_dataset is not None:
-            may_resample = self.compute_loss_func is None and not isinstance(self.train_dataset, IterableDataset)
+            may_resample = self.compute_loss_func is None and not self.is_stream
             may_resample = may_resample and "sample_weight" not in column_names(self.train_dataset)
             self._resolved = resolve(self.args, self.training_labels(), may_resample, self.is_map)
             if self._label_distance is not None:
@@ -265,7 +265,7 @@ class ConRTrainer(MeasuringTrainer):
             is_sharded=self.is_fsdp_enabled or self.is_deepspeed_enabled,
             own_loss=self.compute_loss_func is not None,
             own_collator=not isinstance(self.data_collator, ImageCollator),
-            is_stream=isinstance(self.train_dataset, IterableDataset),
+            is_stream=self.is_stream,
             plain_optimizer=self.plain_optimizer(),
         )
 
