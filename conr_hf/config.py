@@ -32,6 +32,7 @@ _CHOICES = {
     "conr_reduction": REDUCTIONS,
     "conr_distance": ("mean_abs", "euclidean", "angular"),
     "conr_reweight": get_args(DensityMethod),
+    "conr_gather": ("all", "node", "none"),
     "train_sampling_strategy": ("random", "sequential"),
     "eval_strategy": ("no", "steps", "epoch"),
     "save_strategy": ("no", "steps", "epoch", "best"),
@@ -71,6 +72,10 @@ class ConRConfig(DataConfig, CompanionConfig, TrainingArguments):
         conr_reweight (`str`, *optional*, defaults to `"sqrt_inverse"`):
             Density weights of the push (the paper's eta), whatever `reweight` says: `"none"`, `"inverse"` or
             `"sqrt_inverse"`.
+        conr_gather (`str`, *optional*, defaults to `"all"`):
+            Whose rows are compared: those of `"all"` processes, so that any number of them trains as one would; of
+            those on the same `"node"`; or each process's own (`"none"`). Also for Rank-N-Contrast and RankSim. What a
+            process sends for it in a step grows with the number of processes compared.
         conr_pixels (`int`, *optional*, defaults to 1024):
             Of labels that are maps: pixels of each view that ConR compares with those of all others of the step, drawn
             in proportion to the density weights that `conr_reweight` names, so that rare labels are among them. 0
@@ -129,6 +134,10 @@ class ConRConfig(DataConfig, CompanionConfig, TrainingArguments):
     )
     conr_reweight: DensityMethod = field(
         default="sqrt_inverse", metadata=about("Density weights of the push: none, inverse or sqrt_inverse.")
+    )
+    conr_gather: str = field(
+        default="all",
+        metadata=about("Whose rows are compared: of all processes, of a node, or none but its own."),
     )
     conr_pixels: int = field(
         default=1024, metadata=about("Pixels of each view that ConR compares, of maps; 0 compares means of views.")

@@ -1,6 +1,8 @@
-"""Rows of all processes, with gradient; on one process everything here is the identity."""
+"""Rows of other processes, with gradient; on one process everything here is the identity."""
 
-from typing import TypeVar
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,36 +21,119 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+class Peers(NamedTuple):
+    """
+    Processes that see each other's rows, this one among them.
+
+    Args:
+        ranks (`tuple[int, ...]`): Theirs, rising.
+        group (`ProcessGroup`, *optional*): Their group; unset, that of all processes.
+    """
+
+    ranks: tuple[int, ...]
+    group: dist.ProcessGroup | None = None
+
+    @property
+    def place(self) -> int:
+        """This process's index among them."""
+        return self.ranks.index(rank())
+
+
+def peers_of(gather: str, local_rank: int) -> Peers:
+    """
+    The processes whose rows this one sees.
+
+    Args:
+        gather (`str`): `"all"` processes, those of the same `"node"`, or `"none"` but this one.
+        local_rank (`int`): This process's index on its node.
+
+    Raises:
+        `ValueError`: if the processes of a node do not follow each other.
+    """
+    if gather == "all" or world_size() == 1:
+        return Peers(tuple(range(world_size())))
+    if gather == "none":
+        return Peers((rank(),))
+    nodes = nodes_of(gather_objects(local_rank))
+    return Peers(next(node for node in nodes if rank() in node), _group_of(nodes))
+
+
+def nodes_of(local_ranks: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """
+    Args:
+        local_ranks (`Sequence[int]`): Each process's index on its node, in order of rank.
+
+    Returns:
+        `tuple[tuple[int, ...], ...]`: the ranks of each node.
+
+    Raises:
+        `ValueError`: if the processes of a node do not follow each other.
+
+    Example:
+        >>> nodes_of([0, 1, 2, 0, 1])
+        ((0, 1, 2), (3, 4))
+    """
+    firsts = [process for process, local_rank in enumerate(local_ranks) if local_rank == 0]
+    nodes = [tuple(range(*ends)) for ends in zip(firsts, [*firsts[1:], len(local_ranks)], strict=True)]
+    if list(local_ranks) != [place for node in nodes for place in range(len(node))]:
+        raise ValueError(
+            f"conr_gather is node, but the processes have indices {list(local_ranks)} on their nodes, so that those "
+            "of a node do not follow each other. Let the launcher number them node by node, or set conr_gather to all."
+        )
+    return tuple(nodes)
+
+
+@cache  # a group lasts as long as its process; a second train() takes the same
+def _group_of(nodes: tuple[tuple[int, ...], ...]) -> dist.ProcessGroup | None:
+    group, _ = dist.new_subgroups_by_enumeration([list(node) for node in nodes])
+    assert not isinstance(group, int), "a process that is on none of the nodes"
+    return group
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, rows: Tensor) -> Tensor:
-        parts = [torch.empty_like(rows) for _ in range(world_size())]
-        dist.all_gather(parts, rows)
+    def forward(ctx: torch.autograd.function.FunctionCtx, rows: Tensor, peers: Peers) -> Tensor:
+        ctx.peers = peers  # type: ignore[attr-defined]
+        parts = [torch.empty_like(rows) for _ in peers.ranks]
+        dist.all_gather(parts, rows, group=peers.group)
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
-        # Every process's loss reads these rows, so their gradient is the sum over processes, not this one's part.
-        total = gradient.contiguous()
-        dist.all_reduce(total)
-        return total.chunk(world_size())[rank()]
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+        # Every process's loss reads these rows, so their gradient is the sum over processes; of the sum each needs
+        # its own rows only.
+        peers: Peers = ctx.peers  # type: ignore[attr-defined]
+        parts = list(gradient.contiguous().chunk(len(peers.ranks)))
+        own = torch.empty_like(parts[0])
+        dist.reduce_scatter(own, parts, group=peers.group)
+        return own, None
 
 
-def gather_rows(rows: Tensor) -> Tensor:
+def gather_rows(tensors: Sequence[Tensor], counts: Sequence[int], peers: Peers | None = None) -> list[Tensor]:
     """
-    Concatenates the rows of all processes in order of rank, differentiably.
+    Concatenates the rows of several processes in order of rank, differentiably: one exchange for all tensors, and one
+    of the same size for their gradients.
 
     Args:
-        rows (`torch.Tensor` of shape `(B, ...)`): The same shape on every process.
+        tensors (`Sequence[torch.Tensor]`, each of shape `(M, ...)`): Of one dtype and the same shapes on all
+            processes.
+        counts (`Sequence[int]`): How many of its first rows each of the peers gives; the rest are left out.
+        peers ([`Peers`], *optional*): The processes; unset, all.
 
     Returns:
-        `torch.Tensor` of shape `(B * world_size, ...)`. The gradient that reaches `rows` is the sum over the processes
-        of the gradients of their losses.
+        `list[torch.Tensor]`, each of shape `(sum(counts), ...)`. The gradient that reaches a tensor is the sum over
+        the processes of the gradients of their losses.
     """
-    if world_size() == 1:
-        return rows
-    gathered: Tensor = _Gather.apply(rows.contiguous())
-    return gathered
+    peers = peers or Peers(tuple(range(world_size())))
+    if len(peers.ranks) == 1:
+        return [tensor[: counts[0]] for tensor in tensors]
+    flat = [tensor.flatten(1) if tensor.ndim > 1 else tensor[:, None] for tensor in tensors]
+    gathered: Tensor = _Gather.apply(torch.cat(flat, 1), peers)
+    size = len(flat[0])
+    if sum(counts) < len(gathered):
+        gathered = torch.cat([gathered[k * size : k * size + count] for k, count in enumerate(counts)])
+    parts = torch.split(gathered, [part.shape[1] for part in flat], 1)
+    return [part.reshape(-1, *tensor.shape[1:]) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def sum_over_processes(tensor: Tensor) -> Tensor:

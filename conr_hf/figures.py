@@ -42,20 +42,20 @@ class Figures:
         for name, value in sums.items():
             self._sums[name] += value
 
-    def add_base(self, loss: Tensor, samples: list[int], total: Tensor | int, gradient: Tensor | None) -> None:
+    def add_base(self, loss: Tensor, samples: int, gradient: Tensor | None) -> None:
         """
         Adds the base loss, and its gradient at the features.
 
         Args:
-            loss (`torch.Tensor`): What [`~conr_hf.objective.Objective.base`] returned.
-            samples (`list[int]`): As there.
-            total (`int` or `torch.Tensor`): Samples of the step, over micro-batches and processes.
-            gradient (`torch.Tensor`, *optional*): The loss's gradient at the features, in their shape.
+            loss (`torch.Tensor`): Its sum over this process's samples.
+            samples (`int`): Their number.
+            gradient (`torch.Tensor`, *optional*): That of the loss's mean over the samples that are compared, at the
+                features, in their shape.
         """
-        self.add(base=loss.detach() * total, samples=samples[rank()])
+        self.add(base=loss.detach(), samples=samples)
         if gradient is not None:
-            self._base_gradient = gradient * (total / sum(samples))
-            self.add(base_gradient=self._base_gradient.square().sum())
+            self._base_gradient = gradient
+            self.add(base_gradient=gradient.square().sum())
 
     def add_gradient(self, name: str, loss: Tensor, features: Tensor) -> Tensor:
         """

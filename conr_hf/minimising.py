@@ -154,7 +154,7 @@ class MinimisingTrainer(PushingTrainer):
             compared = Rows(features, rows, predictions)
         regularisers = objective.regularisers(compared, samples, of_sample, measured_at, self.is_map)
         if regularisers is not None:
-            loss = loss + regularisers * sum(samples) / total
+            loss = loss + regularisers * objective.compared(samples) / total
         return loss * world_size()
 
     def _base(
@@ -189,7 +189,10 @@ class MinimisingTrainer(PushingTrainer):
             shares = shares.repeat_interleave(pixels) * valid / (pixels * share)
         loss = self.step_objective.base(predictions, rows, shares, candidates, samples)
         gradient = None if measured_at is None else self._gradient_at(measured_at, loss, predictions)
-        self.step_objective.figures.add_base(loss, samples, total, gradient)
+        # As a mean over the samples that are compared, as the regularisers are.
+        compared = self.step_objective.compared(samples)
+        gradient = None if gradient is None else gradient * (total / max(compared, 1))
+        self.step_objective.figures.add_base(loss * total, samples[rank()], gradient)
         return loss
 
     def _measures(self, features: Tensor) -> bool:

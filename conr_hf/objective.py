@@ -9,7 +9,7 @@ from torch import Tensor
 from conr_hf.base_loss import BalancedMSE, base_loss
 from conr_hf.companions import BALANCED_LOSSES
 from conr_hf.config import ConRConfig
-from conr_hf.distributed import gather_rows, rank, sum_over_processes, world_size
+from conr_hf.distributed import gather_rows, peers_of, rank, sum_over_processes
 from conr_hf.figures import Figures
 from conr_hf.imbalance import Bins, FeatureSmoothing, make_density, smoothing_kernel
 from conr_hf.losses import conr_loss, rank_n_contrast, ranksim
@@ -42,6 +42,7 @@ class Objective:
         label_distance: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
         self.args, self.resolved = args, resolved
+        self.peers = peers_of(args.conr_gather, args.local_process_index)
         self._distance = label_distance or resolved.distance
         kernel = lds_kernel(args)
         self.base_density = make_density(labels, bins, resolved.reweight, kernel).to(device)
@@ -58,6 +59,10 @@ class Objective:
         self.rows: Tensor  # labels of the rows that the head is about to read, in label units
         self._epoch = 0
         self.figures = Figures(args, resolved, device)
+
+    def compared(self, samples: list[int]) -> int:
+        """How many of the processes' samples are compared with each other, this one's among them."""
+        return sum(samples[process] for process in self.peers.ranks)
 
     # ---- Losses --------------------------------------------------------------------------------------------------
 
@@ -83,7 +88,7 @@ class Objective:
             losses = base_loss(predictions, labels, self.resolved)
         else:
             if self.resolved.base_loss == "bmc":
-                candidates = _of_all(candidates, samples, 1)
+                (candidates,) = gather_rows([candidates], samples)
             losses = self.balanced(predictions, labels, candidates, factors)
         return (losses * factors).sum()
 
@@ -91,8 +96,8 @@ class Objective:
         self, rows: Rows, samples: list[int], rows_of_sample: int, measured_at: Tensor | None, of_maps: bool
     ) -> Tensor | None:
         """
-        This process's part of ConR, Rank-N-Contrast and RankSim, each times its weight, over the rows of all
-        processes; the parts sum to the whole.
+        This process's part of ConR, Rank-N-Contrast and RankSim, each times its weight, over the rows of its peers;
+        their parts sum to the whole.
 
         Args:
             rows ([`~conr_hf.pixels.Rows`]): Views, or pixels of views, `rows_of_sample` of each of the B samples in
@@ -104,16 +109,18 @@ class Objective:
             of_maps (`bool`): Some rows may have no label; these are left out.
 
         Returns:
-            `torch.Tensor`, a scalar, differentiable in the features of all processes; or `None` without regulariser.
+            `torch.Tensor`, a scalar, differentiable in the features of all peers; or `None` without regulariser, or
+            rows.
         """
-        args, settings, features = self.args, self.resolved, rows.features
-        if settings.weight == settings.rnc_weight == args.ranksim_weight == 0:
+        args, settings, peers = self.args, self.resolved, self.peers
+        counts = [samples[process] * rows_of_sample for process in peers.ranks]
+        if settings.weight == settings.rnc_weight == args.ranksim_weight == 0 or sum(counts) == 0:
             return None
-        parts_of_all = (features, rows.labels, rows.predictions.detach(), self.conr_density.weights(rows.labels))
-        all_features, all_labels, all_predictions, all_weights = (
-            _of_all(part, samples, rows_of_sample) for part in parts_of_all
+        all_features, all_labels, all_predictions = gather_rows(
+            [rows.features, rows.labels, rows.predictions.detach()], counts, peers
         )
-        first, count = sum(samples[: rank()]) * rows_of_sample, samples[rank()] * rows_of_sample
+        all_weights = self.conr_density.weights(all_labels)
+        first, count = sum(counts[: peers.place]), counts[peers.place]
         if of_maps:
             labelled = all_labels.isfinite().nonzero().squeeze(1)
             first, end = torch.stack([(labelled < bound).sum() for bound in (first, first + count)]).tolist()
@@ -162,7 +169,8 @@ class Objective:
             if measured_at is not None:
                 parts[-1] = self.figures.add_gradient("rnc", parts[-1], measured_at)
         if args.ranksim_weight > 0:
-            loss = ranksim(all_features, all_labels, interpolation=args.ranksim_interpolation) / world_size()
+            loss = ranksim(all_features, all_labels, interpolation=args.ranksim_interpolation)
+            loss = loss / len(peers.ranks)
             parts.append(args.ranksim_weight * loss)
             self.figures.add(ranksim=loss.detach() * everything)
         self.figures.add(rows=count)
@@ -254,14 +262,6 @@ class Objective:
 def lds_kernel(args: ConRConfig) -> np.ndarray | None:
     """The kernel of label distribution smoothing, if it is on."""
     return None if args.lds == "none" else smoothing_kernel(args.lds, args.lds_kernel_size, args.lds_sigma)
-
-
-def _of_all(rows: Tensor, samples: list[int], views: int) -> Tensor:
-    """The rows of all processes without repeats."""
-    gathered, size = gather_rows(rows), len(rows)
-    if sum(samples) * views == len(gathered):
-        return gathered
-    return torch.cat([gathered[k * size : k * size + count * views] for k, count in enumerate(samples)])
 
 
 def _points(features: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:

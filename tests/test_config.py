@@ -117,6 +117,7 @@ def test_defaults():
         "label_scale": None,
         "scale_each": False,
         "bin_width": None,
+        "conr_gather": "all",
         "conr_pixels": 1024,
         "map_scale": 1.0,
         "map_invalid": None,

@@ -258,8 +258,8 @@ def test_smoothing_leaves_points_without_a_label_as_they_are_and_out(tmp_path):
 def test_label_maps_stay_on_their_process(tmp_path, monkeypatch):
     """Only BMC, which is not for maps, compares the labels of all processes."""
 
-    def gathered(rows):
-        raise AssertionError(f"{tuple(rows.shape)} were gathered")
+    def gathered(tensors, *others):
+        raise AssertionError(f"{[tuple(rows.shape) for rows in tensors]} were gathered")
 
     monkeypatch.setattr("conr_hf.objective.gather_rows", gathered)
     _, trainer = weights_after(tmp_path, maps(4), base_loss="bni", conr_weight=0.0)

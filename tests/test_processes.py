@@ -12,24 +12,27 @@ import torch
 import two_processes
 from small import build, images, models
 
+from conr_hf.distributed import nodes_of
 from conr_hf.launch import check_processes
 
 HERE = Path(__file__).parent
+TWO = str(HERE / "two_processes.py")
+ON_FOUR = ("uneven", "methods", "nodes")
 FIGURES = (
     *("loss", "grad_norm", "base_loss", "conr_loss", "conr_anchors", "conr_positives", "conr_negatives"),
     *("conr_gradient", "conr_cosine", "rnc_gradient", "rnc_cosine", "rnc_loss", "ranksim_loss", "noise_sigma"),
 )
 
 
-def launch(folder, launcher, *cases):
-    """Runs the worker on two processes; what each of them wrote."""
+def launch(folder, launcher, *cases, processes=2):
+    """Runs the worker on several processes; what each of them wrote."""
     folder.mkdir()
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE", "CUDA"))}
     environment |= {
         "PYTHONPATH": f"{HERE.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-m", *launcher, str(HERE / "two_processes.py"), str(folder), *cases]
+    command = [sys.executable, *launcher, str(folder), *cases]
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
@@ -39,7 +42,7 @@ def launch(folder, launcher, *cases):
         os.killpg(process.pid, signal.SIGKILL)
         raise
     assert process.returncode == 0, output[-4000:]
-    return [torch.load(folder / f"results.{rank}.pt", weights_only=False) for rank in range(2)]
+    return [torch.load(folder / f"results.{rank}.pt", weights_only=False) for rank in range(processes)]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +62,13 @@ def two_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(two_folder):
-    return launch(two_folder, ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"])
+    return launch(two_folder, ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", TWO])
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("four") / "runs"
+    return launch(folder, [str(HERE / "four_processes.py")], *ON_FOUR, processes=4)
 
 
 def assert_one_group(results):
@@ -80,7 +89,7 @@ def test_there_are_two_processes_in_one_group(one, two):
 def test_the_line_that_the_refusal_gives_starts_a_group(tmp_path):
     """A user would be sent from one wrong launch to another."""
     launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
-    results = launch(tmp_path / "runs", launcher, "last alone")
+    results = launch(tmp_path / "runs", ["-m", *launcher, TWO], "last alone")
     assert_one_group(results)
     assert results[0]["last alone"]["metrics"]["eval_mae"] == results[1]["last alone"]["metrics"]["eval_mae"]
 
@@ -115,16 +124,37 @@ def test_gradient_of_conr_is_that_of_one_process(one, two):
 # ---- Training -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", two_processes.CASES)
-def test_steps_are_those_of_one_process(one, two, case):
-    """Loss, gradient norm and logged figures would depend on the number of GPUs at the same global batch."""
+def assert_same_steps(results, one, case):
     alone = one[case]["log"]
     assert len(alone) == 2 * two_processes.EPOCHS
-    for result in two:
+    for result in results:
         for step, expected in zip(result[case]["log"], alone, strict=True):
             assert set(step) == set(expected)
             for name in [name for name in FIGURES if name in expected]:
                 assert step[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-6), (expected["step"], name)
+
+
+def assert_same_weights(results, one, case):
+    alone, first = one[case]["weights"], results[0][case]["weights"]
+    assert (alone[-1] - alone[0]).norm() > 0.1, "nothing was learned, so nothing was compared"
+    for step, expected in zip(first, alone, strict=True):
+        torch.testing.assert_close(step, expected, rtol=1e-4, atol=1e-4)
+    for result in results:
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(first, result[case]["weights"], strict=True))
+
+
+@pytest.mark.parametrize("case", two_processes.CASES)
+def test_steps_are_those_of_one_process(one, two, case):
+    """Loss, gradient norm and logged figures would depend on the number of GPUs at the same global batch."""
+    assert_same_steps(two, one, case)
+
+
+@pytest.mark.parametrize("case", ON_FOUR)
+def test_four_processes_on_two_nodes_are_one(one, four, case):
+    """Rows of some processes would be missing, or twice there; of "nodes" those of the other node take no part."""
+    assert [result["group"]["ranks"] for result in four] == [[0, 1, 2, 3]] * 4
+    assert_same_steps(four, one, case)
+    assert_same_weights(four, one, case)
 
 
 @pytest.mark.parametrize("case", [case for case in two_processes.CASES if case not in ("mixed", "head alone")])
@@ -137,12 +167,7 @@ def test_conr_had_anchors(one, case):
 @pytest.mark.parametrize("case", two_processes.CASES)
 def test_weights_are_those_of_one_process(one, two, case):
     """Two GPUs would end at another model, or each at one of its own."""
-    alone, (first, second) = one[case]["weights"], [result[case]["weights"] for result in two]
-    assert (alone[-1] - alone[0]).norm() > 0.1, "nothing was learned, so nothing was compared"
-    for step, expected in zip(first, alone, strict=True):
-        torch.testing.assert_close(step, expected, rtol=1e-4, atol=1e-4)
-    for ours, theirs in zip(first, second, strict=True):
-        assert torch.equal(ours, theirs)
+    assert_same_weights(two, one, case)
 
 
 @pytest.mark.parametrize("case", two_processes.CASES)
@@ -232,6 +257,18 @@ def test_resumed_equals_uninterrupted_bit_for_bit(one, two):
         assert result["resumed"]["steps"] == (8, 8)
         assert torch.equal(result["resumed"]["whole"], result["resumed"]["late"])
     assert torch.equal(two[0]["resumed"]["late"], two[1]["resumed"]["late"])
+
+
+# ---- Nodes ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_nodes_of_processes():
+    """Processes of different nodes would wait for each other in groups that are not the same."""
+    assert nodes_of([0, 1, 2, 3]) == ((0, 1, 2, 3),)
+    assert nodes_of([0, 1, 0, 1, 2, 0]) == ((0, 1), (2, 3, 4), (5,))
+    for scattered in ([0, 0, 1, 1], [1, 0], [0, 2]):
+        with pytest.raises(ValueError, match=r"conr_gather is node, but the processes have indices .* node by node"):
+            nodes_of(scattered)
 
 
 # ---- Refusals -------------------------------------------------------------------------------------------------------

@@ -28,6 +28,9 @@ def own_loss(outputs, labels, num_items_in_batch=None):
     return losses.mean() if num_items_in_batch is None else losses.sum() / num_items_in_batch
 
 
+PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))  # the group that says so is formed by the first trainer only
+NODES = PROCESSES // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
 # Rows, micro-batch over all processes, and what else the case changes.
 CASES = {
     "even": (16, 8, {}),
@@ -55,6 +58,18 @@ CASES = {
     "head alone": (13, 8, {"freeze_backbone": True, "reweight": "inverse"}),
     "own loss": (9, 8, {"compute_loss_func": own_loss}),
     "cached": (13, 8, {"forward_batch_size": 2, "rnc_weight": 0.5, "reweight": "sqrt_inverse"}),
+    # Rows that are not compared with those of other processes, or nodes, are as those of another micro-batch.
+    "own rows": (13, 4 * PROCESSES, {"conr_gather": "none", "gradient_accumulation_steps": max(2 // PROCESSES, 1)}),
+    "nodes": (
+        13,
+        4 * NODES,
+        {
+            "conr_gather": "node",
+            "gradient_accumulation_steps": 2 // NODES,
+            "rnc_weight": 0.5,
+            "conr_reduction": "anchors",
+        },
+    ),
     "streamed": (13, 8, {"reweight": "inverse", "dataloader_num_workers": 2}),
 }
 # Of labels that are maps; seven, so that the last batch is uneven.
@@ -64,7 +79,6 @@ MAP_CASES = {
     "methods of pixels": {"base_loss": "bni", "fds": "gaussian", "ema_decay": 0.5, "conr_reduction": "anchors"},
 }
 EPOCHS = 3
-PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))  # the group that says so is formed by the first trainer only
 
 
 class Weights(TrainerCallback):
@@ -84,7 +98,7 @@ def flat(model):
 def gathered():
     """`gather_rows` on rows that tell their process: values, and gradients of losses that differ by process."""
     rows = (torch.arange(6.0).reshape(3, 2) + 10 * rank()).requires_grad_()
-    everything = gather_rows(rows)
+    (everything,) = gather_rows([rows], [3] * PROCESSES)
     # Process r's loss is (r + 1) x the sum of squares of all rows, so a row's gradient is 2 row x (1 + 2).
     ((rank() + 1) * everything.square().sum()).backward()
     return {"values": everything.detach(), "gradient": rows.grad, "rows": rows.detach()}
@@ -100,7 +114,7 @@ def contrast():
     gradients = {}
     for name in ("joined", "detached"):
         part = features[mine].clone().requires_grad_()
-        everything = gather_rows(part)
+        (everything,) = gather_rows([part], [size] * PROCESSES)
         if name == "detached":
             everything = everything.detach().clone()
             everything[mine] = part
