@@ -6,6 +6,7 @@ What `test_survival.py` runs: short runs that are killed at random moments and r
 Prints a line a kill: the last complete checkpoint, and whether the final weights are the same, bit for bit.
 """
 
+import gc
 import os
 import random
 import signal
@@ -39,6 +40,7 @@ def weights(folder):
 
 
 def main(folder, kills, seed):
+    gc.freeze()  # each training begins with a garbage collection, which need not look through all of torch
     draw = random.Random(seed)
     begun = time.monotonic()
     _, status = os.waitpid(begin(folder / "whole"), 0)

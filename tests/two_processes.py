@@ -4,6 +4,7 @@ What `test_processes.py` runs, on one process and on two, which write what they 
     python -m torch.distributed.run --standalone --nproc_per_node 2 tests/two_processes.py FOLDER [CASE ...]
 """
 
+import gc
 import math
 import os
 import sys
@@ -283,6 +284,7 @@ def group():
 
 def run(folder, cases=tuple(CASES)):
     """The cases, in one process of however many; they form their group in the first trainer, as in a user's script."""
+    gc.freeze()  # each training begins with a garbage collection, which need not look through all of torch
     folder = Path(folder)
     results = {name: run_case(name, folder / name) for name in cases}
     if len(cases) == len(CASES):
