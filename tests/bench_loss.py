@@ -14,6 +14,7 @@ import math
 import platform
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 
 import reference
@@ -167,12 +168,32 @@ def measure_cell(functions: dict, batch: dict, pairs: dict, growth: dict, limit:
     return medians, memory, left_out
 
 
+def compare_slices(anchors: list[int], dims: int = 1024) -> None:
+    """A process's own anchors among the rows of many processes: where `auto` should change from one to the other."""
+    print(f"\n## Some anchors among many rows, D = {dims}\n")
+    print("| anchors | M | dense | windowed | auto |\n" + "|---" * 5 + "|")
+    for count in anchors:
+        for rows in (2048, 8192, 32768):
+            batch = make_batch("rounded", rows, dims)
+            times: dict[str, list[float]] = {"dense": [], "windowed": [], "auto": []}
+            for _ in range(5):
+                for name, seconds in times.items():
+                    call = partial(conr_loss, **SETTINGS, algorithm=name, anchors=slice(rows // 2, rows // 2 + count))
+                    seconds.append(run_once(call, batch))
+            cells = [show_time(statistics.median(seconds)) for seconds in times.values()]
+            print(f"| {count} | {rows} | " + " | ".join(cells) + " |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--anchors", type=int, nargs="+", help="only of so many anchors among many rows")
     parser.add_argument("--rows", type=int, nargs="+", default=[128, 512, 2048, 8192, 32768, 131072])
     parser.add_argument("--dims", type=int, nargs="+", default=[256, 768])
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
     arguments = parser.parse_args()
+    if arguments.anchors:
+        compare_slices(arguments.anchors)
+        return
     functions = find_functions()
     memory_limit = 1e10
     if platform.system() == "Linux":

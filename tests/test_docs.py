@@ -1,6 +1,7 @@
 """What stands around the package: pages from its docstrings, and how it is cited."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,24 @@ def test_the_citation_is_of_this_version_and_names_the_paper():
     (paper,) = citation["references"]
     assert paper["title"].startswith("ConR: Contrastive Regularizer")
     assert [author["family-names"] for author in paper["authors"]] == ["Keramati", "Meng", "Evans"]
+
+
+def test_the_planning_tables_are_those_of_the_model_of_costs():
+    """Who plans a run by them would run out of memory."""
+    folder = in_the_project("recipes/accelerate/costs.py").parent
+    spec = importlib.util.spec_from_file_location("costs", folder / "costs.py")
+    costs = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(costs)
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    head = re.search(
+        r"(\w+): ([\d.]+) million parameters, features of (\d+) numbers, (\d+) MB kept of a view; "
+        r"(\d+) samples of (\d+) views",
+        text,
+    )
+    name, *numbers = head.groups()
+    millions, width, kept, samples, views = map(float, numbers)
+    model = costs.Model(round(millions * 1e6), int(width), kept * 1e6)
+    devices = [int(row) for row in re.findall(r"^\| (\d+) \| \d+ \| \d+ \| [\d.]+ [MG]B", text, re.MULTILINE)]
+    assert devices == [1, 8, 64, 512]
+    for table in costs.tables(name, model, devices, int(samples), int(views)).split("\n\n"):
+        assert table in text

@@ -370,12 +370,23 @@ def test_a_key_of_gazes_never_exceeds_the_angle(size):
 
 @pytest.mark.parametrize(
     ("rows", "predictions", "named"),
-    [(128, "near", "dense"), (1024, "near", "windowed"), (1024, "equal", "dense"), (2048, "equal", "windowed")],
+    [
+        (128, "near", "dense"),
+        (1024, "near", "windowed"),
+        (1024, "equal", "dense"),
+        (2048, "equal", "windowed"),
+        (2048, "near, of few anchors", "dense"),
+        (2048, "near, of few anchors, divided by them", "windowed"),
+    ],
 )
 def test_auto_takes_slices_where_they_save_work(rows, predictions, named):
     batch = large_batch(rows)
     if predictions == "equal":
         batch["predictions"][:] = 45
+    if "few anchors" in predictions:
+        batch["anchors"] = slice(64, 192)
+    if "divided by them" in predictions:
+        batch["reduction"] = "anchors"
     assert torch.equal(value_and_gradient(batch)[1], value_and_gradient({**batch, "algorithm": named})[1])
     other = {"dense": "windowed", "windowed": "dense"}[named]
     assert not torch.equal(value_and_gradient(batch)[1], value_and_gradient({**batch, "algorithm": other})[1])

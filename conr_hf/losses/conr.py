@@ -16,6 +16,10 @@ from conr_hf.losses.windowed import windowed_loss
 # tests/bench_loss.py.
 DENSE_ROWS = 512
 
+# So it is for no more anchors than that, as one process has among the rows of many, whatever the rows, while their
+# pairs fit a moderate memory: slices sort and copy all rows for them.
+FEW_ANCHORS, FEW_PAIRS = 256, 2**23
+
 
 class PairStatistics(NamedTuple):
     """
@@ -130,7 +134,7 @@ def conr_loss(
             breaks a compiled graph. Under a distance that is a function, and for temperatures below some 1/600, it
             forms all pairs in blocks of rows. For float32 it calculates in float64 where the logarithm of a term can
             exceed 60, at temperatures below 1/60 and under an extreme push. `"auto"` is `"dense"` up to 512 rows, or
-            2047 where nearly all pairs matter, and `"windowed"` beyond.
+            2047 where nearly all pairs matter, or for a slice of up to 256 anchors, and `"windowed"` beyond.
         anchors (`slice`, *optional*):
             Only these rows are anchors; all rows are their candidates. Unset: all rows.
         return_statistics (`bool`, *optional*, defaults to `False`): Whether to return a [`PairStatistics`] as well.
@@ -186,6 +190,8 @@ def _choose(settings: Settings, rows: int, anchors: int) -> Callable[..., tuple[
     if settings.algorithm == "auto":
         # A function as distance has nothing to sort by: all its pairs are formed at once while they fit one block.
         is_dense = rows <= DENSE_ROWS or (callable(settings.distance) and rows * anchors <= BLOCK_PAIRS)
+        if settings.reduction == "mean":  # the other one counts the anchors among all rows
+            is_dense = is_dense or (anchors <= FEW_ANCHORS and rows * anchors <= FEW_PAIRS)
     if is_dense:
         return dense_loss
     windowed = partial(windowed_loss, dense_if_wide=settings.algorithm == "auto")
