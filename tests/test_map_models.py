@@ -64,35 +64,45 @@ def test_features_and_link_give_the_prediction(name):
     assert predicted.mean().item() == pytest.approx(40, abs=4)
 
 
-@pytest.mark.parametrize("name", map_models)
-def test_a_saved_model_is_a_vanilla_one(name, tmp_path):
-    """It loads without this package, and again by `load_regressor`, which keeps its head."""
-    model, processor, pixels = made(name)
-    adopt_head(model, pixels).start(torch.tensor([40.0]), 20.0, seed=0)
-    with torch.no_grad():
-        expected = prediction(model(pixel_values=pixels))
-    model.save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
-    is_depth = LINKS[name][1]
-    kind = "AutoModelForDepthEstimation" if is_depth else "AutoModelForSemanticSegmentation"
-    torch.save(pixels, tmp_path / "pixels.pt")
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A folder with each model, what it reads and predicts, and what a process without this package makes of it."""
+    folder = tmp_path_factory.mktemp("saved")
+    for name in map_models:
+        model, processor, pixels = made(name)
+        adopt_head(model, pixels).start(torch.tensor([40.0]), 20.0, seed=0)
+        with torch.no_grad():
+            expected = prediction(model(pixel_values=pixels))
+        model.save_pretrained(folder / name)
+        processor.save_pretrained(folder / name)
+        torch.save((pixels, expected), folder / name / "here.pt")
     code = f"""
 import sys, torch
-from transformers import AutoImageProcessor, {kind}
-model = {kind}.from_pretrained({str(tmp_path)!r}).eval()
-AutoImageProcessor.from_pretrained({str(tmp_path)!r})
-pixels = torch.load({str(tmp_path / "pixels.pt")!r})
-with torch.no_grad():
-    outputs = model(pixel_values=pixels)
-torch.save(outputs.{"predicted_depth" if is_depth else "logits"}, {str(tmp_path / "out.pt")!r})
+from transformers import AutoImageProcessor, AutoModelForDepthEstimation, AutoModelForSemanticSegmentation
+for name, is_depth in {[(name, LINKS[name][1]) for name in map_models]}:
+    folder = {str(folder)!r} + "/" + name
+    kind = AutoModelForDepthEstimation if is_depth else AutoModelForSemanticSegmentation
+    model = kind.from_pretrained(folder).eval()
+    AutoImageProcessor.from_pretrained(folder)
+    pixels, _ = torch.load(folder + "/here.pt")
+    with torch.no_grad():
+        outputs = model(pixel_values=pixels)
+    torch.save(outputs.predicted_depth if is_depth else outputs.logits, folder + "/there.pt")
 assert not any(name.startswith("conr_hf") for name in sys.modules)
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
-    assert torch.equal(torch.load(tmp_path / "out.pt").reshape(expected.shape), expected)
-    again, its_processor = load_regressor(str(tmp_path), "label", task="depth")
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=240)
+    return folder
+
+
+@pytest.mark.parametrize("name", map_models)
+def test_a_saved_model_is_a_vanilla_one(name, saved):
+    """It loads without this package, and again by `load_regressor`, which keeps its head."""
+    pixels, expected = torch.load(saved / name / "here.pt")
+    assert torch.equal(torch.load(saved / name / "there.pt").reshape(expected.shape), expected)
+    again, its_processor = load_regressor(str(saved / name), "label", task="depth")
     with torch.no_grad():
         assert torch.equal(prediction(again.eval()(pixel_values=pixels)), expected)
-    assert its_processor.to_dict()["size"] == processor.to_dict()["size"]
+    assert its_processor.to_dict()["size"] == made(name)[1].to_dict()["size"]
 
 
 def test_a_limit_behind_a_relu_is_a_factor():
