@@ -26,6 +26,12 @@ from conr_hf.imbalance import Bins, density_weights
 ROWS, BATCH = 21, 8
 
 
+@pytest.fixture(autouse=True)
+def _no_rest_after_threads(monkeypatch):
+    """`datasets` sleeps for seconds where it stops reading several files, so that a process may end at once after."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)
+
+
 def stream_of(rows, shuffled=True):
     if not shuffled:
         return rows.to_iterable_dataset(num_shards=1)  # `datasets` may take shards in another order each epoch

@@ -53,7 +53,7 @@ def assert_same(batch, expected, tolerance=1e-10):
 
 
 def assert_dense(batch, tolerance=1e-10):
-    assert_dense(batch, value_and_gradient(batch), tolerance)
+    assert_same(batch, value_and_gradient(batch, conr_loss_dense), tolerance)
 
 
 @functools.cache
