@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import EvalLoopOutput
 
 from conr_hf.averaging import AveragedWeights
 from conr_hf.breaking import is_full, told_full
@@ -19,6 +20,7 @@ from conr_hf.imbalance import Bins
 from conr_hf.models import restore_weights
 from conr_hf.objective import Objective
 from conr_hf.resolved import Resolved
+from conr_hf.sharding import share_buffers
 from conr_hf.state import load_training_state, save_state
 from conr_hf.watching import Watch
 
@@ -61,6 +63,17 @@ class KeepingTrainer(ImageTrainer):
         with self.averaged():
             return super().predict(*args, **kwargs)
 
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        sharded_later = self.is_fsdp_enabled and not self.accelerator._models
+        if not sharded_later:
+            return super().evaluation_loop(*args, **kwargs)
+        # Accelerate shards a model together with its optimizer only: before training it is evaluated whole.
+        self.is_fsdp_enabled = False
+        try:
+            return super().evaluation_loop(*args, **kwargs)
+        finally:
+            self.is_fsdp_enabled = True
+
     def start_keeping(self) -> None:
         """When the model and its weights are where training starts: goes on where a checkpoint left off."""
         state: dict[str, Tensor] = {}
@@ -84,6 +97,8 @@ class KeepingTrainer(ImageTrainer):
         return loss
 
     def after_step(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            share_buffers(self.model)
         if self._average is not None:
             self._average.update(self.state.global_step)
 

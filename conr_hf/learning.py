@@ -13,6 +13,7 @@ from conr_hf.head import Head, head_groups, step_rows_alike
 from conr_hf.keeping import KeepingTrainer
 from conr_hf.layer_decay import decay_by_layer
 from conr_hf.schedule import drop_schedule
+from conr_hf.sharding import shard_by_layer
 
 
 class LearningTrainer(KeepingTrainer):
@@ -28,7 +29,7 @@ class LearningTrainer(KeepingTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._frozen: list[nn.Parameter] = []
-        self._learned: list[int] = []  # ids of the parameters of the last train()
+        self._learned: list[str] = []  # names of the parameters of the last train(); sharding makes others of them
         self._made_optimizer = False
         # Of the head's gradient; kept here since a second train() keeps its optimizer.
         self._head_factor: float | Tensor = 1.0
@@ -49,10 +50,13 @@ class LearningTrainer(KeepingTrainer):
             self._frozen = [p for p in self.model.parameters() if p.requires_grad and id(p) not in own]
             for parameter in self._frozen:
                 parameter.requires_grad = False
-        learns = [id(parameter) for parameter in self.model.parameters() if parameter.requires_grad]
+        learns = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+        learns.append(f"of model {id(self.model)}")
         if self._made_optimizer and learns != self._learned:
             self.optimizer = self.lr_scheduler = None
         self._learned = learns
+        if self.is_fsdp_enabled:
+            shard_by_layer(self.accelerator.state.fsdp_plugin, self.model)
 
     def finish_learning(self) -> None:
         """The model's parameters and head are again what they were to its user."""
