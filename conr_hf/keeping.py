@@ -40,6 +40,7 @@ class KeepingTrainer(ImageTrainer):
         self._average: AveragedWeights | None = None
         self._training_state: dict[str, Tensor] | None = None
         self._resumed_from: str | None = None
+        self.sharded = False  # by FSDP or DeepSpeed, from the first train() on
         super().__init__(*args, **kwargs)
         self.add_callback(_Clock(self))
         self.watch = Watch(self)
@@ -64,18 +65,19 @@ class KeepingTrainer(ImageTrainer):
             return super().predict(*args, **kwargs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        sharded_later = self.is_fsdp_enabled and not self.accelerator._models
-        if not sharded_later:
+        if self.sharded or not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             return super().evaluation_loop(*args, **kwargs)
-        # Accelerate shards a model together with its optimizer only: before training it is evaluated whole.
-        self.is_fsdp_enabled = False
+        # A model is sharded together with its optimizer only: before training it is evaluated whole.
+        modes = self.is_fsdp_enabled, self.is_deepspeed_enabled
+        self.is_fsdp_enabled = self.is_deepspeed_enabled = False
         try:
             return super().evaluation_loop(*args, **kwargs)
         finally:
-            self.is_fsdp_enabled = True
+            self.is_fsdp_enabled, self.is_deepspeed_enabled = modes
 
     def start_keeping(self) -> None:
         """When the model and its weights are where training starts: goes on where a checkpoint left off."""
+        self.sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         state: dict[str, Tensor] = {}
         if self._resumed_from is not None:
             state = load_training_state(self._resumed_from)

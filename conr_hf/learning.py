@@ -45,6 +45,12 @@ class LearningTrainer(KeepingTrainer):
 
     def start_learning(self) -> None:
         """Freezes what does not learn; an optimizer of other parameters, of an earlier `train()`, is made anew."""
+        if self.sharded and (self.is_deepspeed_enabled or self.args.retrain_head):
+            cause = "retrain_head" if self.is_fsdp_enabled else "DeepSpeed"
+            raise ValueError(
+                f"An earlier train() has sharded the model, with which {cause} cannot start again. Save it, and give "
+                "it to a new trainer."
+            )
         if self.head_alone():
             own = {id(parameter) for parameter in self.head.parameters()}
             self._frozen = [p for p in self.model.parameters() if p.requires_grad and id(p) not in own]

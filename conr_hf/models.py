@@ -24,6 +24,7 @@ from conr_hf.adopting import NoSingleHeadError, find_head, predicts_maps
 from conr_hf.map_models import load_map_model
 from conr_hf.opening import UNREADABLE, check_config, reason_of
 from conr_hf.processors import declared_side, default_processor, resized
+from conr_hf.sharding import loaded_whole
 from conr_hf.timm_models import check_architecture, hub_name, new_timm_model, timm_architecture, timm_model_of_file
 
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
@@ -33,6 +34,7 @@ _SOURCES = (
 )
 
 
+@loaded_whole()
 def load_regressor(
     name_or_path: str | PreTrainedConfig,
     target: str | Sequence[str] = "label",
@@ -176,6 +178,7 @@ def restore_weights(model: PreTrainedModel, folder: str) -> None:
     model.load_state_dict(saved.state_dict())
 
 
+@loaded_whole()
 def check_vanilla(model: PreTrainedModel) -> None:
     """
     Raises:

@@ -1,9 +1,13 @@
 """Models that FSDP or DeepSpeed hold in parts: what accelerate has to be told, and what it does not do."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch.distributed as dist
 from accelerate import FullyShardedDataParallelPlugin
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.integrations import deepspeed
 
 
 def shard_by_layer(plugin: FullyShardedDataParallelPlugin, model: PreTrainedModel) -> None:
@@ -18,16 +22,39 @@ def shard_by_layer(plugin: FullyShardedDataParallelPlugin, model: PreTrainedMode
         plugin (`FullyShardedDataParallelPlugin`): Accelerate's settings; changed in place.
         model (`PreTrainedModel`): The model, not yet sharded.
     """
+    embeddings: nn.Module | None = None
     try:
         embeddings = model.get_input_embeddings()
     except NotImplementedError:
-        embeddings = None
-        model.get_input_embeddings = _none  # type: ignore[method-assign]
+        model.get_input_embeddings = _none  # type: ignore[method-assign, assignment]
     if plugin.transformer_cls_names_to_wrap is None:
         units = model._no_split_modules or ()
         layers = [layer for layer in model.modules() if type(layer).__name__ in units]
-        around = {type(layer).__name__ for layer in layers if embeddings in layer.modules()}
+        around = {type(layer).__name__ for layer in layers if embeddings in set(layer.modules())}
         plugin.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in layers} - around)
+
+
+@contextmanager
+def loaded_whole() -> Iterator[None]:
+    """Within it, transformers makes whole models, also where DeepSpeed's ZeRO-3 is on, which shards them later."""
+    config = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed._hf_deepspeed_config_weak_ref = None
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = config
+
+
+def check_whole(model: nn.Module) -> None:
+    """
+    Raises:
+        `ValueError`: if parameters of the model have been taken to other processes as it was loaded.
+    """
+    if gone := [name for name, parameter in model.named_parameters() if parameter.numel() == 0]:
+        raise ValueError(
+            f"The model's {gone[0]} is empty, as DeepSpeed's ZeRO-3 leaves it in loading. Load the model by "
+            "load_regressor, or before the ConRConfig is made; training shards it."
+        )
 
 
 def share_buffers(model: nn.Module) -> None:
