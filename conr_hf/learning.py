@@ -13,7 +13,7 @@ from conr_hf.head import Head, head_groups, step_rows_alike
 from conr_hf.keeping import KeepingTrainer
 from conr_hf.layer_decay import decay_by_layer
 from conr_hf.schedule import drop_schedule
-from conr_hf.sharding import shard_by_layer
+from conr_hf.sharding import check_saves_whole, shard_by_layer
 
 
 class LearningTrainer(KeepingTrainer):
@@ -51,6 +51,7 @@ class LearningTrainer(KeepingTrainer):
                 f"An earlier train() has sharded the model, with which {cause} cannot start again. Save it, and give "
                 "it to a new trainer."
             )
+        check_saves_whole(self.accelerator)
         if self.head_alone():
             own = {id(parameter) for parameter in self.head.parameters()}
             self._frozen = [p for p in self.model.parameters() if p.requires_grad and id(p) not in own]

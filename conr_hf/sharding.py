@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch.distributed as dist
-from accelerate import FullyShardedDataParallelPlugin
+from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
 from torch import nn
+from torch.distributed.fsdp import StateDictType
 from transformers import PreTrainedModel
 from transformers.integrations import deepspeed
 
@@ -32,6 +33,24 @@ def shard_by_layer(plugin: FullyShardedDataParallelPlugin, model: PreTrainedMode
         layers = [layer for layer in model.modules() if type(layer).__name__ in units]
         around = {type(layer).__name__ for layer in layers if embeddings in set(layer.modules())}
         plugin.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in layers} - around)
+
+
+def check_saves_whole(accelerator: Accelerator) -> None:
+    """
+    Raises:
+        `ValueError`: if the settings would save a model in parts, which plain transformers cannot load.
+    """
+    mend = None
+    if accelerator.distributed_type == DistributedType.FSDP:
+        plugin = accelerator.state.fsdp_plugin
+        if plugin.state_dict_type != StateDictType.FULL_STATE_DICT:
+            mend = f"fsdp_state_dict_type is {plugin.state_dict_type.name}", "FULL_STATE_DICT"
+    elif accelerator.distributed_type == DistributedType.DEEPSPEED:
+        settings = accelerator.state.deepspeed_plugin.deepspeed_config.get("zero_optimization", {})
+        if settings.get("stage") == 3 and not settings.get("stage3_gather_16bit_weights_on_model_save"):
+            mend = "zero3_save_16bit_model (stage3_gather_16bit_weights_on_model_save) is not set", "true"
+    if mend is not None:
+        raise ValueError(f"{mend[0]}, so that no whole model would be saved. Set it to {mend[1]}.")
 
 
 @contextmanager

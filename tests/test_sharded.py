@@ -3,12 +3,13 @@
 import importlib.util
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
 import sharded_processes
 import torch
-from accelerate import FullyShardedDataParallelPlugin
+from accelerate import DistributedType, FullyShardedDataParallelPlugin
 from small import build, images, models, vit_config
 from test_processes import launch
 from transformers import AutoModelForImageClassification
@@ -17,7 +18,7 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 from conr_hf import load_regressor
 from conr_hf.adopting import adopt_head
 from conr_hf.models import example_pixels
-from conr_hf.sharding import shard_by_layer
+from conr_hf.sharding import check_saves_whole, shard_by_layer
 
 SCRIPT = str(Path(__file__).parent / "sharded_processes.py")
 without_deepspeed = pytest.mark.skipif(
@@ -161,3 +162,19 @@ def test_what_a_sharded_model_cannot_do_again_is_refused(tmp_path):
     made.is_fsdp_enabled, made.is_deepspeed_enabled = False, True
     with pytest.raises(ValueError, match="with which DeepSpeed cannot start again"):
         made.start_learning()
+
+
+def test_settings_that_would_save_parts_are_refused():
+    """At the end of a long run there would be no model that transformers can load."""
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, state_dict_type="SHARDED_STATE_DICT")
+    sharded = SimpleNamespace(distributed_type=DistributedType.FSDP, state=SimpleNamespace(fsdp_plugin=plugin))
+    with pytest.raises(ValueError, match=r"fsdp_state_dict_type is SHARDED_STATE_DICT.* Set it to FULL_STATE_DICT"):
+        check_saves_whole(sharded)
+    config = {"zero_optimization": {"stage": 3}}
+    state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(deepspeed_config=config))
+    zero = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED, state=state)
+    with pytest.raises(ValueError, match=r"zero3_save_16bit_model .* is not set.* Set it to true"):
+        check_saves_whole(zero)
+    for stage, gathers in ((3, True), (2, False)):
+        config["zero_optimization"] = {"stage": stage, "stage3_gather_16bit_weights_on_model_save": gathers}
+        check_saves_whole(zero)
