@@ -82,7 +82,8 @@ def prediction(outputs: Any) -> Tensor:
 
 def predicts_maps(model: nn.Module) -> bool:
     """Whether a model predicts a number for each pixel: it is one for depth estimation or semantic segmentation."""
-    return type(model).__name__.endswith(tuple(MAP_LOADERS))
+    # Of a model with adapters the class is PEFT's, and the model within.
+    return any(type(layer).__name__.endswith(tuple(MAP_LOADERS)) for layer in model.modules())
 
 
 def find_head(model: nn.Module, pixel_values: Tensor) -> str:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput
 
+from conr_hf.adapters import has_adapter
 from conr_hf.averaging import AveragedWeights
 from conr_hf.breaking import is_full, told_full
 from conr_hf.feeding import ImageTrainer
@@ -156,7 +157,7 @@ class KeepingTrainer(ImageTrainer):
             super()._load_best_model()
 
     def _restores_weights(self) -> bool:
-        whole = isinstance(self.model, PreTrainedModel) and not self.model._hf_peft_config_loaded
+        whole = isinstance(self.model, PreTrainedModel) and not has_adapter(self.model)
         return whole and not (self.is_deepspeed_enabled or self.is_fsdp_enabled)
 
 

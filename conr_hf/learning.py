@@ -9,6 +9,7 @@ from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_utils import BestRun
 from transformers.training_args import OptimizerNames
 
+from conr_hf.adapters import check_head_is_saved, frozen_norms, has_adapter
 from conr_hf.head import Head, head_groups, step_rows_alike
 from conr_hf.keeping import KeepingTrainer
 from conr_hf.layer_decay import decay_by_layer
@@ -31,6 +32,7 @@ class LearningTrainer(KeepingTrainer):
         self._frozen: list[nn.Parameter] = []
         self._learned: list[str] = []  # names of the parameters of the last train(); sharding makes others of them
         self._made_optimizer = False
+        self.frozen_norms: list[nn.Module] = []  # beneath adapters
         # Of the head's gradient; kept here since a second train() keeps its optimizer.
         self._head_factor: float | Tensor = 1.0
         super().__init__(*args, **kwargs)
@@ -57,6 +59,9 @@ class LearningTrainer(KeepingTrainer):
             self._frozen = [p for p in self.model.parameters() if p.requires_grad and id(p) not in own]
             for parameter in self._frozen:
                 parameter.requires_grad = False
+        if has_adapter(self.model):
+            check_head_is_saved(self.model, self.head)
+            self.frozen_norms = frozen_norms(self.model)
         learns = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
         learns.append(f"of model {id(self.model)}")
         if self._made_optimizer and learns != self._learned:

@@ -20,6 +20,7 @@ from transformers import (
     TimmWrapperConfig,
 )
 
+from conr_hf.adapters import has_adapter
 from conr_hf.adopting import NoSingleHeadError, find_head, predicts_maps
 from conr_hf.map_models import load_map_model
 from conr_hf.opening import UNREADABLE, check_config, reason_of
@@ -185,7 +186,7 @@ def check_vanilla(model: PreTrainedModel) -> None:
         `ValueError`: if the model's layers are not those that its configuration makes, so that a checkpoint of it
             would not load in plain transformers.
     """
-    if model._hf_peft_config_loaded:
+    if has_adapter(model):
         return  # adapters are saved and loaded by themselves
     make = partial(type(model), copy.deepcopy(model.config))
     with torch.random.fork_rng(devices=[]):
