@@ -11,7 +11,7 @@ from conr_hf.adopting import predicts_maps
 
 peft = pytest.importorskip("peft")
 
-LAYERS = {"vit": ["q_proj", "v_proj"], "timm-vit": ["qkv"], "timm-resnet": ["layer1.0.conv1"]}
+LAYERS = {"vit": ["q_proj", "v_proj"], "timm-vit": ["qkv"], "timm-resnet": ["conv1.3"]}
 HEADS = {"vit": "classifier", "timm-vit": "timm_model.head", "timm-resnet": "timm_model.fc"}
 METHODS = {"base_loss": "bni", "fds": "gaussian", "bin_width": 10.0, "conr_window": 2.0, "rnc_weight": 0.5}
 
@@ -147,7 +147,7 @@ def test_a_head_outside_the_adapter_is_refused(tmp_path, changed):
 def test_a_model_of_maps_is_one_within_an_adapter(tmp_path):
     """Its class is PEFT's: it would be taken for one that predicts a number."""
     model, processor = map_models["dpt"]()
-    lora = peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["head.head.4"])
+    lora = peft.LoraConfig(target_modules=["query"], modules_to_save=["head.head.4"])
     model = peft.get_peft_model(model, lora)
     assert predicts_maps(model)
     run = build(model, processor, tmp_path, maps(5), maps(3, seed=1), conr_window=2.0)
