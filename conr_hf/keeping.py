@@ -41,7 +41,7 @@ class KeepingTrainer(ImageTrainer):
         self._average: AveragedWeights | None = None
         self._training_state: dict[str, Tensor] | None = None
         self._resumed_from: str | None = None
-        self.sharded = False  # by FSDP or DeepSpeed, from the first train() on
+        self.sharded_model: nn.Module | None = None  # by FSDP or DeepSpeed, from its first train() on
         super().__init__(*args, **kwargs)
         self.add_callback(_Clock(self))
         self.watch = Watch(self)
@@ -66,7 +66,7 @@ class KeepingTrainer(ImageTrainer):
             return super().predict(*args, **kwargs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        if self.sharded or not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+        if self.model is self.sharded_model or not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             return super().evaluation_loop(*args, **kwargs)
         # A model is sharded together with its optimizer only: before training it is evaluated whole.
         modes = self.is_fsdp_enabled, self.is_deepspeed_enabled
@@ -78,7 +78,8 @@ class KeepingTrainer(ImageTrainer):
 
     def start_keeping(self) -> None:
         """When the model and its weights are where training starts: goes on where a checkpoint left off."""
-        self.sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            self.sharded_model = self.model
         state: dict[str, Tensor] = {}
         if self._resumed_from is not None:
             state = load_training_state(self._resumed_from)

@@ -47,7 +47,7 @@ class LearningTrainer(KeepingTrainer):
 
     def start_learning(self) -> None:
         """Freezes what does not learn; an optimizer of other parameters, of an earlier `train()`, is made anew."""
-        if self.sharded and (self.is_deepspeed_enabled or self.args.retrain_head):
+        if self.model is self.sharded_model and (self.is_deepspeed_enabled or self.args.retrain_head):
             cause = "retrain_head" if self.is_fsdp_enabled else "DeepSpeed"
             raise ValueError(
                 f"An earlier train() has sharded the model, with which {cause} cannot start again. Save it, and give "
@@ -59,6 +59,7 @@ class LearningTrainer(KeepingTrainer):
             self._frozen = [p for p in self.model.parameters() if p.requires_grad and id(p) not in own]
             for parameter in self._frozen:
                 parameter.requires_grad = False
+        self.frozen_norms = []
         if has_adapter(self.model):
             check_head_is_saved(self.model, self.head)
             self.frozen_norms = frozen_norms(self.model)

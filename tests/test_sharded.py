@@ -156,7 +156,7 @@ def test_models_are_loaded_whole_under_zero3():
 def test_what_a_sharded_model_cannot_do_again_is_refused(tmp_path):
     """A second train() would fail far from its cause, or start a head that is thrown away."""
     made = build(*models["vit"](), tmp_path, images(8), conr_weight=0.0, reweight="inverse", retrain_head=True)
-    made.sharded = made.is_fsdp_enabled = True
+    made.sharded_model, made.is_fsdp_enabled = made.model, True
     with pytest.raises(ValueError, match="with which retrain_head cannot start again"):
         made.start_learning()
     made.is_fsdp_enabled, made.is_deepspeed_enabled = False, True
