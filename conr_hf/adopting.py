@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from conr_hf.head import ConvHead, Head, LinearHead, MapHead
 from conr_hf.opening import MAP_LOADERS
+from conr_hf.sharding import check_whole
 
 # What a model of maps makes of its head's output, and the limit of its predictions; see `MapHead`.
 Link = tuple[str, float]
@@ -38,7 +39,8 @@ def adopt_head(model: nn.Module, pixel_values: Tensor, name: str | None = None) 
         adopted before is returned as it is.
 
     Raises:
-        `ValueError`: if no layer, or more than one, gives the prediction, or `name` is not such a layer.
+        `ValueError`: if no layer, or more than one, gives the prediction, `name` is not such a layer, or the model is
+            not whole.
 
     Example:
     ```python
@@ -47,6 +49,7 @@ def adopt_head(model: nn.Module, pixel_values: Tensor, name: str | None = None) 
     loss = loss_function(head.take_features(), labels, predictions)  # loss_function: a ConRLoss
     ```
     """
+    check_whole(model)
     layers = dict(model.named_modules())
     if name is None:
         adopted = [layer for layer in layers.values() if isinstance(layer, LinearHead | ConvHead | MapHead)]
@@ -79,7 +82,8 @@ def prediction(outputs: Any) -> Tensor:
 
 def predicts_maps(model: nn.Module) -> bool:
     """Whether a model predicts a number for each pixel: it is one for depth estimation or semantic segmentation."""
-    return type(model).__name__.endswith(tuple(MAP_LOADERS))
+    # Of a model with adapters the class is PEFT's, and the model within.
+    return any(type(layer).__name__.endswith(tuple(MAP_LOADERS)) for layer in model.modules())
 
 
 def find_head(model: nn.Module, pixel_values: Tensor) -> str:

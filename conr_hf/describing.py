@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from conr_hf.adapters import has_adapter
 from conr_hf.card import FILE_NAME, Trained, card, pictures_in, read_trained
 from conr_hf.card_metadata import SHOTS, Told
 from conr_hf.card_template import OURS, read_template
@@ -116,10 +116,9 @@ class DescribingTrainer(LearningTrainer):
             benchmark = benchmark_of(self.train_dataset, self.training_labels())
             if benchmark is not None:
                 results["unit"], recipe["benchmark"] = benchmark.unit, benchmark.name
-        is_adapter = isinstance(model, PreTrainedModel) and model._hf_peft_config_loaded
         config = {**model.config.to_dict(), "architectures": [type(model).__name__]}
         pictures = pictures_in(Path(str(self.args.output_dir)))
-        return Trained(results, config, dataclasses.asdict(self.state), None, pictures, is_adapter)
+        return Trained(results, config, dataclasses.asdict(self.state), None, pictures, has_adapter(model))
 
     def _knows_labels(self) -> bool:
         return self.train_dataset is not None or load_state(self.model.config._name_or_path) is not None

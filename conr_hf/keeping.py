@@ -11,7 +11,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import EvalLoopOutput
 
+from conr_hf.adapters import has_adapter
 from conr_hf.averaging import AveragedWeights
 from conr_hf.breaking import is_full, told_full
 from conr_hf.feeding import ImageTrainer
@@ -19,6 +21,7 @@ from conr_hf.imbalance import Bins
 from conr_hf.models import restore_weights
 from conr_hf.objective import Objective
 from conr_hf.resolved import Resolved
+from conr_hf.sharding import share_buffers
 from conr_hf.state import load_training_state, save_state
 from conr_hf.watching import Watch
 
@@ -38,6 +41,7 @@ class KeepingTrainer(ImageTrainer):
         self._average: AveragedWeights | None = None
         self._training_state: dict[str, Tensor] | None = None
         self._resumed_from: str | None = None
+        self.sharded_model: nn.Module | None = None  # by FSDP or DeepSpeed, from its first train() on
         super().__init__(*args, **kwargs)
         self.add_callback(_Clock(self))
         self.watch = Watch(self)
@@ -61,8 +65,21 @@ class KeepingTrainer(ImageTrainer):
         with self.averaged():
             return super().predict(*args, **kwargs)
 
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        if self.model is self.sharded_model or not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            return super().evaluation_loop(*args, **kwargs)
+        # A model is sharded together with its optimizer only: before training it is evaluated whole.
+        modes = self.is_fsdp_enabled, self.is_deepspeed_enabled
+        self.is_fsdp_enabled = self.is_deepspeed_enabled = False
+        try:
+            return super().evaluation_loop(*args, **kwargs)
+        finally:
+            self.is_fsdp_enabled, self.is_deepspeed_enabled = modes
+
     def start_keeping(self) -> None:
         """When the model and its weights are where training starts: goes on where a checkpoint left off."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            self.sharded_model = self.model
         state: dict[str, Tensor] = {}
         if self._resumed_from is not None:
             state = load_training_state(self._resumed_from)
@@ -84,6 +101,8 @@ class KeepingTrainer(ImageTrainer):
         return loss
 
     def after_step(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            share_buffers(self.model)
         if self._average is not None:
             self._average.update(self.state.global_step)
 
@@ -139,7 +158,7 @@ class KeepingTrainer(ImageTrainer):
             super()._load_best_model()
 
     def _restores_weights(self) -> bool:
-        whole = isinstance(self.model, PreTrainedModel) and not self.model._hf_peft_config_loaded
+        whole = isinstance(self.model, PreTrainedModel) and not has_adapter(self.model)
         return whole and not (self.is_deepspeed_enabled or self.is_fsdp_enabled)
 
 

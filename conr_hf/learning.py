@@ -9,10 +9,12 @@ from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_utils import BestRun
 from transformers.training_args import OptimizerNames
 
+from conr_hf.adapters import check_head_is_saved, frozen_norms, has_adapter
 from conr_hf.head import Head, head_groups, step_rows_alike
 from conr_hf.keeping import KeepingTrainer
 from conr_hf.layer_decay import decay_by_layer
 from conr_hf.schedule import drop_schedule
+from conr_hf.sharding import check_saves_whole, shard_by_layer
 
 
 class LearningTrainer(KeepingTrainer):
@@ -28,8 +30,9 @@ class LearningTrainer(KeepingTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._frozen: list[nn.Parameter] = []
-        self._learned: list[int] = []  # ids of the parameters of the last train()
+        self._learned: list[str] = []  # names of the parameters of the last train(); sharding makes others of them
         self._made_optimizer = False
+        self.frozen_norms: list[nn.Module] = []  # beneath adapters
         # Of the head's gradient; kept here since a second train() keeps its optimizer.
         self._head_factor: float | Tensor = 1.0
         super().__init__(*args, **kwargs)
@@ -44,15 +47,29 @@ class LearningTrainer(KeepingTrainer):
 
     def start_learning(self) -> None:
         """Freezes what does not learn; an optimizer of other parameters, of an earlier `train()`, is made anew."""
+        if self.model is self.sharded_model and (self.is_deepspeed_enabled or self.args.retrain_head):
+            cause = "retrain_head" if self.is_fsdp_enabled else "DeepSpeed"
+            raise ValueError(
+                f"An earlier train() has sharded the model, with which {cause} cannot start again. Save it, and give "
+                "it to a new trainer."
+            )
+        check_saves_whole(self.accelerator)
         if self.head_alone():
             own = {id(parameter) for parameter in self.head.parameters()}
             self._frozen = [p for p in self.model.parameters() if p.requires_grad and id(p) not in own]
             for parameter in self._frozen:
                 parameter.requires_grad = False
-        learns = [id(parameter) for parameter in self.model.parameters() if parameter.requires_grad]
+        self.frozen_norms = []
+        if has_adapter(self.model):
+            check_head_is_saved(self.model, self.head)
+            self.frozen_norms = frozen_norms(self.model)
+        learns = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+        learns.append(f"of model {id(self.model)}")
         if self._made_optimizer and learns != self._learned:
             self.optimizer = self.lr_scheduler = None
         self._learned = learns
+        if self.is_fsdp_enabled:
+            shard_by_layer(self.accelerator.state.fsdp_plugin, self.model)
 
     def finish_learning(self) -> None:
         """The model's parameters and head are again what they were to its user."""

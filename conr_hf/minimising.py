@@ -46,6 +46,9 @@ class MinimisingTrainer(PushingTrainer):
         if training and self.head_alone():  # batch norm and dropout of what does not learn
             model.eval()
             self.head.train()
+        if training:
+            for norm in self.frozen_norms:
+                norm.eval()
         size = self.args.forward_batch_size
         if training and size is not None and size < len(inputs["labels"]):
             return self._cached_loss(model, inputs, size, num_items_in_batch)

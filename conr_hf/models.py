@@ -20,10 +20,12 @@ from transformers import (
     TimmWrapperConfig,
 )
 
+from conr_hf.adapters import has_adapter
 from conr_hf.adopting import NoSingleHeadError, find_head, predicts_maps
 from conr_hf.map_models import load_map_model
 from conr_hf.opening import UNREADABLE, check_config, reason_of
 from conr_hf.processors import declared_side, default_processor, resized
+from conr_hf.sharding import loaded_whole
 from conr_hf.timm_models import check_architecture, hub_name, new_timm_model, timm_architecture, timm_model_of_file
 
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
@@ -33,6 +35,7 @@ _SOURCES = (
 )
 
 
+@loaded_whole()
 def load_regressor(
     name_or_path: str | PreTrainedConfig,
     target: str | Sequence[str] = "label",
@@ -176,13 +179,14 @@ def restore_weights(model: PreTrainedModel, folder: str) -> None:
     model.load_state_dict(saved.state_dict())
 
 
+@loaded_whole()
 def check_vanilla(model: PreTrainedModel) -> None:
     """
     Raises:
         `ValueError`: if the model's layers are not those that its configuration makes, so that a checkpoint of it
             would not load in plain transformers.
     """
-    if model._hf_peft_config_loaded:
+    if has_adapter(model):
         return  # adapters are saved and loaded by themselves
     make = partial(type(model), copy.deepcopy(model.config))
     with torch.random.fork_rng(devices=[]):

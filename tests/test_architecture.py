@@ -19,7 +19,18 @@ FILES = {
 }
 ROOT_MODULE = "__init__"
 
-MODEL = {"adopting", "distributed", "head", "map_models", "models", "opening", "processors", "timm_models"}
+MODEL = {
+    "adapters",
+    "adopting",
+    "distributed",
+    "head",
+    "map_models",
+    "models",
+    "opening",
+    "processors",
+    "sharding",
+    "timm_models",
+}
 BELOW = {"losses", "imbalance", "data", "metrics", *MODEL}
 TRAINING = {
     *("companions", "config", "resolved", "checks", "launch", "labelled", "feeding", "base_loss"),
