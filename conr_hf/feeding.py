@@ -101,6 +101,7 @@ class ImageTrainer(LabelledTrainer):
             args.turned_columns(),
             args.map_scale,
             args.map_invalid,
+            makes_views=args.device.type == "cpu",
         )
 
     def global_batch(self) -> int:
@@ -209,6 +210,8 @@ class ImageTrainer(LabelledTrainer):
         )
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        if isinstance(self.data_collator, ImageCollator) and not self.data_collator.makes_views:
+            inputs = self.data_collator.with_views(inputs)
         # DeepSpeed would round labels to the precision of its mixed-precision mode.
         exact = {name: inputs[name].float() for name in ("labels", "sample_weight") if name in inputs}
         return {**super()._prepare_inputs(inputs), **{name: t.to(self.args.device) for name, t in exact.items()}}

@@ -139,9 +139,7 @@ def make_trainers(chosen: str, size: int, batch: int, steps: int, folder: str, m
         return model, processor, Ready(batch * (steps + 2), size, views)
 
     model, processor, data = parts(VIEWS)
-    ours = ConRTrainer(
-        model, ConRConfig(**options, **METHODS[method]), train_dataset=data, processing_class=processor
-    )
+    ours = ConRTrainer(model, ConRConfig(**options, **METHODS[method]), train_dataset=data, processing_class=processor)
     model, _, data = parts(VIEWS)
     stock = Trainer(model, TrainingArguments(**options), data_collator=repeated, train_dataset=data)
     model, _, data = parts(3)
@@ -160,7 +158,7 @@ def take_turns(trainers: dict[str, Trainer]) -> dict[str, list[float]]:
         trainer.add_callback(callback)
         threads.append(threading.Thread(target=trainer.train))
     # Up to its first step each begins alone; the last of them passes the turn on to the first.
-    for thread, own, callback in zip(threads, [*turns[1:], turns[0]], callbacks, strict=True):
+    for thread, own in zip(threads, [*turns[1:], turns[0]], strict=True):
         thread.start()
         own.acquire()
     turns[0].release()
