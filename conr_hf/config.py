@@ -159,6 +159,9 @@ class ConRConfig(DataConfig, CompanionConfig, TrainingArguments):
     load_best_model_at_end: bool | None = field(  # type: ignore[assignment]
         default=None, metadata=about("Load the best checkpoint at the end. Unset: true with an evaluation set.")
     )
+    dataloader_persistent_workers: bool | None = field(  # type: ignore[assignment]
+        default=None, metadata=about("Keep the workers of training from epoch to epoch. Unset: true.")
+    )
     remove_unused_columns: bool = field(default=False, metadata=about("Must stay false: images are columns."))
 
     def __post_init__(self) -> None:

@@ -26,8 +26,9 @@ class Draw(NamedTuple):
     share: float = 1.0  # its own in the mixture
 
 
-# A draw and its row, and the row of its partner if it has one; no draw in evaluation.
-Example = tuple[Draw | None, Row] | tuple[Draw, Row, Row]
+# A draw and its row, and the row of its partner if it has one; no draw in evaluation, and no row where a resumed run
+# leaves out what it was trained on.
+Example = tuple[Draw | None, Row] | tuple[Draw, Row, Row] | tuple[Draw, None]
 
 
 class TrainingSampler(Sampler[Draw]):
@@ -198,8 +199,10 @@ class ImageCollator:
         self.makes_views = makes_views
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
-        draws = [example[0] for example in examples]
-        batch: dict[str, Any] = self._tensors(draws, [example[1] for example in examples])
+        draws, rows = [example[0] for example in examples], _rows(examples)
+        if not rows:
+            return {}
+        batch: dict[str, Any] = self._tensors(draws, rows)
         partners = [example[2] for example in examples if len(example) == 3]
         if partners:
             batch["partners"] = self._tensors(draws, partners, of_partners=True)
@@ -282,6 +285,11 @@ class ImageCollator:
         return torch.stack(maps)
 
 
+def _rows(examples: Sequence[Example]) -> list[Row]:
+    """None where a resumed run leaves them out."""
+    return [example[1] for example in examples if example[1] is not None]
+
+
 def _mixed(own: Tensor, partners: Tensor, shares: Tensor) -> Tensor:
     return torch.lerp(partners, own, shares.view(-1, *[1] * (own.ndim - 1)))
 
@@ -298,6 +306,9 @@ class UserCollator:
                 "A data_collator of your own gets plain rows, which cannot be mixed. Set cmixup_alpha to 0, or leave "
                 "data_collator out."
             )
-        batch = dict(self.collate([example[1] for example in examples]))
+        rows = _rows(examples)
+        if not rows:
+            return {}
+        batch = dict(self.collate(rows))
         draw = examples[0][0]
         return batch if draw is None else {**batch, "position": draw.position}
