@@ -88,6 +88,9 @@ class ConRConfig(DataConfig, CompanionConfig, TrainingArguments):
         model_card_template (`str`, *optional*):
             A Jinja template for the model card, in UTF-8; [`~conr_hf.card_template.CardValues`] tells what it may
             use. Unset: the package's own.
+        dataloader_persistent_workers (`bool`, *optional*):
+            Keep the workers of training from epoch to epoch; those of evaluation end with it, whatever is set. Unset:
+            true, where there are workers (`dataloader_num_workers`).
 
     Raises:
         `ValueError`: if a setting cannot be meant; the sentence names it and says what it may be.
