@@ -93,6 +93,9 @@ class ConRConfig(DataConfig, CompanionConfig, TrainingArguments):
         model_card_template (`str`, *optional*):
             A Jinja template for the model card, in UTF-8; [`~conr_hf.card_template.CardValues`] tells what it may
             use. Unset: the package's own.
+        dataloader_persistent_workers (`bool`, *optional*):
+            Keep the workers of training from epoch to epoch; those of evaluation end with it, whatever is set. Unset:
+            true, where there are workers (`dataloader_num_workers`).
 
     Raises:
         `ValueError`: if a setting cannot be meant; the sentence names it and says what it may be.
@@ -167,6 +170,9 @@ class ConRConfig(DataConfig, CompanionConfig, TrainingArguments):
     )
     load_best_model_at_end: bool | None = field(  # type: ignore[assignment]
         default=None, metadata=about("Load the best checkpoint at the end. Unset: true with an evaluation set.")
+    )
+    dataloader_persistent_workers: bool | None = field(  # type: ignore[assignment]
+        default=None, metadata=about("Keep the workers of training from epoch to epoch. Unset: true.")
     )
     remove_unused_columns: bool = field(default=False, metadata=about("Must stay false: images are columns."))
 

@@ -101,6 +101,7 @@ class ImageTrainer(LabelledTrainer):
             args.turned_columns(),
             args.map_scale,
             args.map_invalid,
+            makes_views=args.device.type == "cpu",
         )
 
     def global_batch(self) -> int:
@@ -151,6 +152,11 @@ class ImageTrainer(LabelledTrainer):
         batches = list(itertools.islice(epoch_iterator, num_batches))
         return batches, sum(sum(self.samples(batch)) for batch in batches)
 
+    def finish_feeding(self) -> None:
+        """After training: ends the workers, which would last as long as the trainer."""
+        self.callback_handler.train_dataloader = None
+        self.accelerator._dataloaders.clear()
+
     def _first_pixels(self, data_sets: list[Dataset[Row]]) -> Tensor:
         ready = self._user_collator is not None or any("pixel_values" in column_names(data) for data in data_sets)
         if self.processing_class is not None and not ready:
@@ -171,15 +177,20 @@ class ImageTrainer(LabelledTrainer):
             rows = self.order = self._streamed_rows(dataset)
         else:
             rows, _ = self.usable(dataset, "train_dataset" if training else f"{description.lower()} data")
-        drop_last = self.args.dataloader_drop_last
+        drop_last, persistent = self.args.dataloader_drop_last, self.args.dataloader_persistent_workers
         self.args.dataloader_drop_last = drop_last and training  # evaluation keeps every row
+        # Trainer would keep the loader of evaluation with its workers, and its rows whatever data is given later.
+        lasting = training and persistent is not False and self.args.dataloader_num_workers > 0
+        self.args.dataloader_persistent_workers = lasting
         try:
             loader = super()._get_dataloader(rows, description, *args, **kwargs)
             read_by: Any = loader.base_dataloader  # type: ignore[attr-defined]
             read_by.worker_init_fn = partial(_begin_worker, read_by.worker_init_fn)
+            # Workers are seeded when they start: from the global generator, dropout would hang on how often they do.
+            read_by.generator = torch.Generator().manual_seed(self.args.seed) if training else None
             return loader
         finally:
-            self.args.dataloader_drop_last = drop_last
+            self.args.dataloader_drop_last, self.args.dataloader_persistent_workers = drop_last, persistent
 
     def _get_train_sampler(self, train_dataset: Any = None) -> TrainingSampler:
         rows = train_dataset if train_dataset is not None else self.usable(self.train_dataset, "train_dataset")[0]
@@ -209,6 +220,8 @@ class ImageTrainer(LabelledTrainer):
         )
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        if isinstance(self.data_collator, ImageCollator) and not self.data_collator.makes_views:
+            inputs = self.data_collator.with_views(inputs)
         # DeepSpeed would round labels to the precision of its mixed-precision mode.
         exact = {name: inputs[name].float() for name in ("labels", "sample_weight") if name in inputs}
         return {**super()._prepare_inputs(inputs), **{name: t.to(self.args.device) for name, t in exact.items()}}
@@ -225,15 +238,21 @@ class _EpochForSampler(TrainerCallback):
 
     def __init__(self, trainer: ImageTrainer) -> None:
         self.trainer = trainer
-        self.epoch = 0
+        self.epoch = self.skipped = 0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.epoch = int(state.epoch or 0)
+        steps = 0 if args.ignore_data_skip else state.global_step % self.trainer.steps_per_epoch()
+        self.skipped = steps * args.gradient_accumulation_steps
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.trainer.order.epoch = self.epoch
+        order = self.trainer.order
+        order.epoch = self.epoch
+        if isinstance(order, StreamedRows):  # other rows are not read where they are left out
+            order.skipped = self.skipped
+        self.skipped = 0
         self.epoch += 1  # counted, as an epoch that a callback cuts short ends before state.epoch is whole

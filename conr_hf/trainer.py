@@ -207,6 +207,7 @@ class ConRTrainer(MeasuringTrainer):
             raise ChildProcessError(told) from error
         finally:  # what the user does with the model from here on is theirs
             self.watch.end()
+            self.finish_feeding()
             self.finish_keeping()
             self.finish_learning()
             self.head.smooth = None

@@ -127,6 +127,7 @@ def test_defaults():
         "head": None,
         "lr_drop_epochs": None,
         "model_card_template": None,
+        "dataloader_persistent_workers": None,
         "remove_unused_columns": False,
     }
     assert {name: getattr(args, name) for name in expected} == expected
@@ -139,7 +140,8 @@ def test_every_other_default_is_that_of_training_arguments():
     ours, theirs = ConRConfig("out", use_cpu=True).to_dict(), TrainingArguments("out", use_cpu=True).to_dict()
     changed = {name for name in theirs if ours[name] != theirs[name]}
     assert changed == {
-        *("eval_strategy", "save_strategy", "save_steps", "load_best_model_at_end", "remove_unused_columns")
+        *("eval_strategy", "save_strategy", "save_steps", "load_best_model_at_end", "remove_unused_columns"),
+        "dataloader_persistent_workers",
     }
 
 

@@ -1,6 +1,7 @@
 """A run that was stopped and resumed is the run that was not, bit for bit."""
 
 import math
+import multiprocessing
 import shutil
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 from small import build, images, vit_config
 from transformers import TrainerCallback
 
-from conr_hf import load_regressor
+from conr_hf import feeding, load_regressor
+from conr_hf.data import views
 from conr_hf.launch import last_complete_checkpoint
 
 ROWS, BATCH, EPOCHS = 21, 4, 3  # six batches an epoch, the last of one row
@@ -214,6 +216,56 @@ def test_loader_workers_change_no_weight(tmp_path):
     with_workers = trainer(tmp_path / "workers", dataloader_num_workers=2)
     with_workers.train()
     assert_same_run(with_workers, alone)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_resumed_run_does_not_decode_what_it_leaves_out(tmp_path, monkeypatch, workers):
+    """Half an epoch would be read again before the first step."""
+    decoded = multiprocessing.get_context("fork").Value("i", 0)
+    really = views.to_image
+
+    def counted(cell):
+        with decoded:
+            decoded.value += 1
+        return really(cell)
+
+    monkeypatch.setattr(views, "to_image", counted)
+    changed = {"dataloader_num_workers": workers, "eval_strategy": "no", "num_train_epochs": 1}
+    trainer(tmp_path, stop=4, **changed).train()
+    before = decoded.value
+    assert before <= 6 * BATCH
+    late = trainer(tmp_path, **changed)
+    late.train(resume_from_checkpoint=True)
+    assert late.state.global_step == 6
+    assert decoded.value - before == ROWS - 4 * BATCH
+
+
+def test_workers_of_training_last_from_epoch_to_epoch_and_end_with_it(tmp_path, monkeypatch):
+    """Starting them takes seconds where they are not forked; left behind, they would hold memory."""
+    begun = multiprocessing.get_context("fork").Value("i", 0)
+    really = feeding.outlive_signals
+
+    def counted():
+        with begun:
+            begun.value += 1
+        really()
+
+    monkeypatch.setattr(feeding, "outlive_signals", counted)
+    run = trainer(tmp_path, dataloader_num_workers=1, eval_strategy="no", save_strategy="no")
+    run.train()
+    assert run.state.epoch == EPOCHS
+    assert begun.value == 1
+    assert not multiprocessing.active_children()
+
+
+def test_lasting_workers_evaluate_the_rows_that_are_given(tmp_path):
+    """The stock trainer keeps the first loader, and gives its errors for whatever set is asked for next."""
+    run = trainer(tmp_path, dataloader_num_workers=1, dataloader_persistent_workers=True)
+    others = images(5, seed=2)
+    first, second = run.evaluate(), run.evaluate(others)
+    assert first["eval_mae"] != second["eval_mae"]
+    assert second["eval_mae"] == trainer(tmp_path).evaluate(others)["eval_mae"]
+    assert run.args.dataloader_persistent_workers is True
 
 
 def test_another_seed_gives_another_model(tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import multiprocessing
 
 import datasets
 import numpy as np
@@ -19,6 +20,7 @@ import conr_hf.data.streamed_rows
 import conr_hf.data.streams
 from conr_hf import load_benchmark
 from conr_hf.cli import main
+from conr_hf.data import streamed_rows
 from conr_hf.data.streamed_rows import StreamedRows
 from conr_hf.data.streams import label_stream, load_stream, read_histogram
 from conr_hf.imbalance import Bins, density_weights
@@ -121,6 +123,26 @@ def test_resumed_is_uninterrupted(tmp_path, workers):
     train(tmp_path / "late", stream_of(images(ROWS)), callbacks=[Stop()], **changed)
     late = train(tmp_path / "late", stream_of(images(ROWS)), resume=True, **changed)
     assert_same(late, whole)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_resumed_run_does_not_decode_what_it_leaves_out(tmp_path, monkeypatch, workers):
+    """Half an epoch of ImageNet's size would be decoded before the first step."""
+    decoded = multiprocessing.get_context("fork").Value("i", 0)
+    really = streamed_rows.to_image
+
+    def counted(cell):
+        with decoded:
+            decoded.value += 1
+        return really(cell)
+
+    monkeypatch.setattr(streamed_rows, "to_image", counted)
+    changed = {"save_strategy": "steps", "save_steps": 2, "dataloader_num_workers": workers}
+    train(tmp_path, stream_of(images(ROWS)), num_train_epochs=1, **changed)
+    assert decoded.value == ROWS
+    late = train(tmp_path, stream_of(images(ROWS)), resume=str(tmp_path / "checkpoint-2"), **changed)
+    assert late.state.global_step == 6
+    assert decoded.value == ROWS + (ROWS - 2 * BATCH) + ROWS
 
 
 class Counted(TorchStream):

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small import build, images, models
 from transformers import ViTImageProcessor
 
-from conr_hf import load_regressor
+from conr_hf import ConRTrainer, load_regressor
 from conr_hf.data.moves import draw_move, moved
 from conr_hf.data.views import Draw, DrawnRows, ImageCollator, UserCollator
 
@@ -45,7 +46,8 @@ def shift_of(view, image, pad_y, pad_x):
 
 
 def shifted(image, crop_padding, random, horizontal_flip):
-    return moved(image, draw_move(image.shape[-2:], crop_padding, random, horizontal_flip))
+    move = draw_move(image.shape[-2:], crop_padding, random, horizontal_flip)
+    return moved(image[None], torch.tensor([[move]]), crop_padding)[0, 0]
 
 
 @pytest.mark.parametrize(("height", "width", "pad_y", "pad_x"), [(7, 7, 1, 1), (10, 6, 2, 1)])
@@ -143,6 +145,65 @@ def test_a_view_of_a_batch_is_a_shift_of_what_evaluation_sees(processor):
         assert all(shift_of(view, image, 1, 1) is not None for view in of_image)
     still = collator(tiny, flip=False, padding=0.0)(drawn(ROWS))["pixel_values"]
     assert torch.equal(still, images[:, None].expand_as(still))
+
+
+CELLS = {
+    "age": (("label",), ()),
+    "pitch yaw": (("pitch", "yaw"), ("yaw",)),
+    "offset": (("offset",), ("offset",)),
+    "map": (("map",), ()),
+}
+
+
+@pytest.mark.parametrize("mixes", [False, True])
+@pytest.mark.parametrize("kind", CELLS)
+def test_views_made_after_the_batch_has_travelled_are_those_of_the_workers(processor, kind, mixes):
+    """On an accelerator each image travels once, and a run there would see other views than its resume on a CPU."""
+    columns, flipped = CELLS[kind]
+    random = np.random.default_rng(0)
+    rows = [
+        {
+            "image": picture(i),
+            "sample_weight": 1.0 + i,
+            **{column: random.random((8, 8)) if kind == "map" else 1.0 + random.random() for column in columns},
+        }
+        for i in range(8)
+    ]
+    mixtures = [(Draw(i, 0, i, 4 + i, 0.2 * i), rows[i], rows[4 + i]) for i in range(4)]
+    examples = mixtures if mixes else drawn(rows[:4])
+    made, left = (
+        ImageCollator(processor, "image", columns, 3, True, 0.2, 0, flipped, makes_views=makes)
+        for makes in (True, False)
+    )
+    expected, batch = made(examples), left(examples)
+    assert batch["pixel_values"].shape == (4, 3, SIDE, SIDE)
+    found = left.with_views(batch)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(torch.as_tensor(found[name]).nan_to_num(-1), torch.as_tensor(value).nan_to_num(-1)), name
+    plain_rows = plain(rows[:4])
+    assert torch.equal(left.with_views(left(plain_rows))["pixel_values"], made(plain_rows)["pixel_values"])
+
+
+def test_views_made_after_the_batch_has_travelled_train_the_same_model(tmp_path, monkeypatch):
+    def train(folder):
+        model, processor = models["vit"]()
+        run = build(model, processor, folder, images(12), images(4), forward_batch_size=4)
+        run.train()
+        assert run.data_collator.makes_views == (folder.name == "workers")
+        return run.model.state_dict()
+
+    expected = train(tmp_path / "workers")
+    made = ConRTrainer.collator
+
+    def left(trainer):
+        collator = made(trainer)
+        collator.makes_views = False
+        return collator
+
+    monkeypatch.setattr(ConRTrainer, "collator", left)
+    found = train(tmp_path / "device")
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 def test_views_differ_and_repeat_with_the_draw_that_asked_for_them(processor):

@@ -58,7 +58,9 @@ class StreamedRows(IterableDataset[Example]):
         self.image_column, self.label_columns = image_column, label_columns
         self.process, self.processes = process, processes
         self.drop_last, self.skip_bad_rows = drop_last, skip_bad_rows
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that persist see it change
+        # Workers that persist see these change.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._skipped = torch.zeros((), dtype=torch.int64).share_memory_()
 
     @property
     def epoch(self) -> int:
@@ -71,16 +73,28 @@ class StreamedRows(IterableDataset[Example]):
         if isinstance(self.stream, datasets.IterableDataset):  # told once: two workers would both add to one number
             self.stream.set_epoch(epoch)
 
+    @property
+    def skipped(self) -> int:
+        """Micro-batches at the beginning of the next iteration whose rows are not given, nor their images decoded."""
+        return int(self._skipped)
+
+    @skipped.setter
+    def skipped(self, batches: int) -> None:
+        self._skipped.fill_(batches)
+
     def __len__(self) -> int:
         if self.drop_last:
             return self.count // self.batch * self.batch
         return self.count if self.processes == 1 else -(-self.count // self.batch) * self.batch
 
     def __iter__(self) -> Iterator[Example]:
-        epoch, worker, readable = self.epoch, get_worker_info(), None
+        epoch, skipped, worker, readable = self.epoch, self.skipped, get_worker_info(), None
         for position, (place, row) in enumerate(self._epoch_of_rows(epoch)):
             batch, sample = divmod(position, self.batch)
             if worker is not None and batch % worker.num_workers != worker.id:
+                continue
+            if batch < skipped:
+                yield Draw(position, epoch, position), None
                 continue
             if sample * self.processes // self.batch == self.process:
                 try:

@@ -12,7 +12,7 @@ from transformers import BaseImageProcessor
 
 from conr_hf.data.maps import is_map, to_map
 from conr_hf.data.mixing import CMixup
-from conr_hf.data.moves import Move, draw_move, moved
+from conr_hf.data.moves import draw_move, moved
 from conr_hf.data.rows import Row, describe, label_cells, to_image
 
 
@@ -26,8 +26,9 @@ class Draw(NamedTuple):
     share: float = 1.0  # its own in the mixture
 
 
-# A draw and its row, and the row of its partner if it has one; no draw in evaluation.
-Example = tuple[Draw | None, Row] | tuple[Draw, Row, Row]
+# A draw and its row, and the row of its partner if it has one; no draw in evaluation, and no row where a resumed run
+# leaves out what it was trained on.
+Example = tuple[Draw | None, Row] | tuple[Draw, Row, Row] | tuple[Draw, None]
 
 
 class TrainingSampler(Sampler[Draw]):
@@ -149,6 +150,9 @@ class ImageCollator:
     Where a draw has a partner, its views, label and weight are mixtures with the partner's: its share of its own and
     the rest of the partner's.
 
+    Views are made where `makes_views` says: on a CPU by the workers; on an accelerator by
+    [`~ImageCollator.with_views`] when the batch is there, so that each image travels once. They are the same.
+
     Args:
         processor (`BaseImageProcessor`, *optional*): The model's image processor; not needed for rows that come ready
             for the model (`pixel_values` of shape `(C, H, W)`, or `(V, C, H, W)` for V views of the user's own).
@@ -161,6 +165,8 @@ class ImageCollator:
         flipped_columns (`Sequence[str]`, *optional*): Label columns whose sign a flip turns, such as yaw.
         map_scale (`float`, *optional*, defaults to 1.0): Label units in a stored number of a map.
         map_invalid (`float`, *optional*): The stored number of a map that means there is no label.
+        makes_views (`bool`, *optional*, defaults to `True`): Make the views; otherwise a training batch holds images
+            as they are, and what [`~ImageCollator.with_views`] needs to make them.
 
     Returns:
         `dict`: `pixel_values` of shape `(B, V, C, H, W)` in training and `(B, C, H, W)` in evaluation, float32;
@@ -183,38 +189,63 @@ class ImageCollator:
         flipped_columns: Sequence[str] = (),
         map_scale: float = 1.0,
         map_invalid: float | None = None,
+        makes_views: bool = True,
     ) -> None:
         self.processor, self.image_column, self.label_columns = processor, image_column, list(label_columns)
         self.num_views, self.horizontal_flip, self.crop_padding = num_views, horizontal_flip, crop_padding
         self.seed = seed
         self.signs = torch.tensor([-1.0 if column in flipped_columns else 1.0 for column in label_columns])  # (T,)
         self.map_scale, self.map_invalid = map_scale, map_invalid
+        self.makes_views = makes_views
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
-        draws = [example[0] for example in examples]
-        batch: dict[str, Any] = self._tensors(draws, [example[1] for example in examples])
+        draws, rows = [example[0] for example in examples], _rows(examples)
+        if not rows:
+            return {}
+        batch: dict[str, Any] = self._tensors(draws, rows)
         partners = [example[2] for example in examples if len(example) == 3]
         if partners:
-            shares = torch.tensor([draw.share for draw in draws if draw])
-            of_partners = self._tensors(draws, partners, of_partners=True)
-            batch = {name: _mixed(own, of_partners[name], shares) for name, own in batch.items()}
+            batch["partners"] = self._tensors(draws, partners, of_partners=True)
+            batch["shares"] = torch.tensor([draw.share for draw in draws if draw])
         if draws[0] is not None:
             batch["position"] = draws[0].position
-        return batch
+        return self.with_views(batch) if self.makes_views else batch
+
+    def with_views(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch with its views in the place of images, on whatever device it is; mixed where it has partners."""
+        made = {name: value for name, value in batch.items() if name not in ("moves", "partners", "shares")}
+        if "moves" in batch:
+            made |= self._moved(batch["moves"], made["pixel_values"], made.get("labels"))
+        if "partners" in batch:
+            partners = self.with_views(batch["partners"])
+            made |= {name: _mixed(made[name], partner, batch["shares"]) for name, partner in partners.items()}
+        return made
+
+    def _moved(self, moves: Tensor, images: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+        views = {"pixel_values": moved(images, moves, self.crop_padding)}
+        if labels is not None and labels.ndim == 3:
+            views["labels"] = moved(labels[:, None], moves, self.crop_padding, fill=float("nan"))[:, :, 0]
+        elif labels is not None and (self.signs < 0).any():
+            turned = torch.where(moves[..., 2:] > 0, self.signs.to(moves.device), 1.0)  # (B, V, T)
+            views["labels"] = labels.view(len(labels), 1, -1) * turned
+        return views
 
     def _tensors(
         self, draws: Sequence[Draw | None], rows: Sequence[Row], of_partners: bool = False
     ) -> dict[str, Tensor]:
-        images = self._images(rows)
+        tensors = {"pixel_values": self._images(rows)}
+        size = tensors["pixel_values"].shape[-2:]
         # Rows ready for the model, and those of evaluation, stay as they are.
-        moves = [] if "pixel_values" in rows[0] else self._moves(draws, images.shape[-2:], of_partners)
-        tensors = {"pixel_values": _views(images, moves) if moves else images}
+        moves = None if "pixel_values" in rows[0] else self._moves(draws, size, of_partners)
+        if moves is not None:
+            tensors["moves"] = moves
         if "labels" in rows[0] or all(column in rows[0] for column in self.label_columns):
             cells = [label_cells(row, self.label_columns, "a data set") for row in rows]
             if is_map(cells[0][0]):
-                tensors["labels"] = self._maps(cells, moves, images.shape[-2:])
+                tensors["labels"] = self._maps(cells, None if moves is None else size)
             else:
-                tensors["labels"] = self._vectors(cells, moves)
+                labels = torch.tensor([[float(cell) for cell in row] for row in cells], dtype=torch.float32)
+                tensors["labels"] = labels[:, 0] if len(self.label_columns) == 1 else labels
         if draws[0] is not None and "sample_weight" in rows[0]:
             tensors["sample_weight"] = torch.tensor([float(row["sample_weight"]) for row in rows])
         return tensors
@@ -235,41 +266,32 @@ class ImageCollator:
         pixels: Tensor = self.processor(images=images, return_tensors="pt")["pixel_values"]
         return pixels
 
-    def _moves(self, draws: Sequence[Draw | None], size: tuple[int, ...], of_partners: bool) -> list[list[Move]]:
-        """The V moves of each row's views; none in evaluation."""
+    def _moves(self, draws: Sequence[Draw | None], size: tuple[int, ...], of_partners: bool) -> Tensor | None:
+        """The moves of each row's V views, `(B, V, 3)`; none in evaluation."""
         moves = []
         for draw in draws:
             if draw is None:
-                return []
+                return None
             places = [(self.seed, draw.epoch, draw.position, view) for view in range(self.num_views)]
             randoms = [np.random.default_rng((*place, 1) if of_partners else place) for place in places]
             moves.append([draw_move(size, self.crop_padding, random, self.horizontal_flip) for random in randoms])
-        return moves
+        return torch.tensor(moves)
 
-    def _vectors(self, cells: Sequence[Sequence[Any]], moves: list[list[Move]]) -> Tensor:
-        labels = torch.tensor([[float(cell) for cell in row] for row in cells], dtype=torch.float32)
-        if moves and (self.signs < 0).any():
-            flipped = torch.tensor([[move.flipped for move in row] for row in moves])  # (B, V)
-            return labels[:, None] * torch.where(flipped[..., None], self.signs, 1.0)
-        return labels[:, 0] if len(self.label_columns) == 1 else labels
-
-    def _maps(self, cells: Sequence[Sequence[Any]], moves: list[list[Move]], size: tuple[int, ...]) -> Tensor:
+    def _maps(self, cells: Sequence[Sequence[Any]], size: tuple[int, ...] | None) -> Tensor:
+        """`(B, H, W)`, of the images' size where it is given."""
         maps = [torch.from_numpy(to_map(row[0], self.map_scale, self.map_invalid)) for row in cells]
-        if not moves:
-            return torch.stack(maps)
-        fitted = [F.interpolate(one[None, None], size, mode="nearest-exact")[0] for one in maps]
-        return _views(torch.stack(fitted), moves, fill=float("nan"))[:, :, 0]
+        if size is not None:
+            maps = [F.interpolate(one[None, None], size, mode="nearest-exact")[0, 0] for one in maps]
+        return torch.stack(maps)
+
+
+def _rows(examples: Sequence[Example]) -> list[Row]:
+    """None where a resumed run leaves them out."""
+    return [example[1] for example in examples if example[1] is not None]
 
 
 def _mixed(own: Tensor, partners: Tensor, shares: Tensor) -> Tensor:
     return torch.lerp(partners, own, shares.view(-1, *[1] * (own.ndim - 1)))
-
-
-def _views(images: Tensor, moves: list[list[Move]], fill: float = 0.0) -> Tensor:
-    """`(B, C, H, W)` -> `(B, V, C, H, W)`."""
-    return torch.stack(
-        [torch.stack([moved(image, move, fill) for move in row]) for image, row in zip(images, moves, strict=True)]
-    )
 
 
 class UserCollator:
@@ -284,6 +306,9 @@ class UserCollator:
                 "A data_collator of your own gets plain rows, which cannot be mixed. Set cmixup_alpha to 0, or leave "
                 "data_collator out."
             )
-        batch = dict(self.collate([example[1] for example in examples]))
+        rows = _rows(examples)
+        if not rows:
+            return {}
+        batch = dict(self.collate(rows))
         draw = examples[0][0]
         return batch if draw is None else {**batch, "position": draw.position}
