@@ -33,6 +33,7 @@ _CHOICES = {
     "conr_distance": ("mean_abs", "euclidean", "angular"),
     "conr_reweight": get_args(DensityMethod),
     "conr_gather": ("all", "node", "none"),
+    "on_bad_loss": ("stop", "skip"),
     "train_sampling_strategy": ("random", "sequential"),
     "eval_strategy": ("no", "steps", "epoch"),
     "save_strategy": ("no", "steps", "epoch", "best"),
@@ -90,6 +91,11 @@ class ConRConfig(DataConfig, CompanionConfig, TrainingArguments):
         lr_drop_epochs (`list[int]`, *optional*):
             After so many epochs each, such as `[60, 80]`, the learning rate drops to a tenth, constant in between;
             takes the place of `lr_scheduler_type`. Unset: that.
+        on_bad_loss (`str`, *optional*, defaults to `"stop"`):
+            What becomes of a step whose loss, or whose gradient's norm, is not finite: `"stop"` ends training and
+            names its rows; `"skip"` goes on with a warning as if there had been none of them, up to 10 such steps in
+            a row, and waits for each step's loss to know. In float16 a gradient that overflows is left to the loss
+            scaler.
         model_card_template (`str`, *optional*):
             A Jinja template for the model card, in UTF-8; [`~conr_hf.card_template.CardValues`] tells what it may
             use. Unset: the package's own.
@@ -153,7 +159,9 @@ class ConRConfig(DataConfig, CompanionConfig, TrainingArguments):
     lr_drop_epochs: list[int] | None = field(
         default=None, metadata=about("After each of these epochs, such as 60 80, the learning rate drops to a tenth.")
     )
-
+    on_bad_loss: str = field(
+        default="stop", metadata=about("A step whose loss or gradient is not finite: stop, or skip it with a warning.")
+    )
     model_card_template: str | None = field(
         default=None, metadata=about("File with a Jinja template for the model card. Unset: the package's own.")
     )

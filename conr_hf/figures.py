@@ -40,7 +40,7 @@ class Figures:
     def add(self, **sums: Tensor | float) -> None:
         """Adds to sums by their names, such as `conr` and `rows`."""
         for name, value in sums.items():
-            self._sums[name] += value
+            self._sums[name] = self._sums[name] + value  # a new one, as `sums` hands out the old
 
     def add_base(self, loss: Tensor, samples: int, gradient: Tensor | None) -> None:
         """
@@ -73,6 +73,14 @@ class Figures:
         product = (gradient * self._base_gradient).sum()
         self.add(**{f"{name}_gradient": gradient.square().sum(), f"{name}_product": product})
         return loss.detach() + ((features - features.detach()) * gradient).sum()
+
+    def sums(self) -> dict[str, Tensor | float]:
+        """The sums so far, for [`~Figures.put_back`]."""
+        return dict(self._sums)
+
+    def put_back(self, sums: dict[str, Tensor | float]) -> None:
+        """Forgets what was added since [`~Figures.sums`]."""
+        self._sums = defaultdict(float, sums)
 
     def read(self) -> dict[str, float]:
         """

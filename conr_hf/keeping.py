@@ -22,6 +22,7 @@ from conr_hf.models import restore_weights
 from conr_hf.objective import Objective
 from conr_hf.resolved import Resolved
 from conr_hf.sharding import share_buffers
+from conr_hf.skipping import StepUndo
 from conr_hf.state import load_training_state, save_state
 from conr_hf.watching import Watch
 
@@ -43,9 +44,9 @@ class KeepingTrainer(ImageTrainer):
         self._resumed_from: str | None = None
         self.sharded_model: nn.Module | None = None  # by FSDP or DeepSpeed, from its first train() on
         super().__init__(*args, **kwargs)
-        self.add_callback(_Clock(self))
         self.watch = Watch(self)
         self.add_callback(self.watch)
+        self.add_callback(_Clock(self))  # behind the watch, by which it goes
 
     @property
     def resolved(self) -> Resolved:
@@ -99,6 +100,16 @@ class KeepingTrainer(ImageTrainer):
         loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
         self.watch.saw(loss, inputs)
         return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        if self.accelerator.scaler is None:  # which finds by itself what overflows in float16, and skips it
+            self.watch.saw_gradient(norm)
+        return norm
+
+    def remember_step(self) -> StepUndo:
+        """What a step that begins now may have to put back."""
+        return StepUndo(self.model, self.step_objective, self._tr_loss)
 
     def after_step(self) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -167,6 +178,7 @@ class _Clock(TrainerCallback):
 
     def __init__(self, trainer: KeepingTrainer) -> None:
         self.trainer = trainer
+        self._before: StepUndo  # of the step that goes on, where it may be skipped
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -178,15 +190,30 @@ class _Clock(TrainerCallback):
     ) -> None:
         self.trainer.step_objective.begin_epoch(self.trainer.order.epoch)
 
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.trainer.args.on_bad_loss == "skip":
+            self._before = self.trainer.remember_step()
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.trainer.watch.skips:
+            self._before.undo()
+            kwargs["optimizer"].zero_grad()  # without gradients it has nothing to do
+
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.trainer.step_objective.optimizer_step(skipped=self.trainer.accelerator.optimizer_step_was_skipped)
+        skipped = self.trainer.watch.skips or self.trainer.accelerator.optimizer_step_was_skipped
+        self.trainer.step_objective.optimizer_step(skipped)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.trainer.after_step()
+        if not self.trainer.watch.skips:
+            self.trainer.after_step()
 
 
 def _named(model: nn.Module) -> Any:

@@ -16,6 +16,8 @@ from conr_hf.losses import conr_loss, rank_n_contrast, ranksim
 from conr_hf.pixels import Rows, on_grid
 from conr_hf.resolved import Resolved
 
+Sums = tuple[dict[str, Tensor | float], Tensor | None]  # of figures, and of the features of an epoch
+
 
 class Objective:
     """
@@ -218,6 +220,17 @@ class Objective:
             gradient = sum_over_processes(self.balanced.take_gradient())
             if not skipped:
                 self.balanced.step(gradient)
+
+    def sums(self) -> Sums:
+        """The sums that a step adds to, for [`~Objective.put_back`]."""
+        return self.figures.sums(), None if self.smoothing is None else self.smoothing.sums()
+
+    def put_back(self, sums: Sums) -> None:
+        """Forgets what was added since [`~Objective.sums`]."""
+        figures, features = sums
+        self.figures.put_back(figures)
+        if self.smoothing is not None and features is not None:
+            self.smoothing.put_back(features)
 
     def state(self) -> dict[str, Tensor]:
         """What a resumed run goes on with, on all processes at once; the first one's is to be saved."""

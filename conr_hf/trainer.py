@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import BaseImageProcessor, EvalPrediction, PreTrainedModel
 from transformers.trainer_utils import TrainOutput
+from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
 from conr_hf import losses
@@ -190,7 +191,8 @@ class ConRTrainer(MeasuringTrainer):
             `ValueError`: for what cannot be trained with, and for a checkpoint that would run code as it is read.
             `ChildProcessError`: for a data-loader worker that died.
             `OSError`: for a checkpoint that finds no room on the disk; those before it are whole.
-            `FloatingPointError`: for a loss that is not finite, before the step that would harm the weights.
+            `FloatingPointError`: for a loss or gradient that is not finite, before the step that would harm the
+                weights; with `on_bad_loss="skip"` only after 10 in a row.
             `KeyboardInterrupt`, or on SIGTERM `SystemExit` with code 143, when that checkpoint is saved.
         """
         self._resumed_from = checkpoint_to_resume(resume_from_checkpoint, str(self.args.output_dir))
@@ -260,6 +262,12 @@ class ConRTrainer(MeasuringTrainer):
         return CMixup(labels, self.args.cmixup_alpha, self.resolved.cmixup_bandwidth, self.sampling_seed())
 
     def _check_modes(self) -> None:
+        steps_early = self.is_deepspeed_enabled or self.args.optim in (OptimizerNames.LOMO, OptimizerNames.ADALOMO)
+        if self.args.on_bad_loss == "skip" and steps_early:
+            raise ValueError(
+                "on_bad_loss is skip, but DeepSpeed and LOMO step before the gradients of all are known. Set it to "
+                "stop."
+            )
         check_modes(
             self.args,
             mixed_precision=self.accelerator.mixed_precision,
@@ -296,5 +304,5 @@ class ConRTrainer(MeasuringTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             self.watch.read()
-            logs = {**logs, **self.step_objective.read_figures()}
+            logs = {**self.watch.without_skipped(logs), **self.step_objective.read_figures()}
         super().log(logs, start_time)

@@ -1,4 +1,4 @@
-"""`Watch`: what stops a run after a step, on all its processes at once: a signal, or a loss that is no number."""
+"""`Watch`: what stops a run or skips its step, on all processes at once: a signal, or a loss that is no number."""
 
 import signal
 import sys
@@ -9,14 +9,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import logging
 
 from conr_hf.distributed import gather_objects, world_size
 from conr_hf.feeding import ImageTrainer
 from conr_hf.interrupts import Interrupts
 from conr_hf.launch import complete_checkpoints
 
+logger = logging.get_logger(__name__)
+
 _NAMED = 32  # rows of a message at most
+_SKIPPED = 10  # steps in a row at most
 
 
 @dataclass
@@ -27,16 +32,20 @@ class _Step:
     epoch: int = 0
     losses: list[Tensor] = field(default_factory=list)
     places: list[tuple[int, int]] = field(default_factory=list)  # first position in the epoch's order, and samples
-    news: Tensor | None = None  # the largest, over the processes, of: the number of a signal, whether a loss is bad
+    norm: Tensor | None = None  # of the gradient
+    # The largest, over the processes, of: the number of a signal, whether a loss is bad, whether the gradient is.
+    news: Tensor | None = None
 
 
 class Watch(TrainerCallback):
     """
-    Stops training after SIGINT or SIGTERM, when the step is done and a checkpoint of it saved; and at a loss that is
-    not finite, before the optimizer's step, so that no weight is harmed.
+    Stops training after SIGINT or SIGTERM, when the step is done and a checkpoint of it saved; and at a loss or a
+    gradient that is not finite, before the optimizer's step, so that no weight is harmed. With `on_bad_loss="skip"`
+    such a step is to be skipped (`skips`) instead.
 
     Where `Trainer` does not read each loss (`logging_nan_inf_filter` is false) on an accelerator, the host must not
-    wait for it either: a step is then looked at one step later, and before it is logged or saved.
+    wait for it either, unless steps may be skipped: a step is then looked at one step later, and before it is logged
+    or saved.
 
     Args:
         trainer ([`~conr_hf.feeding.ImageTrainer`]): Whose run it is.
@@ -45,8 +54,13 @@ class Watch(TrainerCallback):
     def __init__(self, trainer: ImageTrainer) -> None:
         self.trainer = trainer
         self.interrupts = Interrupts()
+        self._begin()
+
+    def _begin(self) -> None:
         self._signal, self._stopping = 0, False
         self._step, self._unread = _Step(), _Step()
+        self.skips, self._in_a_row = False, 0
+        self._steps, self._skipped = 0, 0  # since the last log
 
     # ---- The loss ------------------------------------------------------------------------------------------------
 
@@ -55,45 +69,79 @@ class Watch(TrainerCallback):
         self._step.losses.append(loss)
         self._step.places.append((batch.get("position", 0), len(batch["labels"])))
 
+    def saw_gradient(self, norm: Any) -> None:
+        """Notes the norm of a step's gradient over all processes, if it is known."""
+        if norm is not None:
+            whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
+            self._step.norm = torch.as_tensor(whole, dtype=torch.float32, device=self.trainer.args.device)
+
     def read(self) -> None:
         """
         Looks at what was noted.
 
         Raises:
-            `FloatingPointError`: for a loss that is not finite; it names its rows and the last complete checkpoint.
+            `FloatingPointError`: for a loss or gradient that is not finite, unless its step is to be skipped; it names
+                the rows and the last complete checkpoint.
         """
         step, self._unread = self._unread, _Step()
         if step.news is None:
             return
-        number, is_bad = step.news.tolist()
-        if is_bad:
-            raise FloatingPointError(self._told(step))
+        number, bad_loss, bad_gradient = step.news.tolist()
         self._signal = int(number)
+        if not (bad_loss or bad_gradient):
+            self._in_a_row = 0
+            return
+        what = self._told(step, bool(bad_loss))
+        skipping = self.trainer.args.on_bad_loss == "skip"
+        if skipping and self._in_a_row < _SKIPPED:
+            self.skips = True
+            self._in_a_row += 1
+            self._skipped += 1
+            if self.trainer.is_world_process_zero():
+                logger.warning(f"{what}. The step is skipped.")
+            return
+        saved = complete_checkpoints(str(self.trainer.args.output_dir))
+        go_on = f"The last complete checkpoint is {saved[-1]}." if saved else "There is no checkpoint before it."
+        before = f" The {_SKIPPED} steps before it were skipped." if skipping else ""
+        raise FloatingPointError(
+            f"{what}: training diverged. Lower learning_rate, or look at these rows.{before} {go_on}"
+        )
 
-    def _told(self, step: _Step) -> str:
-        bad = [place for place, loss in zip(step.places, step.losses, strict=True) if not loss.isfinite()]
-        mine = [row for position, samples in bad for row in self.trainer.rows_at(step.epoch, position, samples)]
-        values = [float(loss) for loss in step.losses if not loss.isfinite()]
-        everyone = gather_objects((values, mine))
-        value = next(value for values, _ in everyone for value in values)
+    def _told(self, step: _Step, of_loss: bool) -> str:
+        """What is not finite, at which step and on which rows; the same on all processes."""
+        bad = [
+            (float(loss), *place)
+            for place, loss in zip(step.places, step.losses, strict=True)
+            if not (of_loss and loss.isfinite())
+        ]
+        mine = [row for _, position, count in bad for row in self.trainer.rows_at(step.epoch, position, count)]
+        everyone = gather_objects(([loss for loss, _, _ in bad], mine))
+        if of_loss:
+            what = f"The loss is {next(loss for losses, _ in everyone for loss in losses)}"
+        else:
+            what = f"The loss is finite, but the norm of its gradient is {step.norm:g}"
         rows = list(dict.fromkeys(row for _, rows in everyone for row in rows))
         named = ", ".join(f"{row:,}" for row in rows[:_NAMED])
         more = f" and {len(rows) - _NAMED:,} more" if len(rows) > _NAMED else ""
         place = f" in the order of epoch {step.epoch + 1}" if self.trainer.is_stream else ""
-        saved = complete_checkpoints(str(self.trainer.args.output_dir))
-        go_on = f"The last complete checkpoint is {saved[-1]}." if saved else "There is no checkpoint before it."
-        return (
-            f"The loss is {value} at step {step.number}, on rows {named}{more} of train_dataset{place}: training "
-            f"diverged. Lower learning_rate, or look at these rows. {go_on}"
-        )
+        return f"{what} at step {step.number}, on rows {named}{more} of train_dataset{place}"
+
+    def without_skipped(self, logs: dict[str, float]) -> dict[str, float]:
+        """`Trainer`'s figures of the steps since the last log, as means over those that were not skipped."""
+        steps, skipped = self._steps, self._skipped
+        self._steps = self._skipped = 0
+        if skipped == 0:
+            return logs
+        logs = {name: value for name, value in logs.items() if not (self.skips and name == "grad_norm")}
+        loss = logs.pop("loss") * steps
+        return logs if steps == skipped else {"loss": loss / (steps - skipped), **logs}
 
     # ---- The run -------------------------------------------------------------------------------------------------
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._signal, self._stopping = 0, False
-        self._step, self._unread = _Step(), _Step()
+        self._begin()
         if not state.is_hyper_param_search:  # which cannot be resumed
             self.interrupts.begin()
 
@@ -102,9 +150,15 @@ class Watch(TrainerCallback):
     ) -> None:
         step, self._step = self._step, _Step()
         step.number, step.epoch = state.global_step + 1, self.trainer.order.epoch
-        is_bad = ~torch.stack(step.losses).isfinite().all()
-        received = torch.full((), float(self.interrupts.received), device=is_bad.device)  # a fill waits for no device
-        step.news = torch.stack([received, is_bad.float()])
+        self.skips = False
+        self._steps += 1
+        bad_loss = ~torch.stack(step.losses).isfinite().all()
+        received, bad_gradient = (  # a fill waits for no device
+            torch.full((), value, device=bad_loss.device) for value in (float(self.interrupts.received), 0.0)
+        )
+        if step.norm is not None:
+            bad_gradient = ~step.norm.isfinite()
+        step.news = torch.stack([received, bad_loss.float(), bad_gradient.float()])
         if world_size() > 1:
             dist.all_reduce(step.news, dist.ReduceOp.MAX)
         if self._waits(args):
@@ -115,8 +169,9 @@ class Watch(TrainerCallback):
             self._unread = step
 
     def _waits(self, args: TrainingArguments) -> bool:
-        """Whether the host waits for each step's loss anyway."""
-        return args.device.type == "cpu" or args.logging_nan_inf_filter
+        """Whether the host waits for each step's loss anyway, or must, before the optimizer's step."""
+        skips = self.trainer.args.on_bad_loss == "skip"
+        return args.device.type == "cpu" or args.logging_nan_inf_filter or skips
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

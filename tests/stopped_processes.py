@@ -5,7 +5,7 @@ import signal
 import sys
 from pathlib import Path
 
-from test_bad_loss import Rows, trainer
+from test_bad_loss import Poison, Rows, trainer
 from transformers import TrainerCallback
 
 from conr_hf.distributed import rank
@@ -33,6 +33,13 @@ def run(folder):
         run.train()
     except FloatingPointError as error:
         told["loss"] = str(error)
+    # The batches of the second process alone are bad, in the second step, and in the third one its gradient.
+    settings |= {"base_loss": "bni", "fds": "gaussian", "ema_decay": 0.9, "bin_width": 0.5, "on_bad_loss": "skip"}
+    poison = [Poison("gradient", 3)] if rank() == 1 else []
+    run = trainer(folder / "skip", Rows(24, bad=[10]), gradient_accumulation_steps=2, callbacks=poison, **settings)
+    run.train()
+    state = run.step_objective.balanced.state() | dict(run.model.state_dict())
+    told["skip"] = [run.state.global_step, sum(float(tensor.double().abs().sum()) for tensor in state.values())]
     (folder / f"ended.{rank()}.json").write_text(json.dumps(told))
 
 

@@ -1,9 +1,13 @@
 """A loss that is no number stops training at its step, before weights are harmed, and names the rows."""
 
+import copy
+
 import numpy as np
 import pytest
+import test_resume
 import torch
 from small import build, models
+from transformers import TrainerCallback
 
 from conr_hf.cli import main
 
@@ -24,10 +28,10 @@ class Rows(torch.utils.data.Dataset):
         return {"pixel_values": self.pixels[index], "labels": self.labels[index]}
 
 
-def trainer(folder, data, **changed):
+def trainer(folder, data, model="vit", **changed):
     torch.manual_seed(0)
     settings = {"per_device_train_batch_size": 4, "conr_weight": 0.0, "save_strategy": "steps", "save_steps": 1}
-    return build(*models["vit"](), folder, data, **{**settings, **changed})
+    return build(*models[model](), folder, data, **{**settings, **changed})
 
 
 def drawn(run, epoch=0):
@@ -82,6 +86,136 @@ def test_on_a_device_whose_losses_are_not_read_the_step_is_looked_at_before_it_i
     with pytest.raises(FloatingPointError, match="at step 1, on rows"):
         run.train()
     assert not list(tmp_path.glob("checkpoint-*"))
+
+
+class Poison(TrainerCallback):
+    """In some steps the first loss, or the gradient of a finite loss, is no number."""
+
+    def __init__(self, what, *steps):
+        self.what, self.steps = what, steps
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        if state.global_step + 1 not in self.steps:
+            return
+        if self.what == "loss":
+            hook = model.register_forward_pre_hook(
+                lambda model, given, named: (
+                    hook.remove(),
+                    (given, {**named, "pixel_values": named["pixel_values"] * torch.nan}),
+                )[1],
+                with_kwargs=True,
+            )
+        else:
+            hook = next(model.parameters()).register_hook(lambda gradient: hook.remove() or gradient * torch.nan)
+
+
+def test_a_gradient_that_is_no_number_stops_too(tmp_path):
+    """Its step would make all weights NaN, and the next loss be blamed for it."""
+    run = trainer(tmp_path, Rows(24), callbacks=[Poison("gradient", 3)], gradient_accumulation_steps=2)
+    with pytest.raises(FloatingPointError) as caught:
+        run.train()
+    assert str(caught.value) == (
+        "The loss is finite, but the norm of its gradient is nan at step 3, on rows "
+        f"{', '.join(map(str, drawn(run)[16:]))} of train_dataset: training diverged. Lower learning_rate, or look at "
+        f"these rows. The last complete checkpoint is {tmp_path / 'checkpoint-2'}."
+    )
+    assert all(parameter.isfinite().all() for parameter in run.model.parameters())
+
+
+# ---- Steps that are skipped -----------------------------------------------------------------------------------------
+
+
+class Look(TrainerCallback):
+    """What a step may change, before it and after it."""
+
+    def __init__(self, step):
+        self.step, self.seen = step, []
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step + 1 in (self.step, self.step + 1):
+            run = self.run
+            own = run.step_objective.state() | run.step_objective.figures.sums()
+            average = run._average._average.module.state_dict()
+            optimizer = {key: dict(state) for key, state in run.optimizer.optimizer.state_dict()["state"].items()}
+            self.seen.append(copy.deepcopy([dict(run.model.state_dict()), dict(average), own, *optimizer.values()]))
+
+
+METHODS = {"conr_weight": 0.5, "rnc_weight": 0.5, "base_loss": "bni", "fds": "gaussian", "ema_decay": 0.9}
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize(("model", "accumulated"), [("timm-resnet", 1), ("vit", 2)])
+def test_a_skipped_step_changes_nothing(tmp_path, caplog, what, model, accumulated):
+    """Momentum, running statistics, FDS, noise or average would carry bad rows on, or decay without them."""
+    step = 8 // accumulated
+    look = Look(step)
+    look.run = run = trainer(
+        *(tmp_path, Rows(24), model),
+        **{**METHODS, "bin_width": 0.5, "on_bad_loss": "skip", "num_train_epochs": 2, "learning_rate": 3e-3},
+        gradient_accumulation_steps=accumulated,
+        save_strategy="no",
+        logging_steps=6 // accumulated,
+        callbacks=[Poison(what, step), look],
+    )
+    run.train()
+    before, after = look.seen
+    assert [part.keys() for part in before] == [part.keys() for part in after]
+    for ours, theirs in zip(after, before, strict=True):
+        assert all(torch.equal(torch.as_tensor(ours[name]), torch.as_tensor(theirs[name])) for name in theirs)
+    assert run.state.global_step == 12 // accumulated
+    assert all(tensor.isfinite().all() for tensor in run.model.state_dict().values())
+    (told,) = caplog.messages
+    rows = drawn(run, epoch=1)[4:8] if accumulated == 1 else drawn(run, epoch=1)[: 4 if what == "loss" else 8]
+    begins = "The loss is nan" if what == "loss" else "The loss is finite, but the norm of its gradient is nan"
+    assert told == (
+        f"{begins} at step {step}, on rows {', '.join(map(str, rows))} of train_dataset. The step is skipped."
+    )
+
+
+def test_the_logged_loss_is_the_mean_over_the_other_steps(tmp_path):
+    settings = {"on_bad_loss": "skip", "logging_steps": 3, "learning_rate": 0.0, "save_strategy": "no"}
+    each, run = (
+        trainer(tmp_path, Rows(24), callbacks=[Poison("loss", 2, 4, 5, 6)], **{**settings, "logging_steps": steps})
+        for steps in (1, 3)
+    )
+    each.train()
+    run.train()
+    singly = {entry["step"]: entry for entry in each.state.log_history}
+    assert [step for step, entry in singly.items() if "loss" in entry] == [1, 3]
+    first, second, _ = run.state.log_history
+    assert first["loss"] == pytest.approx((singly[1]["loss"] + singly[3]["loss"]) / 2, rel=1e-6)
+    assert first["base_loss"] == pytest.approx((singly[1]["base_loss"] + singly[3]["base_loss"]) / 2, rel=1e-6)
+    assert not {"loss", "base_loss", "grad_norm"} & second.keys()
+
+
+def test_a_resumed_run_skips_what_the_uninterrupted_one_does(tmp_path):
+    """Step 3 is before the checkpoint that it goes on from, and step 11 behind it."""
+
+    def run(folder, *more, **changed):
+        settings = {"base_loss": "bni", "fds": "gaussian", "bin_width": 10.0, "ema_decay": 0.9, "on_bad_loss": "skip"}
+        callbacks = [Poison("loss", 3, 11), *more]
+        return test_resume.trainer(tmp_path / folder, callbacks=callbacks, **settings, **changed)
+
+    whole = run("whole")
+    whole.train()
+    run("stopped", test_resume.Stop(9)).train()
+    late = run("stopped", weights=1)
+    late.train(resume_from_checkpoint=True)
+    test_resume.assert_same_run(late, whole)
+
+
+def test_ten_skipped_in_a_row_are_enough(tmp_path, caplog):
+    settings = {"on_bad_loss": "skip", "num_train_epochs": 4, "save_steps": 2}
+    run = trainer(tmp_path, Rows(24), callbacks=[Poison("loss", *range(3, 13), *range(14, 25))], **settings)
+    with pytest.raises(FloatingPointError, match=r"nan at step 24, .* The 10 steps before it were skipped\. The last"):
+        run.train()
+    assert len(caplog.messages) == 20
+    assert all(parameter.isfinite().all() for parameter in run.model.parameters())
+
+
+def test_what_steps_by_itself_cannot_skip(tmp_path):
+    with pytest.raises(ValueError, match="on_bad_loss is skip, but DeepSpeed and LOMO step before"):
+        trainer(tmp_path, Rows(8), on_bad_loss="skip", optim="lomo")
 
 
 def test_the_command_says_so_in_a_sentence(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """A run that is asked to stop saves what it has, says how to go on, and goes on as if nothing had been."""
 
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -190,6 +191,11 @@ def test_what_stops_one_process_stops_all_at_the_same_step(tmp_path):
     assert output.count("Stopped by SIGTERM after step 2.") == 1
     # Row 10 is in the third micro-batch, the first of the second step, with row 11 on the second process.
     assert first["loss"].startswith("The loss is nan at step 2, on rows 10, 11 of train_dataset: training diverged.")
+    assert first["skip"][0] == 3
+    assert math.isfinite(first["skip"][1])
+    assert output.count("The step is skipped.") == 2
+    assert "The loss is nan at step 2, on rows 10, 11 of train_dataset. The step is skipped." in output
+    assert "gradient is nan at step 3, on rows 16, 17, 20, 21, 18, 19, 22, 23 of train_dataset. The step" in output
     assert first["loss"].endswith(f"The last complete checkpoint is {tmp_path / 'loss' / 'checkpoint-1'}.")
 
 
