@@ -1,10 +1,25 @@
-"""What breaks around a training run, in one sentence each: a full disk, a data-loader worker that died."""
+"""What breaks around a training run, in one sentence each: a full disk, a process that died or hangs."""
 
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 # What the system, safetensors and torch say where a file cannot be written to its end.
 _FULL = ("No space left", "quota exceeded", "File too large", "inline_container.cc", "PytorchStream", "iostream error")
+# What gloo, NCCL and the store by which processes find each other say where one of them is gone, or does not answer.
+_GONE = (
+    "closed by peer",
+    "reset by peer",
+    "Broken pipe",
+    "recvValue failed",
+    "remote process exited",
+    "Connection was",
+)
+_LATE = ("Timed out waiting", "timed out", "Timeout at NCCL", "wait timeout")
 _DIED = ("is killed by signal", "exited unexpectedly")  # torch, of a data-loader worker
 
 
@@ -30,13 +45,75 @@ def told_full(folder: Path, needed: int) -> str:
     )
 
 
-def told_died(error: RuntimeError, workers: int) -> str | None:
-    """What to do where a data-loader worker died, if that is what an error says."""
+@contextmanager
+def writing(folder: Path, mend: str = "start it again") -> Iterator[None]:
+    """
+    Around what a command writes.
+
+    Args:
+        folder (`Path`): Where to.
+        mend (`str`): What to do when there is room.
+
+    Raises:
+        `OSError`: in a sentence, where the disk is full.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not is_full(error) or (isinstance(error, OSError) and error.errno is None):  # told already
+            raise
+        free = shutil.disk_usage(folder).free
+        raise OSError(
+            f'The results cannot be written to "{folder}", where {free / 1e6:,.1f} MB are free '
+            f"({str(error).splitlines()[0].rstrip('.')}). Make room, and {mend}."
+        ) from error
+
+
+def pids_of(error: RuntimeError) -> list[int]:
+    """Of the data-loader workers that died, if that is what an error says."""
     text = str(error)
     if "DataLoader worker" not in text or not any(sign in text for sign in _DIED):
-        return None
+        return []
+    found = re.search(r"\(pid(?:\(s\))? ([\d, ]+)\)", text)
+    return [] if found is None else [int(pid) for pid in found[1].split(",")]
+
+
+def told_died(error: RuntimeError, workers: int, rows: list[str]) -> str:
+    """
+    What to do where a data-loader worker died.
+
+    Args:
+        error (`RuntimeError`): What says so.
+        workers (`int`): How many there are.
+        rows (`list[str]`): What they read last.
+    """
+    reading = f" The last row that it read is {' and '.join(rows)}." if rows else ""
     return (
-        f"A process that reads images died ({text.splitlines()[0].strip().rstrip('.')}), most often for want of "
-        f"memory or shared memory. Set dataloader_num_workers, which is {workers}, lower, or allow more shared memory "
-        "(/dev/shm, in a container --shm-size); then go on with --resume_from_checkpoint true."
+        f"A process that reads images died ({str(error).splitlines()[0].strip().rstrip('.')}), most often for want of "
+        f"memory or shared memory.{reading} Set dataloader_num_workers, which is {workers}, lower, or allow more "
+        "shared memory (/dev/shm, in a container --shm-size); then go on with --resume_from_checkpoint true."
+    )
+
+
+def told_lost(error: RuntimeError, timeout: int, checkpoint: Path | None) -> str | None:
+    """
+    What to do where another process of the run ended or hangs, if that is what an error says.
+
+    Args:
+        error (`RuntimeError`): What a collective raised.
+        timeout (`int`): `ddp_timeout`, in seconds.
+        checkpoint (`Path`, *optional*): The last complete one.
+    """
+    text = str(error)
+    if any(sign in text for sign in _LATE):
+        what = f"Another process of this run hangs: it did not answer within ddp_timeout, which is {timeout} s"
+    elif any(sign in text for sign in _GONE):
+        what = "Another process of this run has ended"
+    else:
+        return None
+    where = f"The last complete checkpoint is {checkpoint}" if checkpoint else "There is no checkpoint yet"
+    go_on = "; then go on with --resume_from_checkpoint true" if checkpoint else ""
+    return (
+        f"{what}, so that this one cannot go on ({text.splitlines()[0].strip().rstrip('.')[:200]}). {where}. See what "
+        f"that process wrote last, or whether memory ran out there{go_on}."
     )

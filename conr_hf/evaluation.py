@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
+from conr_hf.breaking import writing
 from conr_hf.config import ConRConfig
 from conr_hf.data.rows import describe, label_cells, to_image
 from conr_hf.map_predictions import predict_files
@@ -91,7 +92,8 @@ def evaluate_saved(
             "hardware": hardware(),
             "unit": unit,
         }
-        evaluate(trainer, {split: sets[split]}, targets, unit, facts, Path(output) if output else None)
+        with writing(Path(output or scratch)):
+            evaluate(trainer, {split: sets[split]}, targets, unit, facts, Path(output) if output else None)
 
 
 def predict_images(
@@ -149,16 +151,18 @@ def predict_maps(model_name: str, places: Sequence[str], output: str | None) -> 
     files = [file for place in places for file in _image_files(Path(place))]
     model, processor = load_saved(model_name, maps=True)
     check_writable(output)
-    return predict_files(model, processor, files, Path(output), targets_of(model)[0], unit_beside(model_name))
+    with writing(Path(output)):
+        return predict_files(model, processor, files, Path(output), targets_of(model)[0], unit_beside(model_name))
 
 
 def write_predicted(path: Path, targets: Sequence[str], predictions: dict[Path, list[float]]) -> None:
     """Writes predictions to a CSV or JSON file: the image, and a column for each target."""
     rows = [{"image": str(file), **dict(zip(targets, values, strict=True))} for file, values in predictions.items()]
     if path.suffix == ".json":
-        path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        with writing(path.parent):
+            path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
         return
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with writing(path.parent), path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["image", *targets])
         writer.writeheader()
         writer.writerows(rows)

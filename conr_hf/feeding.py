@@ -26,6 +26,7 @@ from conr_hf.data.mixing import CMixup
 from conr_hf.data.rows import Row, column_names
 from conr_hf.data.streamed_rows import StreamedRows
 from conr_hf.data.views import DrawnRows, ImageCollator, TrainingSampler, UserCollator
+from conr_hf.data.whereabouts import Whereabouts
 from conr_hf.distributed import rank, world_size
 from conr_hf.imbalance import Bins
 from conr_hf.interrupts import outlive_signals
@@ -67,6 +68,7 @@ class ImageTrainer(LabelledTrainer):
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self._usable = {}
         self._streamed_labels = None
+        self._read_by_workers: dict[str, DrawnRows | StreamedRows] = {}
         if train_labels is not None:
             check_train_labels(train_labels, args, is_stream)
             self._streamed_labels = labels_of(train_labels)
@@ -145,6 +147,16 @@ class ImageTrainer(LabelledTrainer):
         indices = self.usable(self.train_dataset, "train_dataset")[0].indices
         return [int(indices[row]) for row in self.order.rows_at(epoch, position, count)]
 
+    def read_last(self, pids: list[int]) -> list[str]:
+        """The rows that data-loader workers, by their process ids, read last, with the names of their data sets."""
+        found = []
+        for name, rows in self._read_by_workers.items():
+            order = f" in the order of epoch {rows.epoch + 1}" if isinstance(rows, StreamedRows) else ""
+            assert rows.whereabouts is not None
+            places = [rows.whereabouts.row_of(pid) for pid in pids]
+            found += [f"{place:,} of {name}{order}" for place in places if place is not None]
+        return found
+
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], int]:
@@ -177,6 +189,9 @@ class ImageTrainer(LabelledTrainer):
             rows = self.order = self._streamed_rows(dataset)
         else:
             rows, _ = self.usable(dataset, "train_dataset" if training else f"{description.lower()} data")
+        if self.args.dataloader_num_workers > 0:
+            rows.whereabouts = Whereabouts(self.args.dataloader_num_workers)
+            self._read_by_workers[rows.name] = rows
         drop_last, persistent = self.args.dataloader_drop_last, self.args.dataloader_persistent_workers
         self.args.dataloader_drop_last = drop_last and training  # evaluation keeps every row
         # Trainer would keep the loader of evaluation with its workers, and its rows whatever data is given later.

@@ -150,6 +150,10 @@ class KeepingTrainer(ImageTrainer):
         tensors = chain(self.model.parameters(), self.model.buffers(), states, (self._training_state or {}).values())
         return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()  # the first process then ends the checkpoint, of which this is a part
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save and self.train_dataset is not None:

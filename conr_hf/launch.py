@@ -4,7 +4,12 @@ import json
 import os
 from pathlib import Path
 
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from transformers import TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 
 def check_processes(args: TrainingArguments) -> None:
@@ -27,6 +32,8 @@ def check_processes(args: TrainingArguments) -> None:
             f"{args.n_gpu} GPUs are visible, but one process was started. Use all with accelerate launch --multi_gpu "
             f"--num_processes {args.n_gpu} -m conr_hf train RECIPE.yaml, or one with CUDA_VISIBLE_DEVICES=0."
         )
+    if started > 1 and args.device.type == "cpu":
+        _set_pg_timeout(args.ddp_timeout_delta)  # which transformers leaves out on a CPU
 
 
 def checkpoint_to_resume(wanted: str | bool | None, output_dir: str) -> str | None:
@@ -41,21 +48,25 @@ def checkpoint_to_resume(wanted: str | bool | None, output_dir: str) -> str | No
         return None
     if wanted in (True, "true", "True"):
         return last_complete_checkpoint(output_dir)
-    if not Path(str(wanted), "trainer_state.json").is_file():
+    if not _is_whole(Path(str(wanted), TRAINER_STATE_NAME)):
+        cut_off = ": it was not written to its end" if Path(str(wanted)).is_dir() else ""
         raise ValueError(
-            f'resume_from_checkpoint is "{wanted}", which is no complete checkpoint. Name a folder checkpoint-N, or '
-            "true for the last one."
+            f'resume_from_checkpoint is "{wanted}", which is no complete checkpoint{cut_off}. Name a folder '
+            "checkpoint-N, or true for the last one."
         )
     return str(wanted)
 
 
 def complete_checkpoints(output_dir: str) -> list[Path]:
     """The checkpoints in `output_dir` that were written to their end, the oldest first."""
-    folders = sorted(
+    return [folder for folder in _checkpoints(output_dir) if _is_whole(folder / TRAINER_STATE_NAME)]
+
+
+def _checkpoints(output_dir: str) -> list[Path]:
+    return sorted(
         (folder for folder in Path(output_dir).glob("checkpoint-*") if folder.name[11:].isdigit()),
         key=lambda folder: int(folder.name[11:]),
     )
-    return [folder for folder in folders if _is_whole(folder / "trainer_state.json")]
 
 
 def _is_whole(state: Path) -> bool:
@@ -69,7 +80,7 @@ def _is_whole(state: Path) -> bool:
 
 def last_complete_checkpoint(output_dir: str) -> str:
     """
-    The newest checkpoint in `output_dir` that was written to its end.
+    The newest checkpoint in `output_dir` that was written to its end; newer ones are named in a warning.
 
     Raises:
         `ValueError`: if there is none.
@@ -77,4 +88,9 @@ def last_complete_checkpoint(output_dir: str) -> str:
     complete = complete_checkpoints(output_dir)
     if not complete:
         raise ValueError(f'"{output_dir}" holds no complete checkpoint to resume from. Train without resuming.')
+    folders = _checkpoints(output_dir)
+    cut_off = [folder.name for folder in folders[folders.index(complete[-1]) + 1 :]]
+    if cut_off:
+        was = "was" if len(cut_off) == 1 else "were"
+        logger.warning(f"{', '.join(cut_off)} {was} not written to the end; training goes on from {complete[-1]}.")
     return str(complete[-1])

@@ -14,6 +14,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerControl, Trai
 from transformers.trainer_callback import TrainerCallback
 from transformers.utils import logging
 
+from conr_hf.breaking import writing
 from conr_hf.card import MAPS
 from conr_hf.config import ConRConfig
 from conr_hf.conformal import FILE_NAME as INTERVALS
@@ -57,6 +58,7 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
         `ValueError`: for anything that cannot be trained with or pushed, before training starts; or for what the Hub
             refuses at the end, when all is written.
         `ConnectionError`: if the Hub cannot be reached, likewise.
+        `OSError`: if the disk is full.
     """
     check_writable(args.output_dir)
     source = recipe.data or recipe.benchmark_source
@@ -104,39 +106,42 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
     for split in _evaluated(data):  # the test split's rows too are read before training, not after it
         trainer.usable(data[split], f"{split} data", before_training=True)
     outcome = trainer.train(resume_from_checkpoint=resume)
-    trainer.save_model(_internal_call=True)  # not pushed, as it is not all yet
-    trainer.save_state()  # how training went, when its checkpoints are gone
-    if trainer.is_world_process_zero():
-        text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
-        Path(str(args.output_dir), "recipe.yaml").write_text(f"# {command}\n{text}", encoding="utf-8")
-        if recipe.feature_index:
-            rows = np.asarray(trainer.usable(data["train"], "train_dataset")[0].indices)
-            try:
-                write_index(args, processor, data["train"], rows, trainer.training_labels())
-            except ValueError as error:
-                print(f"No feature index: {error}")
-    results: dict[str, Any] = {
-        "schema": 1,
-        "command": command,
-        "recipe": options,
-        "hub_ids": ids,
-        "conr": asdict(trainer.resolved),
-        "seed": args.seed,
-        "versions": versions(),
-        "hardware": hardware(),
-        "train_seconds": round(outcome.metrics["train_runtime"], 1),
-        "steps": outcome.global_step,
-        "resumed": resume is not None,
-        "peak_memory": peak_memory(),
-        "unit": unit,
-    }
-    splits = {split: data[split] for split in _evaluated(data)}
     folder = Path(str(args.output_dir))
-    results = evaluate(trainer, splits, targets, unit, results, folder)
-    log_pictures(trainer, sorted(folder.glob("*.png")))
-    trainer.create_model_card()
-    if trainer.is_world_process_zero():
-        print(f"The model card: {folder / 'README.md'}")
+    saved = complete_checkpoints(str(folder))
+    go_on = "go on with --resume_from_checkpoint true: the checkpoints are whole" if saved else "train again"
+    with writing(folder, go_on):
+        trainer.save_model(_internal_call=True)  # not pushed, as it is not all yet
+        trainer.save_state()  # how training went, when its checkpoints are gone
+        if trainer.is_world_process_zero():
+            text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
+            Path(str(args.output_dir), "recipe.yaml").write_text(f"# {command}\n{text}", encoding="utf-8")
+            if recipe.feature_index:
+                rows = np.asarray(trainer.usable(data["train"], "train_dataset")[0].indices)
+                try:
+                    write_index(args, processor, data["train"], rows, trainer.training_labels())
+                except ValueError as error:
+                    print(f"No feature index: {error}")
+        results: dict[str, Any] = {
+            "schema": 1,
+            "command": command,
+            "recipe": options,
+            "hub_ids": ids,
+            "conr": asdict(trainer.resolved),
+            "seed": args.seed,
+            "versions": versions(),
+            "hardware": hardware(),
+            "train_seconds": round(outcome.metrics["train_runtime"], 1),
+            "steps": outcome.global_step,
+            "resumed": resume is not None,
+            "peak_memory": peak_memory(),
+            "unit": unit,
+        }
+        splits = {split: data[split] for split in _evaluated(data)}
+        results = evaluate(trainer, splits, targets, unit, results, folder)
+        log_pictures(trainer, sorted(folder.glob("*.png")))
+        trainer.create_model_card()
+        if trainer.is_world_process_zero():
+            print(f"The model card: {folder / 'README.md'}")
     if args.push_to_hub:
         logging.disable_progress_bar()  # which training turns on where it pushes
         commit = trainer.push_to_hub()

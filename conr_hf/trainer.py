@@ -17,16 +17,17 @@ from transformers.utils import logging
 
 from conr_hf import losses
 from conr_hf.adopting import adopt_head
-from conr_hf.breaking import told_died
+from conr_hf.breaking import pids_of, told_died, told_lost
 from conr_hf.config import ConRConfig
 from conr_hf.data.mixing import CMixup
 from conr_hf.data.rows import Row, column_names
 from conr_hf.data.views import ImageCollator
+from conr_hf.distributed import world_size
 from conr_hf.gaze import check_directions
 from conr_hf.head import MapHead
 from conr_hf.imbalance import Bins, density_weights, make_bins
 from conr_hf.labelled import DataSets
-from conr_hf.launch import check_processes, checkpoint_to_resume
+from conr_hf.launch import check_processes, checkpoint_to_resume, complete_checkpoints
 from conr_hf.map_modes import check_kinds, check_map_modes, check_range
 from conr_hf.measuring import MeasuringTrainer
 from conr_hf.models import check_vanilla
@@ -189,7 +190,8 @@ class ConRTrainer(MeasuringTrainer):
 
         Raises:
             `ValueError`: for what cannot be trained with, and for a checkpoint that would run code as it is read.
-            `ChildProcessError`: for a data-loader worker that died.
+            `ChildProcessError`: for a data-loader worker that died, with the row that it read last.
+            `ConnectionError`: where another process of the run ended, or has not answered for `ddp_timeout` seconds.
             `OSError`: for a checkpoint that finds no room on the disk; those before it are whole.
             `FloatingPointError`: for a loss or gradient that is not finite, before the step that would harm the
                 weights; with `on_bad_loss="skip"` only after 10 in a row.
@@ -203,10 +205,14 @@ class ConRTrainer(MeasuringTrainer):
         except UnpicklingError as error:
             raise ValueError(f'The checkpoint "{self._resumed_from}" cannot be read: {reason_of(error)}.') from error
         except RuntimeError as error:
-            told = told_died(error, self.args.dataloader_num_workers)
-            if told is None:
+            if pids := pids_of(error):
+                workers = self.args.dataloader_num_workers
+                raise ChildProcessError(told_died(error, workers, self.read_last(pids))) from error
+            saved = complete_checkpoints(str(self.args.output_dir))
+            lost = told_lost(error, self.args.ddp_timeout, saved[-1] if saved else None)
+            if lost is None or world_size() == 1:
                 raise
-            raise ChildProcessError(told) from error
+            raise ConnectionError(lost) from error
         finally:  # what the user does with the model from here on is theirs
             self.watch.end()
             self.finish_feeding()

@@ -1,5 +1,7 @@
 """A run that breaks loses no more than what came after its last checkpoint, and says what to do."""
 
+import json
+import logging
 import multiprocessing
 import os
 import random
@@ -13,8 +15,9 @@ from test_resume import assert_same_run, trainer
 from transformers import TrainerCallback
 
 from conr_hf import commands
+from conr_hf.breaking import writing
 from conr_hf.cli import main
-from conr_hf.launch import complete_checkpoints
+from conr_hf.launch import checkpoint_to_resume, complete_checkpoints
 
 HERE = Path(__file__).parent
 
@@ -107,13 +110,58 @@ class KillWorker(TrainerCallback):
 def test_a_worker_that_dies_is_told_with_its_mend(tmp_path):
     run = trainer(tmp_path, callbacks=[KillWorker()], dataloader_num_workers=1, save_steps=1)
     with pytest.raises(
-        ChildProcessError, match=r"died \(DataLoader worker.*dataloader_num_workers, which is 1, lower"
+        ChildProcessError,
+        match=r"died \(DataLoader worker.*The last row that it read is \d+ of train_dataset\. "
+        r"Set dataloader_num_workers, which is 1, lower",
     ):
         run.train()
     assert complete_checkpoints(str(tmp_path))
 
 
-@pytest.mark.parametrize("kind", [OSError, ChildProcessError, FloatingPointError])
+def test_a_lost_process_ends_the_others_with_a_message(tmp_path):
+    """They would wait for half an hour, at the price of all their GPUs, and then say nothing of what to do."""
+    path = f"{HERE.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    ended = subprocess.run(
+        [sys.executable, str(HERE / "lost_processes.py"), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    for fate, what in (
+        ("SIGKILL", "Another process of this run has ended"),
+        ("SIGSTOP", "Another process of this run hangs: it did not answer within ddp_timeout, which is 3 s"),
+    ):
+        told = json.loads((tmp_path / f"{fate}.json").read_text())
+        assert told["told"].startswith(what), told
+        assert "The last complete checkpoint is" in told["told"] or "There is no checkpoint yet" in told["told"]
+
+
+def test_checkpoints_that_were_cut_off_are_named_in_a_warning(tmp_path, caplog):
+    for number, text in (("2", json.dumps({"global_step": 2})), ("4", '{"global_st'), ("6", "")):
+        folder = tmp_path / f"checkpoint-{number}"
+        folder.mkdir()
+        (folder / "trainer_state.json").write_text(text)
+    logging.getLogger("transformers").propagate = True
+    assert checkpoint_to_resume("true", str(tmp_path)) == str(tmp_path / "checkpoint-2")
+    assert "checkpoint-4, checkpoint-6 were not written to the end" in caplog.text
+    with pytest.raises(ValueError, match="no complete checkpoint: it was not written to its end"):
+        checkpoint_to_resume(str(tmp_path / "checkpoint-4"), str(tmp_path))
+
+
+def test_results_that_find_no_room_are_told_in_a_sentence(tmp_path, limits):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    sentence = r"results cannot be written to .* MB are free .*Make room, and train again"
+    with pytest.raises(OSError, match=sentence) as told, writing(tmp_path, "train again"):
+        (tmp_path / "results.json").write_text("x" * 2000)
+    assert told.value.errno is None
+    with pytest.raises(PermissionError), writing(tmp_path):
+        raise PermissionError(13, "Permission denied", "somewhere")
+
+
+@pytest.mark.parametrize("kind", [OSError, ChildProcessError, ConnectionError, FloatingPointError])
 def test_the_command_says_it_in_a_sentence(monkeypatch, capsys, kind):
     def broken(given):
         raise kind("What broke, and what to do.")

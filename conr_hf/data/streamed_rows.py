@@ -10,6 +10,7 @@ from transformers.utils import logging
 
 from conr_hf.data.rows import Row, describe, label_cells, label_problem, to_image
 from conr_hf.data.views import Draw, Example
+from conr_hf.data.whereabouts import Whereabouts
 
 logger = logging.get_logger(__name__)
 
@@ -58,6 +59,7 @@ class StreamedRows(IterableDataset[Example]):
         self.image_column, self.label_columns = image_column, label_columns
         self.process, self.processes = process, processes
         self.drop_last, self.skip_bad_rows = drop_last, skip_bad_rows
+        self.whereabouts: Whereabouts | None = None  # of the workers that read it
         # Workers that persist see these change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._skipped = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -97,6 +99,8 @@ class StreamedRows(IterableDataset[Example]):
                 yield Draw(position, epoch, position), None
                 continue
             if sample * self.processes // self.batch == self.process:
+                if self.whereabouts is not None:
+                    self.whereabouts.note(place)
                 try:
                     row = self._decoded(row)
                 except Exception as error:  # whatever a decoder raises, the row cannot be used

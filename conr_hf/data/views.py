@@ -14,6 +14,7 @@ from conr_hf.data.maps import is_map, to_map
 from conr_hf.data.mixing import CMixup
 from conr_hf.data.moves import draw_move, moved
 from conr_hf.data.rows import Row, describe, label_cells, to_image
+from conr_hf.data.whereabouts import Whereabouts
 
 
 class Draw(NamedTuple):
@@ -117,6 +118,7 @@ class DrawnRows(Dataset[Example]):
     def __init__(self, dataset: Dataset[Any], name: str, indices: Sequence[int] | np.ndarray | None = None) -> None:
         self.dataset, self.name = dataset, name
         self.indices = range(len(dataset)) if indices is None else indices  # type: ignore[arg-type]
+        self.whereabouts: Whereabouts | None = None  # of the workers that read them
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -130,9 +132,11 @@ class DrawnRows(Dataset[Example]):
 
     def _row(self, place: int) -> Row:
         row = int(self.indices[place])
+        if self.whereabouts is not None:
+            self.whereabouts.note(row)
         try:
             return self.dataset[row]
-        except (OSError, SyntaxError, ValueError) as error:
+        except Exception as error:  # whatever a decoder raises
             raise ValueError(f"{self.name}, row {row:,}: the image cannot be read: {describe(error)}.") from error
 
 
