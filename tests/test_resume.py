@@ -79,7 +79,13 @@ CASES = {
     "accumulated": {"gradient_accumulation_steps": 2},
     "accumulated, two workers": {"gradient_accumulation_steps": 2, "dataloader_num_workers": 2},
     "sgd with momentum": {"optim": "sgd", "optim_args": "momentum=0.9"},
-    "balanced, FDS, average": {"base_loss": "bni", "fds": "gaussian", "bin_width": 10.0, "ema_decay": 0.9},
+    "balanced, FDS, average, two workers": {
+        "base_loss": "bni",
+        "fds": "gaussian",
+        "bin_width": 10.0,
+        "ema_decay": 0.9,
+        "dataloader_num_workers": 2,
+    },
     "with what goes with ConR": {"resample": None, "rnc_weight": None, "bin_width": 10.0},
     "resampled, accumulated": {"resample": "inverse", "bin_width": 10.0, "gradient_accumulation_steps": 2},
     "best model at the end": {"load_best_model_at_end": True, "save_total_limit": 2},
@@ -207,6 +213,39 @@ def test_same_seed_gives_the_same_bytes(tmp_path, workers):
     first = model_file(tmp_path / "first", seed=5, **changed)
     torch.rand(7)
     assert model_file(tmp_path / "second", seed=5, **changed) == first
+
+
+@pytest.fixture
+def modes(monkeypatch):
+    before = torch.are_deterministic_algorithms_enabled()
+    for name in ("CUDA_LAUNCH_BLOCKING", "CUBLAS_WORKSPACE_CONFIG", "FLASH_ATTENTION_DETERMINISTIC"):
+        monkeypatch.setenv(name, "")  # what is set besides is put back with them
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+def test_full_determinism_gives_the_same_bytes_in_all_files(tmp_path, modes):
+    """Also where operations without a deterministic form are refused: none may be among those of a step."""
+    changed = {
+        "full_determinism": True,
+        "seed": 3,
+        "num_train_epochs": 2,
+        "dataloader_num_workers": 2,
+        "base_loss": "bni",
+        "fds": "gaussian",
+        "bin_width": 10.0,
+        "ema_decay": 0.9,
+        "resample": None,
+        "rnc_weight": None,
+    }
+    for name in ("first", "second"):
+        run = trainer(tmp_path / name, **changed)
+        assert torch.are_deterministic_algorithms_enabled()
+        run.train()
+        torch.rand(7)
+    for file in ("model.safetensors", "optimizer.pt", "scheduler.pt", "conr_state.safetensors"):
+        first, second = ((tmp_path / name / "checkpoint-12" / file).read_bytes() for name in ("first", "second"))
+        assert first == second, file
 
 
 def test_loader_workers_change_no_weight(tmp_path):

@@ -256,6 +256,7 @@ def resumed(folder):
         model, processor = load_regressor(vit_config(hidden_dropout_prob=0.2), image_size=32)
         settings = {"save_strategy": "steps", "save_steps": 3, "num_train_epochs": 2, "conr_weight": 0.5}
         settings |= {"fds": "gaussian", "base_loss": "bni", "ema_decay": 0.9, "bin_width": 10.0}
+        settings |= {"dataloader_num_workers": 1}
         size = 4 // PROCESSES
         return build(model, processor, folder / name, data, per_device_train_batch_size=size, **settings, **others)
 
