@@ -1,5 +1,6 @@
 """A run that breaks loses no more than what came after its last checkpoint, and says what to do."""
 
+import errno
 import json
 import logging
 import multiprocessing
@@ -11,23 +12,24 @@ import sys
 from pathlib import Path
 
 import pytest
+import test_bad_loss
+from test_bad_loss import Rows
 from test_resume import assert_same_run, trainer
+from torch.utils.data import get_worker_info
 from transformers import TrainerCallback
 
-from conr_hf import commands
-from conr_hf.breaking import writing
+from conr_hf import ConRTrainer, commands
 from conr_hf.cli import main
+from conr_hf.evaluation import write_predicted
 from conr_hf.launch import checkpoint_to_resume, complete_checkpoints
 
 HERE = Path(__file__).parent
 
 
-def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(tmp_path):
-    """Five times, at moments that are others each time; a checkpoint is saved each step, so some are cut off."""
+def run_script(*command):
     path = f"{HERE.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    seed = random.SystemRandom().randrange(10**6)
     ended = subprocess.run(
-        [sys.executable, str(HERE / "killed_runs.py"), str(tmp_path), "5", str(seed)],
+        [sys.executable, *map(str, command)],
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -35,6 +37,13 @@ def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(tmp_path):
         check=False,
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
+    return ended
+
+
+def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(tmp_path):
+    """Five times, at moments that are others each time; a checkpoint is saved each step, so some are cut off."""
+    seed = random.SystemRandom().randrange(10**6)
+    ended = run_script(HERE / "killed_runs.py", tmp_path, "5", seed)
     lines = [line for line in ended.stdout.splitlines() if line.endswith((" same", " other"))]
     assert len(lines) == 5
     assert all(line.endswith(" same") for line in lines), (seed, lines)
@@ -118,25 +127,30 @@ def test_a_worker_that_dies_is_told_with_its_mend(tmp_path):
     assert complete_checkpoints(str(tmp_path))
 
 
-def test_a_lost_process_ends_the_others_with_a_message(tmp_path):
-    """They would wait for half an hour, at the price of all their GPUs, and then say nothing of what to do."""
-    path = f"{HERE.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    ended = subprocess.run(
-        [sys.executable, str(HERE / "lost_processes.py"), str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
+def test_a_row_that_a_worker_cannot_read_is_named(tmp_path):
+    class Broken(Rows):
+        def __getitem__(self, index):
+            if index == 17 and get_worker_info() is not None:
+                raise RuntimeError("the decoder gave up")
+            return super().__getitem__(index)
+
+    run = test_bad_loss.trainer(tmp_path, Broken(24), dataloader_num_workers=1)
+    with pytest.raises(ValueError, match=r"train_dataset, row 17: the image cannot be read: the decoder gave up\."):
+        run.train()
+
+
+def test_a_process_that_is_lost_ends_the_others(tmp_path):
+    """They would wait for it until someone looks."""
+    run_script(HERE / "lost_processes.py", tmp_path)
+    killed, hung = (json.loads((tmp_path / f"{fate}.json").read_text()) for fate in ("SIGKILL", "SIGSTOP"))
+    assert killed["told"].startswith("Another process of this run has ended, so that this one cannot go on (")
+    assert killed["seconds"] < 60
+    checkpoint = tmp_path / "SIGKILL" / "checkpoint-2"
+    assert f"). The last complete checkpoint is {checkpoint}. See what that process" in killed["told"]
+    assert hung["told"].startswith(
+        "Another process of this run hangs: it did not answer within ddp_timeout, which is 3 s, so that this one"
     )
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    for fate, what in (
-        ("SIGKILL", "Another process of this run has ended"),
-        ("SIGSTOP", "Another process of this run hangs: it did not answer within ddp_timeout, which is 3 s"),
-    ):
-        told = json.loads((tmp_path / f"{fate}.json").read_text())
-        assert told["told"].startswith(what), told
-        assert "The last complete checkpoint is" in told["told"] or "There is no checkpoint yet" in told["told"]
+    assert hung["seconds"] > 3
 
 
 def test_checkpoints_that_were_cut_off_are_named_in_a_warning(tmp_path, caplog):
@@ -151,14 +165,48 @@ def test_checkpoints_that_were_cut_off_are_named_in_a_warning(tmp_path, caplog):
         checkpoint_to_resume(str(tmp_path / "checkpoint-4"), str(tmp_path))
 
 
-def test_results_that_find_no_room_are_told_in_a_sentence(tmp_path, limits):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-    sentence = r"results cannot be written to .* MB are free .*Make room, and train again"
-    with pytest.raises(OSError, match=sentence) as told, writing(tmp_path, "train again"):
-        (tmp_path / "results.json").write_text("x" * 2000)
-    assert told.value.errno is None
-    with pytest.raises(PermissionError), writing(tmp_path):
-        raise PermissionError(13, "Permission denied", "somewhere")
+@pytest.mark.parametrize("cut_off", ["model.safetensors", "predictions.csv"])
+def test_a_disk_that_is_full_when_training_is_done(tmp_path, monkeypatch, capsys, cut_off):
+    """What took hours would end in a stack trace, and nobody knew that it is not lost."""
+    plain = ConRTrainer.train
+
+    def full(self, *given, **named):
+        output = plain(self, *given, **named)
+        size = {"model.safetensors": 100_000, "predictions.csv": 0}[cut_off]
+        if size:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        return output
+
+    def no_room(*given):
+        raise OSError(errno.ENOSPC, "No space left on device", cut_off)
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    monkeypatch.setattr(ConRTrainer, "train", full)
+    if cut_off == "predictions.csv":
+        monkeypatch.setattr("conr_hf.run.write_predictions", no_room)
+    options = ["recipes/quickstart.yaml", "--model", "timm/test_resnet", "--max_steps", "2", "--eval_strategy", "no"]
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main(["train", *options, "--save_steps", "1", "--output_dir", str(tmp_path), "--disable_tqdm", "true"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert ended.value.code == 1
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told.startswith(f'conr-hf: The results cannot be written to "{tmp_path}", where ')
+    assert told.endswith("Make room, and go on with --resume_from_checkpoint true: the checkpoints are whole.")
+    assert [folder.name for folder in complete_checkpoints(str(tmp_path))] == ["checkpoint-1", "checkpoint-2"]
+
+
+def test_no_room_for_predictions_is_told(tmp_path, monkeypatch):
+    def no_room(*given, **named):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", no_room)
+    monkeypatch.setattr(Path, "write_text", no_room)
+    for name in ("a.csv", "a.json"):
+        with pytest.raises(OSError, match=r'cannot be written to ".*Make room, and start it again\.') as told:
+            write_predicted(tmp_path / name, ["age"], {Path("a.png"): [1.0]})
+        assert told.value.errno is None
 
 
 @pytest.mark.parametrize("kind", [OSError, ChildProcessError, ConnectionError, FloatingPointError])
