@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Kills a short quickstart at random moments, resumes it, and compares the final weights with those of a run that was
-# not killed: recipes/survival.sh [KILLS, by default 30] [FOLDER, by default runs/survival]
+# Kills a short quickstart of a small model, with all that a run keeps beside its weights, at random moments, resumes it,
+# and compares the final weights with those of a run that was not killed: recipes/survival.sh [KILLS, by default 30] [FOLDER, by default runs/survival]
 set -euo pipefail
 kills=${1:-30}
 folder=${2:-runs/survival}
@@ -9,8 +9,9 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # sums in one order
 train() {  # folder, more options
     local output=$1
     shift
-    exec conr-hf train quickstart --num_train_epochs 2 --save_strategy steps --eval_strategy steps --save_steps 10 \
-        --eval_steps 10 --dataloader_num_workers 1 --disable_tqdm true --output_dir "$output" "$@" >>"$output.log" 2>&1
+    exec conr-hf train quickstart --model timm/test_resnet --base_loss bni --fds gaussian --ema_decay 0.99 \
+        --num_train_epochs 2 --save_strategy steps --eval_strategy steps --save_steps 10 --eval_steps 10 \
+        --dataloader_num_workers 1 --disable_tqdm true --output_dir "$output" "$@" >>"$output.log" 2>&1
 }
 
 mkdir -p "$folder"

@@ -126,6 +126,7 @@ def test_defaults():
         "skip_bad_rows": False,
         "head": None,
         "lr_drop_epochs": None,
+        "on_bad_loss": "stop",
         "model_card_template": None,
         "dataloader_persistent_workers": None,
         "remove_unused_columns": False,
