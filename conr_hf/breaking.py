@@ -11,15 +11,8 @@ from safetensors import SafetensorError
 # What the system, safetensors and torch say where a file cannot be written to its end.
 _FULL = ("No space left", "quota exceeded", "File too large", "inline_container.cc", "PytorchStream", "iostream error")
 # What gloo, NCCL and the store by which processes find each other say where one of them is gone, or does not answer.
-_GONE = (
-    "closed by peer",
-    "reset by peer",
-    "Broken pipe",
-    "recvValue failed",
-    "remote process exited",
-    "Connection was",
-)
-_LATE = ("Timed out waiting", "timed out", "Timeout at NCCL", "wait timeout")
+_GONE = ("closed by peer", "reset by peer", "Broken pipe", "recvValue failed", "remote process", "Connection was")
+_LATE = ("Timed out waiting", "collective operation timeout", "wait timeout", "Socket Timeout")
 _DIED = ("is killed by signal", "exited unexpectedly")  # torch, of a data-loader worker
 
 
@@ -78,19 +71,19 @@ def pids_of(error: RuntimeError) -> list[int]:
     return [] if found is None else [int(pid) for pid in found[1].split(",")]
 
 
-def told_died(error: RuntimeError, workers: int, rows: list[str]) -> str:
+def told_died(pids: list[int], workers: int, rows: list[str]) -> str:
     """
-    What to do where a data-loader worker died.
+    What to do where data-loader workers died.
 
     Args:
-        error (`RuntimeError`): What says so.
+        pids (`list[int]`): Their process ids.
         workers (`int`): How many there are.
-        rows (`list[str]`): What they read last.
+        rows (`list[str]`): What the dead ones read last.
     """
     reading = f" The last row that it read is {' and '.join(rows)}." if rows else ""
     return (
-        f"A process that reads images died ({str(error).splitlines()[0].strip().rstrip('.')}), most often for want of "
-        f"memory or shared memory.{reading} Set dataloader_num_workers, which is {workers}, lower, or allow more "
+        f"A process that reads images died (data-loader worker, pid {', '.join(map(str, pids))}), most often for want "
+        f"of memory or shared memory.{reading} Set dataloader_num_workers, which is {workers}, lower, or allow more "
         "shared memory (/dev/shm, in a container --shm-size); then go on with --resume_from_checkpoint true."
     )
 
@@ -113,7 +106,8 @@ def told_lost(error: RuntimeError, timeout: int, checkpoint: Path | None) -> str
         return None
     where = f"The last complete checkpoint is {checkpoint}" if checkpoint else "There is no checkpoint yet"
     go_on = "; then go on with --resume_from_checkpoint true" if checkpoint else ""
+    reason = re.sub(r"^\[[^]]*\] *", "", text.splitlines()[0]).split(". ")[0]  # without the line of gloo's source
     return (
-        f"{what}, so that this one cannot go on ({text.splitlines()[0].strip().rstrip('.')[:200]}). {where}. See what "
+        f"{what}, so that this one cannot go on ({reason.strip().rstrip('.')}). {where}. See what "
         f"that process wrote last, or whether memory ran out there{go_on}."
     )

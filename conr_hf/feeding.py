@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import multiprocessing
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -32,6 +33,8 @@ from conr_hf.imbalance import Bins
 from conr_hf.interrupts import outlive_signals
 from conr_hf.labelled import DataSets, LabelledTrainer, named
 from conr_hf.models import example_pixels
+
+_ENDING = 1.0  # seconds in which a process that has closed its connections ends
 
 
 class ImageTrainer(LabelledTrainer):
@@ -146,6 +149,16 @@ class ImageTrainer(LabelledTrainer):
             return list(range(position, position + count))
         indices = self.usable(self.train_dataset, "train_dataset")[0].indices
         return [int(indices[row]) for row in self.order.rows_at(epoch, position, count)]
+
+    def ended_workers(self) -> list[int]:
+        """Process ids of data-loader workers that have ended, or are about to."""
+        of_loaders = [rows.whereabouts for rows in self._read_by_workers.values()]
+        pids = [pid for one in of_loaders if one is not None for pid in one.pids()]
+        for child in multiprocessing.active_children():
+            if child.pid in pids:
+                child.join(_ENDING / len(pids))
+        alive = {child.pid for child in multiprocessing.active_children()}
+        return [pid for pid in pids if pid not in alive]
 
     def read_last(self, pids: list[int]) -> list[str]:
         """The rows that data-loader workers, by their process ids, read last, with the names of their data sets."""

@@ -8,6 +8,8 @@ import time
 from types import FrameType
 from typing import Any
 
+from torch.utils.data._utils.signal_handling import _set_SIGCHLD_handler
+
 _SAME = 1.0  # seconds within which a signal is the first one again, as a launcher and its terminal both send it
 
 
@@ -15,6 +17,10 @@ class Interrupts:
     """
     Notes SIGINT (Ctrl-C) and SIGTERM between `begin` and `end`, in place of the handlers that were there. A second
     signal, a second or more after the first, does at once what it did before.
+
+    From `begin` on torch does not raise from a signal handler that a data-loader worker died, wherever the process
+    happens to be: in the midst of logging it leaves a lock behind for which others wait for ever. Whoever waits for a
+    batch of that worker is told within seconds anyway.
 
     Signals that are ignored, as Ctrl-C is by a command in the background of a script, stay ignored. Python allows
     handlers in the main thread alone; in others nothing is noted.
@@ -33,6 +39,11 @@ class Interrupts:
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) not in (None, signal.SIG_IGN):
                 self._previous[number] = signal.signal(number, self._note)
+        if sys.platform != "win32":
+            _set_SIGCHLD_handler()  # unless it is set, as each data loader with workers would
+            handler = signal.getsignal(signal.SIGCHLD)
+            if callable(handler) and handler.__module__ == _set_SIGCHLD_handler.__module__:
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     def end(self) -> None:
         """Puts the handlers back."""

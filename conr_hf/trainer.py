@@ -206,19 +206,25 @@ class ConRTrainer(MeasuringTrainer):
             raise ValueError(f'The checkpoint "{self._resumed_from}" cannot be read: {reason_of(error)}.') from error
         except RuntimeError as error:
             if pids := pids_of(error):
-                workers = self.args.dataloader_num_workers
-                raise ChildProcessError(told_died(error, workers, self.read_last(pids))) from error
+                raise ChildProcessError(self._told_died(pids)) from error
             saved = complete_checkpoints(str(self.args.output_dir))
             lost = told_lost(error, self.args.ddp_timeout, saved[-1] if saved else None)
             if lost is None or world_size() == 1:
                 raise
             raise ConnectionError(lost) from error
+        except (EOFError, ConnectionResetError, ConnectionRefusedError) as error:  # of a batch handed over half
+            if not (pids := self.ended_workers()):
+                raise
+            raise ChildProcessError(self._told_died(pids)) from error
         finally:  # what the user does with the model from here on is theirs
             self.watch.end()
             self.finish_feeding()
             self.finish_keeping()
             self.finish_learning()
             self.head.smooth = None
+
+    def _told_died(self, pids: list[int]) -> str:
+        return told_died(pids, self.args.dataloader_num_workers, self.read_last(pids))
 
     def _hp_search_setup(self, trial: Any) -> None:
         # The one place in train() where settings and model are final and no checkpoint is loaded yet.

@@ -23,6 +23,10 @@ class Whereabouts:
         if worker is not None:
             self._read[worker.id] = torch.tensor((os.getpid(), row))
 
+    def pids(self) -> list[int]:
+        """The workers' process ids; of those that have read a row."""
+        return [pid for pid, _ in self._read.tolist() if pid > 0]
+
     def row_of(self, pid: int) -> int | None:
         """The row that a process read last, if it is one of these workers."""
         return dict(self._read.tolist()).get(pid)
