@@ -16,6 +16,8 @@ from conr_hf.layer_decay import decay_by_layer
 from conr_hf.schedule import drop_schedule
 from conr_hf.sharding import check_saves_whole, shard_by_layer
 
+_IN_BACKWARD = (OptimizerNames.LOMO, OptimizerNames.ADALOMO)  # they step as each gradient comes
+
 
 class LearningTrainer(KeepingTrainer):
     """
@@ -44,6 +46,10 @@ class LearningTrainer(KeepingTrainer):
     def plain_optimizer(self) -> bool:
         """Whether the trainer makes the optimizer itself, over groups of parameters that may be changed."""
         return (self.optimizer is None or self._made_optimizer) and not self._optimizer_groups_itself()
+
+    def steps_early(self) -> bool:
+        """Whether a step is done before the gradients of all processes are known."""
+        return self.is_deepspeed_enabled or self.args.optim in _IN_BACKWARD
 
     def start_learning(self) -> None:
         """Freezes what does not learn; an optimizer of other parameters, of an earlier `train()`, is made anew."""
@@ -127,4 +133,4 @@ class LearningTrainer(KeepingTrainer):
     def _optimizer_groups_itself(self) -> bool:
         chosen = self.optimizer_cls_and_kwargs
         is_factory = chosen is not None and is_optimizer_factory(chosen[0])
-        return is_factory or self.args.optim in (OptimizerNames.LOMO, OptimizerNames.ADALOMO)
+        return is_factory or self.args.optim in _IN_BACKWARD

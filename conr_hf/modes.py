@@ -16,6 +16,7 @@ def check_modes(
     own_loss: bool,
     own_collator: bool,
     plain_optimizer: bool,
+    steps_early: bool,
     is_stream: bool,
 ) -> None:
     """
@@ -26,6 +27,7 @@ def check_modes(
         own_loss (`bool`): Whether the user gave a `compute_loss_func`.
         own_collator (`bool`): Whether the user gave a `data_collator`.
         plain_optimizer (`bool`): Whether the trainer makes the optimizer, over plain groups of parameters.
+        steps_early (`bool`): Whether a step is done before the gradients of all processes are known.
         is_stream (`bool`): Whether the training rows come in an order of their own.
 
     Raises:
@@ -51,6 +53,10 @@ def check_modes(
         raise ValueError(
             f"forward_batch_size is {args.forward_batch_size}, which goes with neither a loss of your own nor a "
             f"sharded model; here it meets {other}. Leave it out."
+        )
+    if steps_early and args.on_bad_loss == "skip":
+        raise ValueError(
+            "on_bad_loss is skip, but DeepSpeed and LOMO step before the gradients of all are known. Set it to stop."
         )
     if own_collator and args.cmixup_alpha > 0:
         raise ValueError(

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import BaseImageProcessor, EvalPrediction, PreTrainedModel
 from transformers.trainer_utils import TrainOutput
-from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
 from conr_hf import losses
@@ -274,12 +273,6 @@ class ConRTrainer(MeasuringTrainer):
         return CMixup(labels, self.args.cmixup_alpha, self.resolved.cmixup_bandwidth, self.sampling_seed())
 
     def _check_modes(self) -> None:
-        steps_early = self.is_deepspeed_enabled or self.args.optim in (OptimizerNames.LOMO, OptimizerNames.ADALOMO)
-        if self.args.on_bad_loss == "skip" and steps_early:
-            raise ValueError(
-                "on_bad_loss is skip, but DeepSpeed and LOMO step before the gradients of all are known. Set it to "
-                "stop."
-            )
         check_modes(
             self.args,
             mixed_precision=self.accelerator.mixed_precision,
@@ -288,6 +281,7 @@ class ConRTrainer(MeasuringTrainer):
             own_collator=not isinstance(self.data_collator, ImageCollator),
             is_stream=self.is_stream,
             plain_optimizer=self.plain_optimizer(),
+            steps_early=self.steps_early(),
         )
 
     def _adopt(self, model: nn.Module) -> None:
