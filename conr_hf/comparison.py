@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from conr_hf.launch import complete_checkpoints
+from conr_hf.launch import last_complete_checkpoint
 from conr_hf.lifeline import held
 from conr_hf.plain_yaml import read_yaml
 from conr_hf.recipe import options_of, packaged, read_recipe
@@ -224,4 +224,4 @@ def _last_line(log: Path) -> str:
 
 
 def _was_begun(folder: Path) -> bool:
-    return any(complete_checkpoints(str(place)) for place in (folder, folder / "stage-one"))
+    return any(last_complete_checkpoint(str(place)) for place in (folder, folder / "stage-one"))

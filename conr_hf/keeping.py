@@ -58,6 +58,11 @@ class KeepingTrainer(ImageTrainer):
         """Bins of the training labels."""
         raise NotImplementedError
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether FSDP or DeepSpeed holds the model in parts."""
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         with self.averaged():
             return super().evaluate(*args, **kwargs)
@@ -67,7 +72,7 @@ class KeepingTrainer(ImageTrainer):
             return super().predict(*args, **kwargs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        if self.model is self.sharded_model or not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+        if self.model is self.sharded_model or not self.is_sharded:
             return super().evaluation_loop(*args, **kwargs)
         # A model is sharded together with its optimizer only: before training it is evaluated whole.
         modes = self.is_fsdp_enabled, self.is_deepspeed_enabled
@@ -79,7 +84,7 @@ class KeepingTrainer(ImageTrainer):
 
     def start_keeping(self) -> None:
         """When the model and its weights are where training starts: goes on where a checkpoint left off."""
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self.is_sharded:
             self.sharded_model = self.model
         state: dict[str, Tensor] = {}
         if self._resumed_from is not None:
@@ -112,7 +117,7 @@ class KeepingTrainer(ImageTrainer):
         return StepUndo(self.model, self.step_objective, self._tr_loss)
 
     def after_step(self) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self.is_sharded:
             share_buffers(self.model)
         if self._average is not None:
             self._average.update(self.state.global_step)
@@ -174,7 +179,7 @@ class KeepingTrainer(ImageTrainer):
 
     def _restores_weights(self) -> bool:
         whole = isinstance(self.model, PreTrainedModel) and not has_adapter(self.model)
-        return whole and not (self.is_deepspeed_enabled or self.is_fsdp_enabled)
+        return whole and not self.is_sharded
 
 
 class _Clock(TrainerCallback):

@@ -47,7 +47,7 @@ def checkpoint_to_resume(wanted: str | bool | None, output_dir: str) -> str | No
     if wanted in (None, False, "false", "False"):
         return None
     if wanted in (True, "true", "True"):
-        return last_complete_checkpoint(output_dir)
+        return _last_with_warning(output_dir)
     if not _is_whole(Path(str(wanted), TRAINER_STATE_NAME)):
         cut_off = ": it was not written to its end" if Path(str(wanted)).is_dir() else ""
         raise ValueError(
@@ -60,6 +60,11 @@ def checkpoint_to_resume(wanted: str | bool | None, output_dir: str) -> str | No
 def complete_checkpoints(output_dir: str) -> list[Path]:
     """The checkpoints in `output_dir` that were written to their end, the oldest first."""
     return [folder for folder in _checkpoints(output_dir) if _is_whole(folder / TRAINER_STATE_NAME)]
+
+
+def last_complete_checkpoint(output_dir: str) -> Path | None:
+    """The newest checkpoint in `output_dir` that was written to its end, if there is one."""
+    return next(reversed(complete_checkpoints(output_dir)), None)
 
 
 def _checkpoints(output_dir: str) -> list[Path]:
@@ -78,19 +83,14 @@ def _is_whole(state: Path) -> bool:
     return True
 
 
-def last_complete_checkpoint(output_dir: str) -> str:
-    """
-    The newest checkpoint in `output_dir` that was written to its end; newer ones are named in a warning.
-
-    Raises:
-        `ValueError`: if there is none.
-    """
-    complete = complete_checkpoints(output_dir)
-    if not complete:
+def _last_with_warning(output_dir: str) -> str:
+    """Where the last complete checkpoint is; newer ones are named in a warning."""
+    last = last_complete_checkpoint(output_dir)
+    if last is None:
         raise ValueError(f'"{output_dir}" holds no complete checkpoint to resume from. Train without resuming.')
     folders = _checkpoints(output_dir)
-    cut_off = [folder.name for folder in folders[folders.index(complete[-1]) + 1 :]]
+    cut_off = [folder.name for folder in folders[folders.index(last) + 1 :]]
     if cut_off:
         was = "was" if len(cut_off) == 1 else "were"
-        logger.warning(f"{', '.join(cut_off)} {was} not written to the end; training goes on from {complete[-1]}.")
-    return str(complete[-1])
+        logger.warning(f"{', '.join(cut_off)} {was} not written to the end; training goes on from {last}.")
+    return str(last)

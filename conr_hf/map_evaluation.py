@@ -153,7 +153,7 @@ def draw_maps(
         outside=int(errors.model.compute()["all"]["n"]) - int(tested.sum()),
         target=target,
     )
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+    if trainer.is_sharded:
         return  # one process has not all of the model
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     model.eval()

@@ -200,7 +200,7 @@ class MinimisingTrainer(PushingTrainer):
 
     def _measures(self, features: Tensor) -> bool:
         """Whether gradients at the features are measured: where there are two to compare, and the head reads them."""
-        whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.fds != "none")
+        whole = not (self.is_sharded or self.args.fds != "none")
         compares = self.resolved.weight > 0 or self.resolved.rnc_weight > 0
         # Features of a compiled model, and cached ones, are no step on the way to predictions; of maps no chain rule
         # leads back.

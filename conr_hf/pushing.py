@@ -48,7 +48,7 @@ class PushingTrainer(DescribingTrainer):
         if not self.is_world_process_zero():
             return
         args = self.args
-        if self._sends_checkpoints() and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+        if self._sends_checkpoints() and self.is_sharded:
             raise ValueError(
                 f"hub_strategy is {HubStrategy(args.hub_strategy).value}, but under FSDP and DeepSpeed a checkpoint "
                 "lies in parts, which are not sent. Set it to every_save or end."

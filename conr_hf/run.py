@@ -24,7 +24,7 @@ from conr_hf.data.rows import column_names, label_cells
 from conr_hf.feature_index import write_index
 from conr_hf.gaze import label_errors
 from conr_hf.imbalance import Bins
-from conr_hf.launch import complete_checkpoints
+from conr_hf.launch import last_complete_checkpoint
 from conr_hf.map_evaluation import evaluate_maps
 from conr_hf.map_modes import check_kinds
 from conr_hf.models import load_regressor
@@ -66,7 +66,7 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
     resume = args.resume_from_checkpoint if args.resume_from_checkpoint not in ("false", "False") else None
     if recipe.stage_one is not None:
         recipe = after_stage_one(recipe, args, options, command)
-        if resume in ("true", "True") and not complete_checkpoints(str(args.output_dir)):
+        if resume in ("true", "True") and not last_complete_checkpoint(str(args.output_dir)):
             resume = None  # it ended in its first stage
     data, targets, unit = load_data(recipe, args)
     if "train" not in data:
@@ -107,7 +107,7 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
         trainer.usable(data[split], f"{split} data", before_training=True)
     outcome = trainer.train(resume_from_checkpoint=resume)
     folder = Path(str(args.output_dir))
-    saved = complete_checkpoints(str(folder))
+    saved = last_complete_checkpoint(str(folder))
     go_on = "go on with --resume_from_checkpoint true: the checkpoints are whole" if saved else "train again"
     with writing(folder, go_on):
         trainer.save_model(_internal_call=True)  # not pushed, as it is not all yet
@@ -226,7 +226,7 @@ def after_stage_one(recipe: Recipe, args: ConRConfig, options: dict[str, Any], c
     folder = f"{args.output_dir}/stage-one"
     resumes = args.resume_from_checkpoint not in (None, "false", "False")
     first = stage_one_options(recipe, options) | {"output_dir": folder}
-    if resumes and complete_checkpoints(folder):
+    if resumes and last_complete_checkpoint(folder):
         first["resume_from_checkpoint"] = True
     first_recipe, first_args, first_options = read_recipe(flags_of(first))
     if not (resumes and Path(folder, "results.json").is_file()):

@@ -26,7 +26,7 @@ from conr_hf.gaze import check_directions
 from conr_hf.head import MapHead
 from conr_hf.imbalance import Bins, density_weights, make_bins
 from conr_hf.labelled import DataSets
-from conr_hf.launch import check_processes, checkpoint_to_resume, complete_checkpoints
+from conr_hf.launch import check_processes, checkpoint_to_resume, last_complete_checkpoint
 from conr_hf.map_modes import check_kinds, check_map_modes, check_range
 from conr_hf.measuring import MeasuringTrainer
 from conr_hf.models import check_vanilla
@@ -206,8 +206,7 @@ class ConRTrainer(MeasuringTrainer):
         except RuntimeError as error:
             if pids := pids_of(error):
                 raise ChildProcessError(self._told_died(pids)) from error
-            saved = complete_checkpoints(str(self.args.output_dir))
-            lost = told_lost(error, self.args.ddp_timeout, saved[-1] if saved else None)
+            lost = told_lost(error, self.args.ddp_timeout, last_complete_checkpoint(str(self.args.output_dir)))
             if lost is None or world_size() == 1:
                 raise
             raise ConnectionError(lost) from error
@@ -276,7 +275,7 @@ class ConRTrainer(MeasuringTrainer):
         check_modes(
             self.args,
             mixed_precision=self.accelerator.mixed_precision,
-            is_sharded=self.is_fsdp_enabled or self.is_deepspeed_enabled,
+            is_sharded=self.is_sharded,
             own_loss=self.compute_loss_func is not None,
             own_collator=not isinstance(self.data_collator, ImageCollator),
             is_stream=self.is_stream,

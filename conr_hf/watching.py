@@ -16,7 +16,7 @@ from transformers.utils import logging
 from conr_hf.distributed import gather_objects, world_size
 from conr_hf.feeding import ImageTrainer
 from conr_hf.interrupts import Interrupts
-from conr_hf.launch import complete_checkpoints
+from conr_hf.launch import last_complete_checkpoint
 
 logger = logging.get_logger(__name__)
 
@@ -100,8 +100,8 @@ class Watch(TrainerCallback):
             if self.trainer.is_world_process_zero():
                 logger.warning(f"{what}. The step is skipped.")
             return
-        saved = complete_checkpoints(str(self.trainer.args.output_dir))
-        go_on = f"The last complete checkpoint is {saved[-1]}." if saved else "There is no checkpoint before it."
+        saved = last_complete_checkpoint(str(self.trainer.args.output_dir))
+        go_on = f"The last complete checkpoint is {saved}." if saved else "There is no checkpoint before it."
         before = f" The {_SKIPPED} steps before it were skipped." if skipping else ""
         raise FloatingPointError(
             f"{what}: training diverged. Lower learning_rate, or look at these rows.{before} {go_on}"
@@ -199,8 +199,7 @@ class Watch(TrainerCallback):
         """After training, for a signal that came after its last step."""
         self._signal = max(gather_objects(self.interrupts.received))
         if self._signal:
-            saved = complete_checkpoints(str(self.trainer.args.output_dir))
-            self._stop(saved[-1] if saved else None)
+            self._stop(last_complete_checkpoint(str(self.trainer.args.output_dir)))
 
     def _stop(self, checkpoint: Path | None) -> None:
         trainer = self.trainer

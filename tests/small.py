@@ -1,5 +1,7 @@
 """Small images and models for tests: seconds on one core, nothing fetched."""
 
+import multiprocessing
+
 import numpy as np
 import torch
 from datasets import Dataset, Features, Image, List, Value
@@ -52,6 +54,20 @@ def maps(n, size=32, map_size=16, seed=0):
     features = Features({"image": Image(), "label": List(List(Value("float64")))})
     pixels = list(np.clip(shown, 0, 255).astype(np.uint8))
     return Dataset.from_dict({"image": pixels, "label": list(labels)}, features=features)
+
+
+def calls_of(monkeypatch, module, name):
+    """How often a function of a module is called from now on, by forked workers too; read it as `.value`."""
+    calls = multiprocessing.get_context("fork").Value("i", 0)
+    really = vars(module)[name]
+
+    def counted(*args):
+        with calls:
+            calls.value += 1
+        return really(*args)
+
+    monkeypatch.setattr(module, name, counted)
+    return calls
 
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from small import build, images, vit_config
+from small import build, calls_of, images, vit_config
 from transformers import TrainerCallback
 
 from conr_hf import feeding, load_regressor
@@ -108,7 +108,7 @@ def test_resumed_in_mid_epoch_equals_uninterrupted(tmp_path, case, resume):
     stopped = trainer(tmp_path / "stopped", stop=stop, **changed)
     stopped.train()
     assert stopped.state.global_step == stop < whole.state.global_step
-    assert last_complete_checkpoint(str(tmp_path / "stopped")).endswith(f"checkpoint-{saved}")
+    assert last_complete_checkpoint(str(tmp_path / "stopped")).name == f"checkpoint-{saved}"
 
     late = trainer(tmp_path / "stopped", weights=1, **changed)
     assert not torch.equal(late.head.weight, stopped.head.weight)
@@ -124,7 +124,7 @@ def test_resumed_at_the_end_of_an_epoch_equals_uninterrupted(tmp_path, workers):
     whole.train()
     stopped = trainer(tmp_path / "stopped", stop=12, **changed)
     stopped.train()
-    assert last_complete_checkpoint(str(tmp_path / "stopped")).endswith("checkpoint-12")
+    assert last_complete_checkpoint(str(tmp_path / "stopped")).name == "checkpoint-12"
     late = trainer(tmp_path / "stopped", weights=1, **changed)
     late.train(resume_from_checkpoint=True)
     assert_same_run(late, whole)
@@ -163,7 +163,7 @@ def test_incomplete_checkpoint_is_skipped(tmp_path):
     (newest / "model.safetensors").write_bytes(b"cut off")
     shutil.copytree(tmp_path / "stopped" / "checkpoint-8", tmp_path / "stopped" / "checkpoint-best")
     late = trainer(tmp_path / "stopped", weights=1)
-    assert last_complete_checkpoint(str(tmp_path / "stopped")).endswith("checkpoint-8")
+    assert last_complete_checkpoint(str(tmp_path / "stopped")).name == "checkpoint-8"
     late.train(resume_from_checkpoint="true")
     assert_same_run(late, whole)
 
@@ -173,7 +173,7 @@ def test_checkpoints_are_ordered_by_number(tmp_path):
     for step in (9, 10, 100, 99):
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
-    assert last_complete_checkpoint(str(tmp_path)).endswith("checkpoint-100")
+    assert last_complete_checkpoint(str(tmp_path)).name == "checkpoint-100"
 
 
 @pytest.mark.parametrize("resume", [True, "true"])
@@ -260,15 +260,7 @@ def test_loader_workers_change_no_weight(tmp_path):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_resumed_run_does_not_decode_what_it_leaves_out(tmp_path, monkeypatch, workers):
     """Half an epoch would be read again before the first step."""
-    decoded = multiprocessing.get_context("fork").Value("i", 0)
-    really = views.to_image
-
-    def counted(cell):
-        with decoded:
-            decoded.value += 1
-        return really(cell)
-
-    monkeypatch.setattr(views, "to_image", counted)
+    decoded = calls_of(monkeypatch, views, "to_image")
     changed = {"dataloader_num_workers": workers, "eval_strategy": "no", "num_train_epochs": 1}
     trainer(tmp_path, stop=4, **changed).train()
     before = decoded.value
@@ -281,15 +273,7 @@ def test_a_resumed_run_does_not_decode_what_it_leaves_out(tmp_path, monkeypatch,
 
 def test_workers_of_training_last_from_epoch_to_epoch_and_end_with_it(tmp_path, monkeypatch):
     """Starting them takes seconds where they are not forked; left behind, they would hold memory."""
-    begun = multiprocessing.get_context("fork").Value("i", 0)
-    really = feeding.outlive_signals
-
-    def counted():
-        with begun:
-            begun.value += 1
-        really()
-
-    monkeypatch.setattr(feeding, "outlive_signals", counted)
+    begun = calls_of(monkeypatch, feeding, "outlive_signals")
     run = trainer(tmp_path, dataloader_num_workers=1, eval_strategy="no", save_strategy="no")
     run.train()
     assert run.state.epoch == EPOCHS

@@ -2,7 +2,6 @@
 
 import io
 import json
-import multiprocessing
 
 import datasets
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 import torch
 from datasets import Dataset, Features, Image, IterableDataset, Value
 from PIL import Image as PILImage
-from small import build, images, models
+from small import build, calls_of, images, models
 from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import IterableDataset as TorchStream
 from transformers import TrainerCallback
@@ -128,15 +127,7 @@ def test_resumed_is_uninterrupted(tmp_path, workers):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_resumed_run_does_not_decode_what_it_leaves_out(tmp_path, monkeypatch, workers):
     """Half an epoch of ImageNet's size would be decoded before the first step."""
-    decoded = multiprocessing.get_context("fork").Value("i", 0)
-    really = streamed_rows.to_image
-
-    def counted(cell):
-        with decoded:
-            decoded.value += 1
-        return really(cell)
-
-    monkeypatch.setattr(streamed_rows, "to_image", counted)
+    decoded = calls_of(monkeypatch, streamed_rows, "to_image")
     changed = {"save_strategy": "steps", "save_steps": 2, "dataloader_num_workers": workers}
     train(tmp_path, stream_of(images(ROWS)), num_train_epochs=1, **changed)
     assert decoded.value == ROWS
