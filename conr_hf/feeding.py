@@ -23,10 +23,11 @@ from transformers import (
 
 from conr_hf.checks import check_has_rows, check_train_labels, labels_of
 from conr_hf.config import ConRConfig
+from conr_hf.data.draws import DrawnRows, TrainingSampler
 from conr_hf.data.mixing import CMixup
 from conr_hf.data.rows import Row, column_names
 from conr_hf.data.streamed_rows import StreamedRows
-from conr_hf.data.views import DrawnRows, ImageCollator, TrainingSampler, UserCollator
+from conr_hf.data.views import ImageCollator, UserCollator
 from conr_hf.data.whereabouts import Whereabouts
 from conr_hf.distributed import rank, world_size
 from conr_hf.imbalance import Bins

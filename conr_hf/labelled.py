@@ -11,9 +11,9 @@ from conr_hf.checks import check_columns, check_has_rows, check_one_size, stream
 from conr_hf.config import ConRConfig
 from conr_hf.data.benchmarks import benchmark_of
 from conr_hf.data.catalogue import Benchmark
+from conr_hf.data.draws import DrawnRows
 from conr_hf.data.map_labels import MapLabels, has_maps
 from conr_hf.data.rows import Row, column_names
-from conr_hf.data.views import DrawnRows
 from conr_hf.imbalance.bins import THRESHOLDS
 
 DataSets = Dataset[Row] | dict[str, Dataset[Row]]

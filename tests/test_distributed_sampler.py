@@ -10,7 +10,8 @@ from small import build, images, models
 from torch.utils.data import BatchSampler, DataLoader
 
 from conr_hf import feeding
-from conr_hf.data.views import Draw, DrawnRows, ImageCollator, TrainingSampler
+from conr_hf.data.draws import Draw, DrawnRows, TrainingSampler
+from conr_hf.data.views import ImageCollator
 from conr_hf.feeding import ImageTrainer
 
 

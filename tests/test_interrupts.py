@@ -158,9 +158,10 @@ def test_the_command_ends_with_the_signals_code_and_goes_on(tmp_path, number):
     assert "Traceback" not in output
     last = output.strip().splitlines()[-1]
     checkpoint = last_complete_checkpoint(str(tmp_path))
+    step = checkpoint.name.removeprefix("checkpoint-")
     assert last == (
-        f"Stopped by {number.name} after step {checkpoint.name.rpartition('-')[2]}. The checkpoint is {checkpoint}; go on "
-        "with --resume_from_checkpoint true."
+        f"Stopped by {number.name} after step {step}. The checkpoint is {checkpoint}; go on with "
+        "--resume_from_checkpoint true."
     )
 
 

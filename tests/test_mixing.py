@@ -7,8 +7,9 @@ import torch
 from small import images, models
 from torch.utils.data import DataLoader
 
+from conr_hf.data.draws import Draw, DrawnRows, TrainingSampler
 from conr_hf.data.mixing import CMixup
-from conr_hf.data.views import Draw, DrawnRows, ImageCollator, TrainingSampler, UserCollator
+from conr_hf.data.views import ImageCollator, UserCollator
 
 
 def probabilities(labels, row, bandwidth):

@@ -8,7 +8,8 @@ from PIL import Image
 from scipy import stats
 from transformers import ViTImageProcessor
 
-from conr_hf.data.views import Draw, ImageCollator
+from conr_hf.data.draws import Draw
+from conr_hf.data.views import ImageCollator
 from conr_hf.pixels import mean_rows, on_grid, sample_pixels, sampled_rows
 
 PLAIN = {"image_mean": (0.0, 0.0, 0.0), "image_std": (1.0, 1.0, 1.0)}

@@ -11,8 +11,9 @@ from small import build, images, models
 from transformers import ViTImageProcessor
 
 from conr_hf import ConRTrainer, load_regressor
+from conr_hf.data.draws import Draw, DrawnRows
 from conr_hf.data.moves import draw_move, moved
-from conr_hf.data.views import Draw, DrawnRows, ImageCollator, UserCollator
+from conr_hf.data.views import ImageCollator, UserCollator
 
 SIDE = 32
 

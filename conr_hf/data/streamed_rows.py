@@ -8,8 +8,8 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers.utils import logging
 
+from conr_hf.data.draws import Draw, Example
 from conr_hf.data.rows import Row, describe, label_cells, label_problem, to_image
-from conr_hf.data.views import Draw, Example
 from conr_hf.data.whereabouts import Whereabouts
 
 logger = logging.get_logger(__name__)
