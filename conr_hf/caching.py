@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import get_device_states, set_device_states
 
+from conr_hf.snapshot import Snapshot
+
 
 class RandomState:
     """The state of the random generators at some moment, to go through the same draws again."""
@@ -28,13 +30,11 @@ class RandomState:
 @contextmanager
 def buffers_kept(model: nn.Module) -> Iterator[None]:
     """Puts back the model's buffers, running statistics of batch norm among them, as a forward inside left none."""
-    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    before = Snapshot(model.buffers())
     try:
         yield
     finally:
-        with torch.no_grad():
-            for buffer, value in before:
-                buffer.copy_(value)
+        before.restore()
 
 
 def parts_of(batch: dict[str, Any], size: int) -> list[dict[str, Any]]:

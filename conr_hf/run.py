@@ -10,8 +10,7 @@ import numpy as np
 import yaml
 from accelerate import PartialState
 from huggingface_hub import CommitInfo
-from transformers import PrinterCallback, ProgressCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
-from transformers.trainer_callback import TrainerCallback
+from transformers import set_seed
 from transformers.utils import logging
 
 from conr_hf.breaking import writing
@@ -31,10 +30,10 @@ from conr_hf.models import load_regressor
 from conr_hf.origins import hub_ids
 from conr_hf.plain_yaml import parse_yaml
 from conr_hf.plots import density_with_error
+from conr_hf.printing import method, show_briefly
 from conr_hf.recipe import Recipe, flags_of, read_recipe
 from conr_hf.recipe_data import labels_of_stream, load_data, shuffled
 from conr_hf.report import finish, hardware, peak_memory, table, versions, write_predictions
-from conr_hf.resolved import Resolved
 from conr_hf.trackers import log_pictures, name_run
 from conr_hf.trainer import ConRTrainer
 
@@ -106,42 +105,25 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
     for split in _evaluated(data):  # the test split's rows too are read before training, not after it
         trainer.usable(data[split], f"{split} data", before_training=True)
     outcome = trainer.train(resume_from_checkpoint=resume)
-    folder = Path(str(args.output_dir))
-    saved = last_complete_checkpoint(str(folder))
+    results: dict[str, Any] = {
+        "schema": 1,
+        "command": command,
+        "recipe": options,
+        "hub_ids": ids,
+        "conr": asdict(trainer.resolved),
+        "seed": args.seed,
+        "versions": versions(),
+        "hardware": hardware(),
+        "train_seconds": round(outcome.metrics["train_runtime"], 1),
+        "steps": outcome.global_step,
+        "resumed": resume is not None,
+        "peak_memory": peak_memory(),
+        "unit": unit,
+    }
+    saved = last_complete_checkpoint(str(args.output_dir))
     go_on = "go on with --resume_from_checkpoint true: the checkpoints are whole" if saved else "train again"
-    with writing(folder, go_on):
-        trainer.save_model(_internal_call=True)  # not pushed, as it is not all yet
-        trainer.save_state()  # how training went, when its checkpoints are gone
-        if trainer.is_world_process_zero():
-            text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
-            Path(str(args.output_dir), "recipe.yaml").write_text(f"# {command}\n{text}", encoding="utf-8")
-            if recipe.feature_index:
-                rows = np.asarray(trainer.usable(data["train"], "train_dataset")[0].indices)
-                try:
-                    write_index(args, processor, data["train"], rows, trainer.training_labels())
-                except ValueError as error:
-                    print(f"No feature index: {error}")
-        results: dict[str, Any] = {
-            "schema": 1,
-            "command": command,
-            "recipe": options,
-            "hub_ids": ids,
-            "conr": asdict(trainer.resolved),
-            "seed": args.seed,
-            "versions": versions(),
-            "hardware": hardware(),
-            "train_seconds": round(outcome.metrics["train_runtime"], 1),
-            "steps": outcome.global_step,
-            "resumed": resume is not None,
-            "peak_memory": peak_memory(),
-            "unit": unit,
-        }
-        splits = {split: data[split] for split in _evaluated(data)}
-        results = evaluate(trainer, splits, targets, unit, results, folder)
-        log_pictures(trainer, sorted(folder.glob("*.png")))
-        trainer.create_model_card()
-        if trainer.is_world_process_zero():
-            print(f"The model card: {folder / 'README.md'}")
+    with writing(Path(str(args.output_dir)), go_on):
+        results = write_run(trainer, data, targets, results, with_index=recipe.feature_index)
     if args.push_to_hub:
         logging.disable_progress_bar()  # which training turns on where it pushes
         commit = trainer.push_to_hub()
@@ -150,14 +132,31 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
     return results
 
 
-def method(settings: Resolved) -> str:
-    """A line on what is trained with, for the terminal."""
-    parts = [f"base loss {settings.base_loss}"]
-    weights = {"ConR": settings.weight, "Rank-N-Contrast": settings.rnc_weight}
-    parts += [f"{name} (weight {weight:g})" for name, weight in weights.items() if weight > 0]
-    weighing = {"weighed": settings.reweight, "rows drawn": settings.resample}
-    parts += [f"{how} by density ({density})" for how, density in weighing.items() if density != "none"]
-    return f"Trains with {', '.join(parts)}"
+def write_run(
+    trainer: ConRTrainer, data: dict[str, Any], targets: list[str], results: dict[str, Any], *, with_index: bool
+) -> dict[str, Any]:
+    """Writes the folder of a run that is done, with its results on the splits it was not trained on, which it adds."""
+    folder = Path(str(trainer.args.output_dir))
+    trainer.save_model(_internal_call=True)  # not pushed, as it is not all yet
+    trainer.save_state()  # how training went, when its checkpoints are gone
+    if trainer.is_world_process_zero():
+        text = yaml.safe_dump(results["recipe"], sort_keys=False, allow_unicode=True)
+        Path(folder, "recipe.yaml").write_text(f"# {results['command']}\n{text}", encoding="utf-8")
+        if with_index:
+            processor = trainer.processing_class
+            assert processor is not None
+            rows = np.asarray(trainer.usable(data["train"], "train_dataset")[0].indices)
+            try:
+                write_index(trainer.args, processor, data["train"], rows, trainer.training_labels())
+            except ValueError as error:
+                print(f"No feature index: {error}")
+    splits = {split: data[split] for split in _evaluated(data)}
+    results = evaluate(trainer, splits, targets, results["unit"], results, folder)
+    log_pictures(trainer, sorted(folder.glob("*.png")))
+    trainer.create_model_card()
+    if trainer.is_world_process_zero():
+        print(f"The model card: {folder / 'README.md'}")
+    return results
 
 
 def evaluate(
@@ -271,44 +270,3 @@ def check_writable(folder: str | None) -> None:
         raise ValueError(
             f'The output folder "{folder}" cannot be written ({error.strerror}). Name another.'
         ) from error
-
-
-def show_briefly(trainer: ConRTrainer) -> None:
-    """Prints a line a log instead of every figure."""
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
-    if not trainer.args.disable_tqdm:
-        trainer.add_callback(_QuietProgress)
-    trainer.add_callback(_Lines)
-
-
-class _QuietProgress(ProgressCallback):
-    def on_log(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-
-class _Lines(TrainerCallback):
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if not state.is_world_process_zero or logs is None:
-            return
-        if "base_loss" in logs:
-            parts = [f"base loss {logs['base_loss']:.3f}"]
-            if "conr_loss" in logs:
-                parts.append(f"ConR {logs['conr_loss']:.3f} on {100 * logs['conr_anchors']:.0f} % of rows")
-            if "rnc_loss" in logs:
-                parts.append(f"Rank-N-Contrast {logs['rnc_loss']:.3f}")
-            parts.append(f"learning rate {logs['learning_rate']:.1e}")
-        else:
-            errors = {name: value for name, value in logs.items() if name.startswith("eval_") and "_mae" in name}
-            shots = [name.removeprefix("eval_").removesuffix("mae").replace("_", " ") for name in errors]
-            parts = [f"MAE {shot}{error:.4g}" for shot, error in zip(shots, errors.values(), strict=True)]
-            parts += [f"angle {error:.4g} deg" for name, error in logs.items() if name == "eval_angular_error"]
-        if parts:
-            print(f"epoch {state.epoch or 0:5.2f}  step {state.global_step:5d}  {', '.join(parts)}")

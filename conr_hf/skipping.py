@@ -1,9 +1,9 @@
 """`StepUndo`: a step that is skipped leaves nothing behind."""
 
-import torch
 from torch import Tensor, nn
 
 from conr_hf.objective import Objective
+from conr_hf.snapshot import Snapshot
 
 
 class StepUndo:
@@ -18,12 +18,10 @@ class StepUndo:
     """
 
     def __init__(self, model: nn.Module, objective: Objective, loss: Tensor) -> None:
-        self._tensors = [(tensor, tensor.clone()) for tensor in (*model.buffers(), loss)]
+        self._tensors = Snapshot((*model.buffers(), loss))
         self._objective, self._sums = objective, objective.sums()
 
-    @torch.no_grad()
     def undo(self) -> None:
         """Puts it back."""
-        for tensor, before in self._tensors:
-            tensor.copy_(before)
+        self._tensors.restore()
         self._objective.put_back(self._sums)

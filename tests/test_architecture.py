@@ -37,10 +37,10 @@ TRAINING = {
     *("objective", "averaging", "layer_decay", "schedule", "modes", "map_modes", "pixels", "minimising"),
     *("measuring", "state", "keeping", "input_sizes", "learning", "card", "card_template", "methods_used"),
     *("gaze", "figures", "data_config", "card_metadata", "origins", "describing", "report", "publishing"),
-    *("hub", "pushing", "trainer", "caching", "interrupts", "watching", "breaking", "skipping"),
+    *("hub", "pushing", "trainer", "caching", "interrupts", "watching", "breaking", "skipping", "snapshot"),
 }
 TOP = {
-    *("recipe", "recipe_data", "run", "saved", "evaluation", "export", "trackers"),
+    *("recipe", "recipe_data", "printing", "run", "saved", "evaluation", "export", "trackers"),
     *("map_evaluation", "map_predictions"),
     *("comparison", "comparison_table", "comparison_plot", "lifeline"),
     *("plots", "pipeline", "conformal", "splitting", "inspection", "inspecting", "plain_yaml"),
