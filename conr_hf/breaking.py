@@ -1,10 +1,12 @@
-"""What breaks around a training run, in one sentence each: a full disk, a process that died or hangs."""
+"""What breaks around a training run, in one sentence each: a disk that is full or locked, a process that is gone."""
 
+import os
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from safetensors import SafetensorError
 
@@ -36,6 +38,20 @@ def told_full(folder: Path, needed: int) -> str:
         f"{free / 1e6:,.1f} MB are free{quota}. The checkpoints before it are whole. Make room, keep fewer with "
         "save_total_limit, or name another output_dir; then go on with --resume_from_checkpoint true."
     )
+
+
+def check_writable(folder: str | None) -> None:
+    """
+    Raises:
+        `ValueError`: if `folder` cannot be made or written into.
+    """
+    try:
+        os.makedirs(str(folder), exist_ok=True)
+        TemporaryFile(dir=str(folder)).close()
+    except OSError as error:
+        raise ValueError(
+            f'The output folder "{folder}" cannot be written ({error.strerror}). Name another.'
+        ) from error
 
 
 @contextmanager

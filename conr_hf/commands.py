@@ -53,9 +53,9 @@ def evaluate(options: argparse.Namespace) -> int:
 
 def predict(options: argparse.Namespace) -> int:
     _quiet_libraries()
+    from conr_hf.breaking import check_writable
     from conr_hf.evaluation import predict_images, predict_maps, write_predicted
     from conr_hf.report import aligned
-    from conr_hf.run import check_writable
     from conr_hf.saved import predicts_maps
 
     if predicts_maps(options.model):

@@ -12,11 +12,11 @@ from typing import Any
 
 import yaml
 
+from conr_hf.breaking import check_writable
 from conr_hf.launch import last_complete_checkpoint
 from conr_hf.lifeline import held
 from conr_hf.plain_yaml import read_yaml
 from conr_hf.recipe import options_of, packaged, read_recipe
-from conr_hf.run import check_writable
 
 _KEYS = ("recipes", "methods", "seeds", "baseline", "options", "output_dir", "accelerate")
 

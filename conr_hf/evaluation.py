@@ -10,14 +10,14 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from conr_hf.breaking import writing
+from conr_hf.breaking import check_writable, writing
 from conr_hf.config import ConRConfig
 from conr_hf.data.rows import describe, label_cells, to_image
 from conr_hf.map_predictions import predict_files
 from conr_hf.recipe import Recipe
 from conr_hf.recipe_data import load_data
 from conr_hf.report import hardware, versions
-from conr_hf.run import check_writable, evaluate
+from conr_hf.run import evaluate
 from conr_hf.saved import load_saved, targets_of, unit_beside
 from conr_hf.state import load_state
 from conr_hf.trainer import ConRTrainer

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import BaseImageProcessor, PreTrainedModel, TimmWrapperConfig
 
-from conr_hf.run import check_writable
+from conr_hf.breaking import check_writable
 from conr_hf.saved import load_saved, targets_of, unit_beside
 from conr_hf.state import FILE_NAME, load_state
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from conr_hf.breaking import check_writable
 from conr_hf.data.local import load_local
 from conr_hf.imbalance import Bins
 from conr_hf.inspection import OUTLIER_Z, inspect
 from conr_hf.metrics import shot_masks
 from conr_hf.plots import label_histogram
 from conr_hf.report import aligned, bin_name, write_json
-from conr_hf.run import check_writable
 
 SHOWN = 20  # of each kind of problem
 LINES = 20  # of a histogram

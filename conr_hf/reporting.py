@@ -8,6 +8,7 @@ import numpy as np
 from datasets import DatasetDict
 
 from conr_hf import plots
+from conr_hf.breaking import check_writable
 from conr_hf.data.rows import read_labels
 from conr_hf.data.streams import held
 from conr_hf.imbalance import label_columns
@@ -15,7 +16,6 @@ from conr_hf.plots.style import new_figure
 from conr_hf.recipe_data import load_data, shuffled
 from conr_hf.report import aligned, write_json
 from conr_hf.report_page import neighbour_rows, number_rows, page
-from conr_hf.run import check_writable
 from conr_hf.run_folder import FinishedRun, read_run, training_history
 from conr_hf.run_pictures import CURVES, MOST_TRAINING, Section, pictures_of
 

@@ -1,9 +1,7 @@
 """Runs a recipe: loads, trains, evaluates, and writes the run folder."""
 
-import os
 from dataclasses import asdict, replace
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -13,7 +11,7 @@ from huggingface_hub import CommitInfo
 from transformers import set_seed
 from transformers.utils import logging
 
-from conr_hf.breaking import writing
+from conr_hf.breaking import check_writable, writing
 from conr_hf.card import MAPS
 from conr_hf.config import ConRConfig
 from conr_hf.conformal import FILE_NAME as INTERVALS
@@ -256,17 +254,3 @@ def stage_one_options(recipe: Recipe, options: dict[str, Any]) -> dict[str, Any]
 
 def _evaluated(data: dict[str, Any]) -> list[str]:
     return [split for split in ("validation", "test") if split in data]
-
-
-def check_writable(folder: str | None) -> None:
-    """
-    Raises:
-        `ValueError`: if `folder` cannot be made or written into.
-    """
-    try:
-        os.makedirs(str(folder), exist_ok=True)
-        TemporaryFile(dir=str(folder)).close()
-    except OSError as error:
-        raise ValueError(
-            f'The output folder "{folder}" cannot be written ({error.strerror}). Name another.'
-        ) from error

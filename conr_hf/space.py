@@ -10,9 +10,9 @@ from pathlib import Path
 import yaml
 
 from conr_hf import demo_page
+from conr_hf.breaking import check_writable
 from conr_hf.demo import about, check_gradio, example_files, targets_beside, title_of
 from conr_hf.report import write_json
-from conr_hf.run import check_writable
 from conr_hf.saved import load_saved, targets_of
 
 # On transformers and gradio alone: as a saved model does, a Space goes on without this package.

@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import yaml
 from datasets.table import embed_table_storage
 
+from conr_hf.breaking import check_writable
 from conr_hf.data.local import load_local
 from conr_hf.data.rows import read_labels, unreadable_rows
 from conr_hf.data.splits import SPLITS, BinCount, dir_split, key_cells, split_counts
 from conr_hf.report import aligned, bin_name
-from conr_hf.run import check_writable
 
 CARD = """\
 # {name}, split for imbalanced regression
