@@ -27,7 +27,13 @@ from conr_hf import ConRConfig, ConRTrainer, adopt_head, load_regressor
 from conr_hf.losses import conr_loss
 
 # Model, image size in pixels and samples of a batch on a CPU; each sample has two views.
-MODELS = {"timm/vit_small_patch16_224": (224, 8), "timm/convnext_atto": (224, 8), "small": (64, 64)}
+MODELS = {
+    "timm/vit_small_patch16_224": (224, 8),
+    "timm/convnext_atto": (224, 8),
+    "small": (64, 64),
+    "timm/resnet50": (224, 8),  # of convolutions, which read pixels channels last
+    "timm/tf_efficientnet_lite0": (224, 8),
+}
 NAMES = {"small": "timm/convnext_atto"}
 VIEWS = 2
 METHODS = {
