@@ -3,12 +3,14 @@
 import os
 import re
 import shutil
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 
 from safetensors import SafetensorError
+from torch.utils.data import DataLoader
 
 # What the system, safetensors and torch say where a file cannot be written to its end.
 _FULL = ("No space left", "quota exceeded", "File too large", "inline_container.cc", "PytorchStream", "iostream error")
@@ -85,6 +87,12 @@ def pids_of(error: RuntimeError) -> list[int]:
         return []
     found = re.search(r"\(pid(?:\(s\))? ([\d, ]+)\)", text)
     return [] if found is None else [int(pid) for pid in found[1].split(",")]
+
+
+def is_of_loader(error: Exception) -> bool:
+    """Whether an error was raised while a data loader fetched a batch."""
+    modules = [frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return DataLoader.__module__ in modules
 
 
 def told_died(pids: list[int], workers: int, rows: list[str]) -> str:

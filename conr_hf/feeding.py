@@ -205,12 +205,14 @@ class ImageTrainer(LabelledTrainer):
             rows, _ = self.usable(dataset, "train_dataset" if training else f"{description.lower()} data")
         if self.args.dataloader_num_workers > 0:
             rows.whereabouts = Whereabouts(self.args.dataloader_num_workers)
-            self._read_by_workers[rows.name] = rows
+            lasting = {name: read for name, read in self._read_by_workers.items() if name == "train_dataset"}
+            self._read_by_workers = lasting | {rows.name: rows}  # workers of evaluation end with it
         drop_last, persistent = self.args.dataloader_drop_last, self.args.dataloader_persistent_workers
         self.args.dataloader_drop_last = drop_last and training  # evaluation keeps every row
         # Trainer would keep the loader of evaluation with its workers, and its rows whatever data is given later.
-        lasting = training and persistent is not False and self.args.dataloader_num_workers > 0
-        self.args.dataloader_persistent_workers = lasting
+        self.args.dataloader_persistent_workers = (
+            training and persistent is not False and self.args.dataloader_num_workers > 0
+        )
         try:
             loader = super()._get_dataloader(rows, description, *args, **kwargs)
             read_by: Any = loader.base_dataloader  # type: ignore[attr-defined]

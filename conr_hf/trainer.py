@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from conr_hf import losses
 from conr_hf.adopting import adopt_head
-from conr_hf.breaking import pids_of, told_died, told_lost
+from conr_hf.breaking import is_of_loader, pids_of, told_died, told_lost
 from conr_hf.config import ConRConfig
 from conr_hf.data.mixing import CMixup
 from conr_hf.data.rows import Row, column_names
@@ -211,7 +211,7 @@ class ConRTrainer(MeasuringTrainer):
                 raise
             raise ConnectionError(lost) from error
         except (EOFError, ConnectionResetError, ConnectionRefusedError) as error:  # of a batch handed over half
-            if not (pids := self.ended_workers()):
+            if not (is_of_loader(error) and (pids := self.ended_workers())):
                 raise
             raise ChildProcessError(self._told_died(pids)) from error
         finally:  # what the user does with the model from here on is theirs

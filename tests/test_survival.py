@@ -106,18 +106,40 @@ def test_a_checkpoint_that_is_written_over_does_not_count_until_it_is_whole(tmp_
 
 
 class KillWorkers(TrainerCallback):
-    """In the midst of something that no exception may cut off, such as logging, which would keep its lock."""
+    def __init__(self, then=None):
+        self.then = then
 
     def on_step_begin(self, args, state, control, **kwargs):
         for worker in multiprocessing.active_children():
             worker.kill()
             os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
-        raise KeyboardInterrupt("went on")
+        if self.then is not None:
+            raise self.then
 
 
 def test_a_worker_that_dies_interrupts_nothing(tmp_path):
-    run = trainer(tmp_path, callbacks=[KillWorkers()], dataloader_num_workers=2)
+    """It may happen where no exception may cut off what goes on, such as logging, which would keep its lock."""
+    run = trainer(tmp_path, callbacks=[KillWorkers(KeyboardInterrupt("went on"))], dataloader_num_workers=2)
     with pytest.raises(KeyboardInterrupt, match="went on"):
+        run.train()
+
+
+def test_batches_that_died_with_their_workers_are_told_so(tmp_path):
+    """They are in the queue, but what they are made of went with the process."""
+    run = trainer(tmp_path, callbacks=[KillWorkers()], dataloader_num_workers=2)
+    with pytest.raises(ChildProcessError, match=r"\. The last row that it read is \d+ of train_dataset and \d+ of"):
+        run.train()
+
+
+class Breaks(TrainerCallback):
+    def on_evaluate(self, args, state, control, **kwargs):
+        raise EOFError("of the user's own")
+
+
+def test_an_error_of_the_users_own_is_no_death(tmp_path):
+    """Workers of evaluation have ended by then, as they should."""
+    run = trainer(tmp_path, callbacks=[Breaks()], dataloader_num_workers=2)
+    with pytest.raises(EOFError, match="of the user's own"):
         run.train()
 
 
