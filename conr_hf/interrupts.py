@@ -40,10 +40,10 @@ class Interrupts:
             if signal.getsignal(number) not in (None, signal.SIG_IGN):
                 self._previous[number] = signal.signal(number, self._note)
         if sys.platform != "win32":
+            before = signal.getsignal(signal.SIGCHLD)
             _set_SIGCHLD_handler()  # unless it is set, as each data loader with workers would
-            handler = signal.getsignal(signal.SIGCHLD)
-            if callable(handler) and handler.__module__ == _set_SIGCHLD_handler.__module__:
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            if _is_torchs(signal.getsignal(signal.SIGCHLD)):
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None or _is_torchs(before) else before)
 
     def end(self) -> None:
         """Puts the handlers back."""
@@ -60,6 +60,10 @@ class Interrupts:
         elif now - self._received_at >= _SAME:
             self.end()
             signal.raise_signal(number)
+
+
+def _is_torchs(handler: Any) -> bool:
+    return callable(handler) and handler.__module__ == _set_SIGCHLD_handler.__module__
 
 
 def outlive_signals() -> None:

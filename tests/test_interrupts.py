@@ -99,6 +99,17 @@ def test_ignored_signals_stay_ignored(tmp_path):
         signal.signal(signal.SIGINT, before)
 
 
+def test_who_hears_of_ended_children_still_does(tmp_path):
+    heard = []
+    before = signal.signal(signal.SIGCHLD, lambda *_: heard.append("a child ended"))
+    try:
+        run = trainer(tmp_path, dataloader_num_workers=1, num_train_epochs=1)
+        run.train()
+        assert heard
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 def test_a_second_signal_stops_at_once(tmp_path):
     class Twice(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
