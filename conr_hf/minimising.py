@@ -71,7 +71,8 @@ class MinimisingTrainer(PushingTrainer):
         pixels, views = inputs["pixel_values"], _views(inputs)
         others = {name: value for name, value in inputs.items() if name not in _OURS}
         # Channels last makes convolutions faster (a step of ResNet-50 by a fifth, of EfficientNet-Lite0 by a third, at
-        # 224 pixels on a CPU) and is nothing to a transformer. Weights laid out so too add nothing to that.
+        # 224 pixels on a CPU) and is nothing to a transformer. Weights stay as they are: fused AdamW steps wrongly,
+        # without a word, from a state that was saved in the other layout.
         pixels = pixels.reshape(-1, *pixels.shape[-3:]).contiguous(memory_format=torch.channels_last)
         rows = self._labels_of_views(inputs["labels"].float(), views)
         if training:
