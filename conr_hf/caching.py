@@ -39,14 +39,16 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
 
 def parts_of(batch: dict[str, Any], size: int) -> list[dict[str, Any]]:
     """
-    A batch in parts of `size` samples, the last perhaps smaller; what is no tensor is in each of them.
+    A batch in parts of `size` samples, the last perhaps smaller; what has no entry for each sample is in all of them.
 
     Example:
         >>> [part["labels"].tolist() for part in parts_of({"labels": torch.arange(5)}, 2)]
         [[0, 1], [2, 3], [4]]
     """
     count = len(batch["labels"])
-    return [
-        {name: value[first : first + size] if isinstance(value, Tensor) else value for name, value in batch.items()}
-        for first in range(0, count, size)
-    ]
+
+    def part(value: Any, first: int) -> Any:
+        of_samples = isinstance(value, Tensor) and value.ndim > 0 and len(value) == count
+        return value[first : first + size] if of_samples else value
+
+    return [{name: part(value, first) for name, value in batch.items()} for first in range(0, count, size)]

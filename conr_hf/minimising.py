@@ -1,5 +1,6 @@
 """`MinimisingTrainer`: what a training step minimises, over views of images and over pixels of maps."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -113,15 +114,15 @@ class MinimisingTrainer(PushingTrainer):
         for part, state, (_, _, labels) in zip(parts, states, found, strict=True):
             own = slice(first, first + len(labels))
             first = own.stop
-            with state.replayed():
-                _, predictions, _ = self._forward(model, part, training=True)
-            carrier = (predictions * of_predictions[own]).sum()
-            carrier = carrier + (self.head.take_features() * of_features[own]).sum()
-            if first == len(rows):
-                return carrier + (loss - carrier).detach()
-            with self.accelerator.no_sync(model):
-                self.accelerator.backward(carrier)
-        raise AssertionError("a batch has parts")
+            is_last = first == len(rows)
+            with nullcontext() if is_last else self.accelerator.no_sync(model):  # DDP decides in the forward
+                with state.replayed():
+                    _, predictions, _ = self._forward(model, part, training=True)
+                carrier = (predictions * of_predictions[own]).sum()
+                carrier = carrier + (self.head.take_features() * of_features[own]).sum()
+                if not is_last:
+                    self.accelerator.backward(carrier)
+        return carrier + (loss - carrier).detach()
 
     def _labels_of_views(self, labels: Tensor, views: int) -> Tensor:
         """Labels of the B * V views: `(B * V,)`, `(B * V, T)` or `(B * V, H, W)`."""

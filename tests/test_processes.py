@@ -86,6 +86,12 @@ def test_there_are_two_processes_in_one_group(one, two):
     assert one["group"]["processes"] == [os.getpid()]
 
 
+@pytest.mark.parametrize("case", two_processes.CASES)
+def test_gradients_are_exchanged_once_a_step(two, case):
+    """Of a batch in parts, or in micro-batches, too."""
+    assert two[0][case]["exchanges"] == two[1][case]["exchanges"] == len(two[0][case]["weights"])
+
+
 def test_the_line_that_the_refusal_gives_starts_a_group(tmp_path):
     """A user would be sent from one wrong launch to another."""
     launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]

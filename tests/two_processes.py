@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from datasets import Dataset, Image
 from small import build, images, map_models, maps, models, vit_config
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from transformers import TrainerCallback
 
 import conr_hf.keeping
@@ -92,6 +93,21 @@ class Weights(TrainerCallback):
         self.weights.append(flat(model))
 
 
+class Exchanges(TrainerCallback):
+    """Counts how often the processes exchange gradients of the model."""
+
+    def __init__(self):
+        self.count = 0
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        if state.epoch == 0 and PROCESSES > 1:
+            self.trainer.model_wrapped.register_comm_hook(None, self._exchange)
+
+    def _exchange(self, _, bucket):
+        self.count += bucket.is_last()
+        return allreduce_hook(None, bucket)
+
+
 def flat(model):
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
@@ -167,6 +183,9 @@ def run_case(name, folder):
     }
     given = train.to_iterable_dataset(num_shards=3).shuffle(seed=0, buffer_size=6) if name == "streamed" else train
     trainer = build(*fresh("vit", columns), folder, given, evaluation, callbacks=[steps], **settings)
+    exchanges = Exchanges()
+    exchanges.trainer = trainer
+    trainer.add_callback(exchanges)
     try:
         trainer.train()
     finally:
@@ -184,6 +203,7 @@ def run_case(name, folder):
         "evaluations": [entry for entry in trainer.state.log_history if "eval_mae" in entry],
         "metrics": metrics,
         "weights": steps.weights,
+        "exchanges": exchanges.count,
         "final": {key: value.detach().clone() for key, value in trainer.model.state_dict().items()},
         "counted": counted,
         "predictions": predictions,
