@@ -5,6 +5,9 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -18,9 +21,9 @@ class Interrupts:
     Notes SIGINT (Ctrl-C) and SIGTERM between `begin` and `end`, in place of the handlers that were there. A second
     signal, a second or more after the first, does at once what it did before.
 
-    From `begin` on torch does not raise from a signal handler that a data-loader worker died, wherever the process
-    happens to be: in the midst of logging it leaves a lock behind for which others wait for ever. Whoever waits for a
-    batch of that worker is told within seconds anyway.
+    In between torch does not raise from a signal handler that a data-loader worker died, wherever the process happens
+    to be: in the midst of logging it leaves a lock behind for which others wait for ever. Whoever waits for a batch of
+    that worker is told within seconds anyway.
 
     Signals that are ignored, as Ctrl-C is by a command in the background of a script, stay ignored. Python allows
     handlers in the main thread alone; in others nothing is noted.
@@ -33,6 +36,7 @@ class Interrupts:
         self._previous: dict[int, Any] = {}
 
     def begin(self) -> None:
+        self.end()  # Trainer begins once more where it looks for a batch size that fits
         self.received, self._process = 0, os.getpid()
         if threading.current_thread() is not threading.main_thread():
             return
@@ -40,10 +44,10 @@ class Interrupts:
             if signal.getsignal(number) not in (None, signal.SIG_IGN):
                 self._previous[number] = signal.signal(number, self._note)
         if sys.platform != "win32":
-            before = signal.getsignal(signal.SIGCHLD)
             _set_SIGCHLD_handler()  # unless it is set, as each data loader with workers would
-            if _is_torchs(signal.getsignal(signal.SIGCHLD)):
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None or _is_torchs(before) else before)
+            handler = signal.getsignal(signal.SIGCHLD)
+            if callable(handler):
+                self._previous[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, partial(_call_quietly, handler))
 
     def end(self) -> None:
         """Puts the handlers back."""
@@ -52,7 +56,10 @@ class Interrupts:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # forked from it, and stopped by it
+        if os.getpid() != self._process:  # forked from it: Ctrl-C is its parent's, who ends it by SIGTERM
+            if number == signal.SIGTERM:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
             return
         now = time.monotonic()
         if not self.received:
@@ -62,8 +69,9 @@ class Interrupts:
             signal.raise_signal(number)
 
 
-def _is_torchs(handler: Any) -> bool:
-    return callable(handler) and handler.__module__ == _set_SIGCHLD_handler.__module__
+def _call_quietly(handler: Callable[[int, FrameType | None], Any], number: int, frame: FrameType | None) -> None:
+    with suppress(RuntimeError):  # of torch
+        handler(number, frame)
 
 
 def outlive_signals() -> None:

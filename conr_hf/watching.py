@@ -58,6 +58,7 @@ class Watch(TrainerCallback):
 
     def _begin(self) -> None:
         self._signal, self._stopping = 0, False
+        self.interrupts.received = 0  # of an earlier run; a search does not begin with them
         self._step, self._unread = _Step(), _Step()
         self.skips, self._in_a_row = False, 0
         self._steps, self._skipped = 0, 0  # since the last log
@@ -183,8 +184,17 @@ class Watch(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self._signal and not state.epoch % 1:
+        self.read()
+        if self._signal and (not state.epoch % 1 or control.should_training_stop):
             self._stopping = control.should_save = True
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.trainer.is_in_train:  # a signal that came meanwhile need not wait for another step
+            self._signal = max(self._signal, *gather_objects(self.interrupts.received))
+            if self._signal:
+                self._stopping = control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._stopping:

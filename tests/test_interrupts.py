@@ -15,6 +15,7 @@ import pytest
 from test_resume import assert_same_run, trainer
 from transformers import TrainerCallback
 
+from conr_hf.interrupts import Interrupts
 from conr_hf.launch import last_complete_checkpoint
 
 HERE = Path(__file__).parent
@@ -54,6 +55,7 @@ CASES = {
     "what is due at the end of an epoch": (8, {"save_strategy": "epoch", "eval_strategy": "epoch"}),
     "end of an epoch": (6, {"save_strategy": "epoch", "eval_strategy": "epoch", "logging_strategy": "epoch"}),
     "best alone is saved": (7, {"save_strategy": "best", "load_best_model_at_end": True, "save_total_limit": 1}),
+    "last step, where nothing else is saved": (18, {"save_strategy": "no", "eval_strategy": "no"}),
     "last step": (18, {"save_strategy": "epoch", "eval_strategy": "epoch", "load_best_model_at_end": True}),
     "average, FDS, noise": (8, {"base_loss": "bni", "fds": "gaussian", "bin_width": 10.0, "ema_decay": 0.9}),
 }
@@ -99,12 +101,55 @@ def test_ignored_signals_stay_ignored(tmp_path):
         signal.signal(signal.SIGINT, before)
 
 
+def test_a_signal_in_an_evaluation_stops_when_it_is_done(tmp_path):
+    class Once(TrainerCallback):
+        def on_prediction_step(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                signal.raise_signal(signal.SIGTERM)
+
+    run = trainer(tmp_path, callbacks=[Once()], save_strategy="no")
+    with pytest.raises(SystemExit):
+        run.train()
+    assert run.state.global_step == 2
+    assert last_complete_checkpoint(str(tmp_path)).name == "checkpoint-2"
+
+
+def test_a_process_that_a_callback_starts_can_be_ended(tmp_path):
+    """Leaving the context of a multiprocessing.Pool would wait for ever."""
+    codes = []
+
+    class Forks(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+            child.start()
+            child.terminate()
+            child.join(30)
+            codes.append(child.exitcode)
+            child.kill()
+
+    trainer(tmp_path, callbacks=[Forks()], num_train_epochs=1, eval_strategy="no").train()
+    assert codes == [-signal.SIGTERM] * 6
+
+
+def test_a_run_that_begins_twice_leaves_signals_as_they_were():
+    """`Trainer` begins again where auto_find_batch_size has halved the batch."""
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    interrupts = Interrupts()
+    interrupts.begin()
+    interrupts.begin()
+    interrupts.end()
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
 def test_who_hears_of_ended_children_still_does(tmp_path):
     heard = []
     before = signal.signal(signal.SIGCHLD, lambda *_: heard.append("a child ended"))
     try:
         run = trainer(tmp_path, dataloader_num_workers=1, num_train_epochs=1)
         run.train()
+        assert heard
+        heard.clear()
+        subprocess.run([sys.executable, "-c", ""], check=True)
         assert heard
     finally:
         signal.signal(signal.SIGCHLD, before)
