@@ -1,6 +1,7 @@
 """Rows of other processes, with gradient; on one process everything here is the identity."""
 
 from collections.abc import Sequence
+from datetime import timedelta
 from functools import cache
 from typing import NamedTuple, TypeVar
 
@@ -39,13 +40,14 @@ class Peers(NamedTuple):
         return self.ranks.index(rank())
 
 
-def peers_of(gather: str, local_rank: int) -> Peers:
+def peers_of(gather: str, local_rank: int, timeout: timedelta) -> Peers:
     """
     The processes whose rows this one sees.
 
     Args:
         gather (`str`): `"all"` processes, those of the same `"node"`, or `"none"` but this one.
         local_rank (`int`): This process's index on its node.
+        timeout (`timedelta`): How long processes of a node wait for each other.
 
     Raises:
         `ValueError`: if the processes of a node do not follow each other.
@@ -55,7 +57,7 @@ def peers_of(gather: str, local_rank: int) -> Peers:
     if gather == "none":
         return Peers((rank(),))
     nodes = nodes_of(gather_objects(local_rank))
-    return Peers(next(node for node in nodes if rank() in node), _group_of(nodes))
+    return Peers(next(node for node in nodes if rank() in node), _group_of(nodes, timeout))
 
 
 def nodes_of(local_ranks: Sequence[int]) -> tuple[tuple[int, ...], ...]:
@@ -84,8 +86,8 @@ def nodes_of(local_ranks: Sequence[int]) -> tuple[tuple[int, ...], ...]:
 
 
 @cache  # a group lasts as long as its process; a second train() takes the same
-def _group_of(nodes: tuple[tuple[int, ...], ...]) -> dist.ProcessGroup | None:
-    group, _ = dist.new_subgroups_by_enumeration([list(node) for node in nodes])
+def _group_of(nodes: tuple[tuple[int, ...], ...], timeout: timedelta) -> dist.ProcessGroup | None:
+    group, _ = dist.new_subgroups_by_enumeration([list(node) for node in nodes], timeout=timeout)
     assert not isinstance(group, int), "a process that is on none of the nodes"
     return group
 

@@ -44,7 +44,7 @@ class Objective:
         label_distance: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
         self.args, self.resolved = args, resolved
-        self.peers = peers_of(args.conr_gather, args.local_process_index)
+        self.peers = peers_of(args.conr_gather, args.local_process_index, args.ddp_timeout_delta)
         self._distance = label_distance or resolved.distance
         kernel = lds_kernel(args)
         self.base_density = make_density(labels, bins, resolved.reweight, kernel).to(device)

@@ -14,6 +14,10 @@ train() {  # folder, more options
         --dataloader_num_workers 1 --disable_tqdm true --output_dir "$output" "$@" >>"$output.log" 2>&1
 }
 
+if [ -e "$folder" ]; then
+    echo "$folder is there already, and its runs would be gone on with. Name another folder." >&2
+    exit 1
+fi
 mkdir -p "$folder"
 begun=$(date +%s%N)
 (train "$folder/whole")

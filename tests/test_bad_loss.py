@@ -65,6 +65,12 @@ def test_the_step_its_rows_and_the_last_checkpoint_are_named(tmp_path, accumulat
     assert all(parameter.isfinite().all() for parameter in run.model.parameters())
 
 
+def test_the_row_that_another_is_mixed_with_is_named(tmp_path):
+    run = trainer(tmp_path, Rows(24, bad=[5]), cmixup_alpha=2.0)
+    with pytest.raises(FloatingPointError, match=r", on rows (\d+, )*5(, \d+)* of train_dataset"):
+        run.train()
+
+
 def test_rows_left_out_do_not_shift_the_names(tmp_path):
     """Row ids are those of the user's data set, not of its rows that can be used."""
     data = Rows(9, bad=range(4, 9))

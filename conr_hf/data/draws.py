@@ -83,9 +83,14 @@ class TrainingSampler(Sampler[Draw]):
             yield Draw(int(order[i]), self.epoch, position, int(partners[i]), float(shares[i]))
 
     def rows_at(self, epoch: int, position: int, count: int) -> list[int]:
-        """The `count` rows that are drawn from `position` on in an epoch's global order."""
+        """The `count` rows drawn from `position` on in an epoch's global order, and those they are mixed with."""
         order = self._order(epoch)
-        return [int(order[place % len(order)]) for place in range(position, position + count)]
+        places = [place % len(order) for place in range(position, position + count)]
+        rows = [int(order[place]) for place in places]
+        if self.mixing is not None:
+            partners, _ = self.mixing.draw(order, epoch)
+            rows += [int(partners[place]) for place in places]
+        return rows
 
     def _order(self, epoch: int) -> np.ndarray:
         random, order = np.random.default_rng((self.seed, epoch)), np.arange(len(self.rows))
