@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from safetensors import SafetensorError
+from torch.distributed import DistError
 from torch.utils.data import DataLoader
 
 # What the system, safetensors and torch say where a file cannot be written to its end.
@@ -90,9 +91,9 @@ def pids_of(error: RuntimeError) -> list[int]:
 
 
 def is_of_loader(error: Exception) -> bool:
-    """Whether an error was raised while a data loader fetched a batch."""
+    """Whether an error was raised while a data loader fetched a batch, and not by what its worker did for it."""
     modules = [frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return DataLoader.__module__ in modules
+    return DataLoader.__module__ in modules and "in DataLoader worker process" not in str(error)
 
 
 def told_died(pids: list[int], workers: int, rows: list[str]) -> str:
@@ -108,7 +109,8 @@ def told_died(pids: list[int], workers: int, rows: list[str]) -> str:
     return (
         f"A process that reads images died (data-loader worker, pid {', '.join(map(str, pids))}), most often for want "
         f"of memory or shared memory.{reading} Set dataloader_num_workers, which is {workers}, lower, or allow more "
-        "shared memory (/dev/shm, in a container --shm-size); then go on with --resume_from_checkpoint true."
+        "shared memory (/dev/shm, in a container --shm-size); then start again, or go on with training by "
+        "--resume_from_checkpoint true."
     )
 
 
@@ -122,6 +124,8 @@ def told_lost(error: RuntimeError, timeout: int, checkpoint: Path | None) -> str
         checkpoint (`Path`, *optional*): The last complete one.
     """
     text = str(error)
+    if not (isinstance(error, DistError) or "gloo" in text or "NCCL" in text):
+        return None
     if any(sign in text for sign in _LATE):
         what = f"Another process of this run hangs: it did not answer within ddp_timeout, which is {timeout} s"
     elif any(sign in text for sign in _GONE):

@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from conr_hf import losses
 from conr_hf.adopting import adopt_head
-from conr_hf.breaking import is_of_loader, pids_of, told_died, told_lost
+from conr_hf.breaking import told_lost
 from conr_hf.config import ConRConfig
 from conr_hf.data.mixing import CMixup
 from conr_hf.data.rows import Row, column_names
@@ -198,31 +198,25 @@ class ConRTrainer(MeasuringTrainer):
         """
         self._resumed_from = checkpoint_to_resume(resume_from_checkpoint, str(self.args.output_dir))
         try:
-            output = super().train(self._resumed_from, trial, ignore_keys_for_eval)
+            with self.naming_dead_workers():
+                output = super().train(self._resumed_from, trial, ignore_keys_for_eval)
             self.watch.stop_if_asked()
             return output
         except UnpicklingError as error:
+            if self._resumed_from is None:
+                raise
             raise ValueError(f'The checkpoint "{self._resumed_from}" cannot be read: {reason_of(error)}.') from error
         except RuntimeError as error:
-            if pids := pids_of(error):
-                raise ChildProcessError(self._told_died(pids)) from error
             lost = told_lost(error, self.args.ddp_timeout, last_complete_checkpoint(str(self.args.output_dir)))
             if lost is None or world_size() == 1:
                 raise
             raise ConnectionError(lost) from error
-        except (EOFError, ConnectionResetError, ConnectionRefusedError) as error:  # of a batch handed over half
-            if not (is_of_loader(error) and (pids := self.ended_workers())):
-                raise
-            raise ChildProcessError(self._told_died(pids)) from error
         finally:  # what the user does with the model from here on is theirs
             self.watch.end()
             self.finish_feeding()
             self.finish_keeping()
             self.finish_learning()
             self.head.smooth = None
-
-    def _told_died(self, pids: list[int]) -> str:
-        return told_died(pids, self.args.dataloader_num_workers, self.read_last(pids))
 
     def _hp_search_setup(self, trial: Any) -> None:
         # The one place in train() where settings and model are final and no checkpoint is loaded yet.

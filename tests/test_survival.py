@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 import test_bad_loss
+import torch
+from small import build, models
 from test_bad_loss import Rows
 from test_resume import assert_same_run, trainer
 from torch.utils.data import get_worker_info
@@ -134,6 +136,52 @@ def test_batches_that_died_with_their_workers_are_told_so(tmp_path):
 class Breaks(TrainerCallback):
     def on_evaluate(self, args, state, control, **kwargs):
         raise EOFError("of the user's own")
+
+
+EVALUATED = {"per_device_train_batch_size": 4, "eval_strategy": "epoch", "num_train_epochs": 3}
+
+
+class Collates:
+    """Raises an error of its own at the call with a number."""
+
+    def __init__(self, number):
+        self.number = number
+        self.calls = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def __call__(self, rows):
+        self.calls += 1
+        if self.calls == self.number:
+            raise EOFError("of the user's own")
+        return {name: torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in rows[0]}
+
+
+def test_an_error_that_a_worker_passes_on_is_no_death(tmp_path):
+    """Beside workers of an evaluation that have ended, as they should."""
+    settings = {**EVALUATED, "dataloader_num_workers": 1}
+    run = build(*models["vit"](), tmp_path, Rows(24), Rows(8), data_collator=Collates(9), **settings)
+    with pytest.raises(EOFError, match="of the user's own"):
+        run.train()
+
+
+@pytest.mark.parametrize("predicts", [False, True])
+def test_a_worker_that_dies_in_evaluation_is_told_too(tmp_path, predicts):
+    run = build(*models["vit"](), tmp_path, Rows(24), Deadly(24), eval_strategy="no", dataloader_num_workers=1)
+    with pytest.raises(ChildProcessError, match=r"The last row that it read is 17 of \w+ data\."):
+        run.predict(Deadly(24)) if predicts else run.evaluate()
+
+
+class KillLate(KillWorkers):
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 7:
+            super().on_step_begin(args, state, control, **kwargs)
+
+
+def test_workers_are_known_where_their_rows_are_evaluated_too(tmp_path):
+    data = Rows(24)
+    settings = {**EVALUATED, "dataloader_num_workers": 2}
+    run = build(*models["vit"](), tmp_path, data, {"train": data}, callbacks=[KillLate()], **settings)
+    with pytest.raises(ChildProcessError, match=r"\. The last row that it read is \d+ of train_dataset and \d+ of"):
+        run.train()
 
 
 def test_an_error_of_the_users_own_is_no_death(tmp_path):
