@@ -114,14 +114,22 @@ def test_a_signal_in_an_evaluation_stops_when_it_is_done(tmp_path):
     assert last_complete_checkpoint(str(tmp_path)).name == "checkpoint-2"
 
 
+def begins_and_sleeps(begun):
+    begun.set()
+    time.sleep(60)
+
+
 def test_a_process_that_a_callback_starts_can_be_ended(tmp_path):
     """Leaving the context of a multiprocessing.Pool would wait for ever."""
     codes = []
 
     class Forks(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
-            child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+            forking = multiprocessing.get_context("fork")
+            begun = forking.Event()
+            child = forking.Process(target=begins_and_sleeps, args=(begun,))
             child.start()
+            begun.wait(30)  # before, Python forgets signals that any handler of its own is to have
             child.terminate()
             child.join(30)
             codes.append(child.exitcode)
