@@ -1,9 +1,8 @@
-"""What breaks around a training run, in one sentence each: a disk that is full or locked, a process that is gone."""
+"""What breaks around a training run, in one sentence each: a disk that is full or locked, a process that is lost."""
 
 import os
 import re
 import shutil
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,14 +10,12 @@ from tempfile import TemporaryFile
 
 from safetensors import SafetensorError
 from torch.distributed import DistError
-from torch.utils.data import DataLoader
 
 # What the system, safetensors and torch say where a file cannot be written to its end.
 _FULL = ("No space left", "quota exceeded", "File too large", "inline_container.cc", "PytorchStream", "iostream error")
 # What gloo, NCCL and the store by which processes find each other say where one of them is gone, or does not answer.
 _GONE = ("closed by peer", "reset by peer", "Broken pipe", "recvValue failed", "remote process", "Connection was")
 _LATE = ("Timed out waiting", "collective operation timeout", "wait timeout", "Socket Timeout")
-_DIED = ("is killed by signal", "exited unexpectedly")  # torch, of a data-loader worker
 
 
 def is_full(error: Exception) -> bool:
@@ -79,39 +76,6 @@ def writing(folder: Path, mend: str = "start it again") -> Iterator[None]:
             f'The results cannot be written to "{folder}", where {free / 1e6:,.1f} MB are free '
             f"({str(error).splitlines()[0].rstrip('.')}). Make room, and {mend}."
         ) from error
-
-
-def pids_of(error: RuntimeError) -> list[int]:
-    """Of the data-loader workers that died, if that is what an error says."""
-    text = str(error)
-    if "DataLoader worker" not in text or not any(sign in text for sign in _DIED):
-        return []
-    found = re.search(r"\(pid(?:\(s\))? ([\d, ]+)\)", text)
-    return [] if found is None else [int(pid) for pid in found[1].split(",")]
-
-
-def is_of_loader(error: Exception) -> bool:
-    """Whether an error was raised while a data loader fetched a batch, and not by what its worker did for it."""
-    modules = [frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return DataLoader.__module__ in modules and "in DataLoader worker process" not in str(error)
-
-
-def told_died(pids: list[int], workers: int, rows: list[str]) -> str:
-    """
-    What to do where data-loader workers died.
-
-    Args:
-        pids (`list[int]`): Their process ids.
-        workers (`int`): How many there are.
-        rows (`list[str]`): What the dead ones read last.
-    """
-    reading = f" The last row that it read is {' and '.join(rows)}." if rows else ""
-    return (
-        f"A process that reads images died (data-loader worker, pid {', '.join(map(str, pids))}), most often for want "
-        f"of memory or shared memory.{reading} Set dataloader_num_workers, which is {workers}, lower, or allow more "
-        "shared memory (/dev/shm, in a container --shm-size); then start again, or go on with training by "
-        "--resume_from_checkpoint true."
-    )
 
 
 def told_lost(error: RuntimeError, timeout: int, checkpoint: Path | None) -> str | None:

@@ -3,9 +3,7 @@
 import copy
 import itertools
 import math
-import multiprocessing
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -24,7 +22,6 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput
 
-from conr_hf.breaking import is_of_loader, pids_of, told_died
 from conr_hf.checks import check_has_rows, check_train_labels, labels_of
 from conr_hf.config import ConRConfig
 from conr_hf.data.draws import DrawnRows, TrainingSampler
@@ -32,14 +29,12 @@ from conr_hf.data.mixing import CMixup
 from conr_hf.data.rows import Row, column_names
 from conr_hf.data.streamed_rows import StreamedRows
 from conr_hf.data.views import ImageCollator, UserCollator
-from conr_hf.data.whereabouts import Whereabouts
 from conr_hf.distributed import rank, world_size
 from conr_hf.imbalance import Bins
 from conr_hf.interrupts import outlive_signals
 from conr_hf.labelled import DataSets, LabelledTrainer, named
 from conr_hf.models import example_pixels
-
-_ENDING = 1.0  # seconds in which a process that has closed its connections ends
+from conr_hf.workers import Workers
 
 
 class ImageTrainer(LabelledTrainer):
@@ -76,7 +71,7 @@ class ImageTrainer(LabelledTrainer):
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self._usable = {}
         self._streamed_labels = None
-        self._read_by_workers: dict[str, DrawnRows | StreamedRows] = {}  # for "training" and for "evaluation"
+        self.workers = Workers()
         if train_labels is not None:
             check_train_labels(train_labels, args, is_stream)
             self._streamed_labels = labels_of(train_labels)
@@ -157,52 +152,10 @@ class ImageTrainer(LabelledTrainer):
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         try:
-            with self.naming_dead_workers():
+            with self.workers.naming_dead():
                 return super().evaluation_loop(*args, **kwargs)
         finally:  # its workers end with it
-            self._read_by_workers.pop("evaluation", None)
-
-    @contextmanager
-    def naming_dead_workers(self) -> Iterator[None]:
-        """
-        Around what reads batches.
-
-        Raises:
-            `ChildProcessError`: for a data-loader worker that died, with the row that it read last.
-        """
-        try:
-            yield
-        except RuntimeError as error:
-            if not (pids := pids_of(error)):
-                raise
-            raise ChildProcessError(self._told_died(pids)) from error
-        except (EOFError, ConnectionResetError, ConnectionRefusedError) as error:  # of a batch handed over half
-            if not (is_of_loader(error) and (pids := self._ended_workers())):
-                raise
-            raise ChildProcessError(self._told_died(pids)) from error
-
-    def _told_died(self, pids: list[int]) -> str:
-        return told_died(pids, self.args.dataloader_num_workers, self._read_last(pids))
-
-    def _ended_workers(self) -> list[int]:
-        """Process ids of data-loader workers that have ended, or are about to."""
-        of_loaders = [rows.whereabouts for rows in self._read_by_workers.values()]
-        pids = [pid for one in of_loaders if one is not None for pid in one.pids()]
-        for child in multiprocessing.active_children():
-            if child.pid in pids:
-                child.join(_ENDING / len(pids))
-        alive = {child.pid for child in multiprocessing.active_children()}
-        return [pid for pid in pids if pid not in alive]
-
-    def _read_last(self, pids: list[int]) -> list[str]:
-        """The rows that data-loader workers, by their process ids, read last, with the names of their data sets."""
-        found = []
-        for rows in self._read_by_workers.values():
-            order = f" in the order of epoch {rows.epoch + 1}" if isinstance(rows, StreamedRows) else ""
-            assert rows.whereabouts is not None
-            places = [rows.whereabouts.row_of(pid) for pid in pids]
-            found += [f"{place:,} of {rows.name}{order}" for place in places if place is not None]
-        return found
+            self.workers.end("evaluation")
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
@@ -238,8 +191,7 @@ class ImageTrainer(LabelledTrainer):
             rows, _ = self.usable(dataset, "train_dataset" if training else f"{description.lower()} data")
             rows = copy.copy(rows)  # the training set may be evaluated while its workers last
         if self.args.dataloader_num_workers > 0:
-            rows.whereabouts = Whereabouts(self.args.dataloader_num_workers)
-            self._read_by_workers["training" if training else "evaluation"] = rows
+            self.workers.begin("training" if training else "evaluation", rows, self.args.dataloader_num_workers)
         drop_last, persistent = self.args.dataloader_drop_last, self.args.dataloader_persistent_workers
         self.args.dataloader_drop_last = drop_last and training  # evaluation keeps every row
         # Trainer would keep the loader of evaluation with its workers, and its rows whatever data is given later.

@@ -198,7 +198,7 @@ class ConRTrainer(MeasuringTrainer):
         """
         self._resumed_from = checkpoint_to_resume(resume_from_checkpoint, str(self.args.output_dir))
         try:
-            with self.naming_dead_workers():
+            with self.workers.naming_dead():
                 output = super().train(self._resumed_from, trial, ignore_keys_for_eval)
             self.watch.stop_if_asked()
             return output

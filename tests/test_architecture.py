@@ -37,7 +37,7 @@ TRAINING = {
     *("objective", "averaging", "layer_decay", "schedule", "modes", "map_modes", "pixels", "minimising"),
     *("measuring", "state", "keeping", "input_sizes", "learning", "card", "card_template", "methods_used"),
     *("gaze", "figures", "data_config", "card_metadata", "origins", "describing", "report", "publishing"),
-    *("hub", "pushing", "trainer", "caching", "interrupts", "watching", "breaking", "skipping", "snapshot"),
+    *("hub", "pushing", "trainer", "caching", "interrupts", "watching", "breaking", "skipping", "snapshot", "workers"),
 }
 TOP = {
     *("recipe", "recipe_data", "printing", "run", "saved", "evaluation", "export", "trackers"),
