@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "ConRConfig": "config",
+    "ConRConfig": "training.config.config",
     "ConRLoss": "losses",
-    "ConRTrainer": "trainer",
-    "adopt_head": "adopting",
+    "ConRTrainer": "training.trainer",
+    "adopt_head": "models.adopt_head",
     "conr_loss": "losses",
     "dir_split": "data.splits",
-    "load_benchmark": "data.benchmarks",
-    "load_regressor": "models",
+    "load_benchmark": "data.benchmarks.loading",
+    "load_regressor": "models.factory",
     "shot_metrics": "metrics",
 }
 
@@ -33,14 +33,14 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from conr_hf.adopting import adopt_head
-    from conr_hf.config import ConRConfig
-    from conr_hf.data.benchmarks import load_benchmark
+    from conr_hf.data.benchmarks.loading import load_benchmark
     from conr_hf.data.splits import dir_split
     from conr_hf.losses import ConRLoss, conr_loss
     from conr_hf.metrics import shot_metrics
-    from conr_hf.models import load_regressor
-    from conr_hf.trainer import ConRTrainer
+    from conr_hf.models.adopt_head import adopt_head
+    from conr_hf.models.factory import load_regressor
+    from conr_hf.training.config.config import ConRConfig
+    from conr_hf.training.trainer import ConRTrainer
 
 
 def __getattr__(name: str) -> Any:

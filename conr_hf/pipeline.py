@@ -8,10 +8,10 @@ from transformers import AutoModelForImageClassification, ImageClassificationPip
 from transformers.image_utils import load_image
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from conr_hf.conformal import PredictionIntervals, load_intervals
-from conr_hf.data.rows import to_image
-from conr_hf.opening import map_loader
-from conr_hf.saved import targets_of
+from conr_hf.data.images import to_image
+from conr_hf.inference.conformal import PredictionIntervals, load_intervals
+from conr_hf.models.safe_loading import map_loader
+from conr_hf.models.saved import target_names
 
 TASK = "image-regression"
 
@@ -99,7 +99,7 @@ class ImageRegressionPipeline(ImageClassificationPipeline):
 
     def postprocess(self, outputs: dict[str, torch.Tensor], interval: bool = False) -> dict[str, float]:
         predictions = outputs["logits"].cpu().numpy().astype(np.float64)  # (1, T)
-        names = targets_of(self.model)
+        names = target_names(self.model)
         result = dict(zip(names, predictions[0].tolist(), strict=True))
         if interval and self._intervals is not None:
             widths = self._intervals.half_widths(predictions)[0].tolist()

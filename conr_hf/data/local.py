@@ -43,16 +43,16 @@ def load_local(path: str, image_column: str = "image", revision: str | None = No
     location = Path(path)
     if location.is_file() and location.suffix not in TABLES:
         raise ValueError(f'"{path}" is no table this reads; it must end in {", ".join(TABLES)}.')
-    check_place(path)
+    check_path(path)
     with reading(path):
         if location.is_dir():
             return _folder(location, image_column)
         if location.is_file():
-            return by_split(with_images(read_table(location), image_column, location.parent))
+            return split_by_column(with_images(read_table(location), image_column, location.parent))
         return datasets.load_dataset(path, revision=revision)
 
 
-def check_place(path: str) -> None:
+def check_path(path: str) -> None:
     """
     Raises:
         `ValueError`: if `path` is nothing that data could be read from.
@@ -139,7 +139,7 @@ def with_images(rows: datasets.Dataset, image_column: str, folder: Path) -> data
     return rows.select_columns(order).cast_column(image_column, datasets.Image(decode=decode))
 
 
-def by_split(rows: datasets.Dataset) -> datasets.DatasetDict:
+def split_by_column(rows: datasets.Dataset) -> datasets.DatasetDict:
     """The rows by their column `split`; without one all are `train`."""
     if "split" not in rows.column_names:
         return datasets.DatasetDict({"train": rows})
@@ -163,11 +163,11 @@ def _folder(location: Path, image_column: str) -> datasets.DatasetDict:
             {split: found[split] for split in dict.fromkeys(SPLITS.values()) if split in found}
         )
     if metadata := _metadata(location):
-        return by_split(_described(metadata))
+        return split_by_column(_described(metadata))
     if any(location.rglob("*.parquet")):
         tables = datasets.load_dataset("parquet", data_dir=str(location))
         images = {split: with_images(rows, image_column, location) for split, rows in tables.items()}
-        return by_split(images["train"]) if list(images) == ["train"] else datasets.DatasetDict(images)
+        return split_by_column(images["train"]) if list(images) == ["train"] else datasets.DatasetDict(images)
     # Without drop_labels the names of folders would become labels.
     return datasets.load_dataset("imagefolder", data_dir=str(location), drop_labels=True)
 

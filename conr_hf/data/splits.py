@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from conr_hf.data.rows import read_labels
+from conr_hf.data.columns import read_labels
 from conr_hf.imbalance import Bins, make_bins
 from conr_hf.imbalance.bins import FloatArray, IntArray
 

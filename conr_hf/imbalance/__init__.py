@@ -2,9 +2,9 @@
 
 from conr_hf.imbalance.bins import Bins, label_columns, make_bins
 from conr_hf.imbalance.density import LabelDensity, density_weights, make_density
+from conr_hf.imbalance.fds import FeatureSmoothing
 from conr_hf.imbalance.kernels import KernelName, smoothing_kernel
 from conr_hf.imbalance.mixture import fit_mixture
-from conr_hf.imbalance.smoothing import FeatureSmoothing
 
 __all__ = [
     "Bins",

@@ -1,6 +1,6 @@
 """Losses: tensors in, tensors out. They need nothing but torch."""
 
-from conr_hf.losses.balanced import Mixture, bmc, bni, gai, make_mixture
+from conr_hf.losses.balanced_mse import Mixture, bmc, bni, gai, make_mixture
 from conr_hf.losses.conr import ConRLoss, PairStatistics, conr_loss
 from conr_hf.losses.pairs import label_distance, within_window
 from conr_hf.losses.ranking import rank_n_contrast, ranksim

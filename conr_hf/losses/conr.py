@@ -7,13 +7,13 @@ from typing import Any, Literal, NamedTuple, overload
 import torch
 from torch import Tensor, nn
 
-from conr_hf.losses.checks import Settings, bounds, check_numbers, check_settings, check_shapes
-from conr_hf.losses.dense import BLOCK_PAIRS, Partners, dense_loss
+from conr_hf.losses.conr_dense import BLOCK_PAIRS, Partners, dense_loss
+from conr_hf.losses.conr_windowed import windowed_loss
 from conr_hf.losses.pairs import Distance, check_dimensions, window_reach
-from conr_hf.losses.windowed import windowed_loss
+from conr_hf.losses.validation import Settings, bounds, check_numbers, check_settings, check_shapes
 
 # Up to this many rows `algorithm="auto"` is `"dense"`: sorting and cutting cost more than they save. Measured by
-# tests/bench_loss.py.
+# tests/benchmarks/bench_loss.py.
 DENSE_ROWS = 512
 
 # So it is for no more anchors than that, as one process has among the rows of many, whatever the rows, while their

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from conr_hf.losses.checks import bounds, check_numbers, check_shapes
-from conr_hf.losses.dense import BLOCK_PAIRS, normalise, normalise_backward
+from conr_hf.losses.conr_dense import BLOCK_PAIRS, normalise, normalise_backward
 from conr_hf.losses.pairs import Distance, Reach, check_dimensions, check_distance, label_distance, window_reach
+from conr_hf.losses.validation import bounds, check_numbers, check_shapes
 
 
 def rank_n_contrast(

@@ -1,11 +1,10 @@
 """Errors of predictions: by how common their labels are in training, of depth maps, of gaze; they need no trainer."""
 
 from conr_hf.imbalance.bins import THRESHOLDS
+from conr_hf.metrics.bootstrap import shot_intervals
 from conr_hf.metrics.depth import DepthErrors, depth_metrics
-from conr_hf.metrics.for_evaluate import ShotMetrics
 from conr_hf.metrics.gaze import angular_error
-from conr_hf.metrics.inputs import like_labels
-from conr_hf.metrics.intervals import shot_intervals
+from conr_hf.metrics.hf_evaluate import ShotMetrics
 from conr_hf.metrics.shots import (
     Thresholds,
     constant_median,
@@ -15,7 +14,8 @@ from conr_hf.metrics.shots import (
     shot_metrics,
     shot_metrics_from_bins,
 )
-from conr_hf.metrics.streamed import StreamedErrors
+from conr_hf.metrics.streaming import StreamedErrors
+from conr_hf.metrics.validation import like_labels
 
 __all__ = [
     "THRESHOLDS",

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from conr_hf.imbalance.bins import FloatArray
-from conr_hf.metrics.inputs import DIVERGED, as_float64, refuse_where, reshaped
+from conr_hf.metrics.validation import DIVERGED, as_float64, refuse_where, reshaped
 
 SMALLEST_SHARE = 1e-3
 FIGURES = ("abs_rel", "log10", "delta1", "delta2", "delta3")

@@ -1,11 +1,17 @@
 """Errors of gaze: the angle between where eyes look and where they are said to."""
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from conr_hf.imbalance import Bins
 from conr_hf.imbalance.bins import FloatArray
-from conr_hf.metrics.inputs import like_labels
+from conr_hf.metrics.shots import sample_shots, shot_metrics_from_bins
+from conr_hf.metrics.validation import like_labels
+
+GAZE = ["pitch", "yaw"]  # label columns that are a direction
 
 
 def angular_error(predictions: npt.ArrayLike | Tensor, labels: npt.ArrayLike | Tensor) -> FloatArray:
@@ -52,3 +58,35 @@ def angular_error(predictions: npt.ArrayLike | Tensor, labels: npt.ArrayLike | T
 def _direction(angles: FloatArray) -> FloatArray:
     pitch, yaw = angles.T
     return np.stack([-np.cos(pitch) * np.sin(yaw), -np.sin(pitch), -np.cos(pitch) * np.cos(yaw)], axis=1)
+
+
+def label_errors(
+    predictions: np.ndarray, labels: np.ndarray, bins: Bins, columns: list[str]
+) -> dict[str, dict[str, float]]:
+    """
+    [`~conr_hf.metrics.shot_metrics_from_bins`], and of pitch and yaw `angular_error` too: the mean angle between true
+    and predicted direction, in degrees. It is left out where the labels are no radians.
+
+    Args:
+        predictions (`np.ndarray` of shape `(N,)` or `(N, T)`): In label units.
+        labels (`np.ndarray` like `predictions`): True labels.
+        bins ([`~conr_hf.imbalance.Bins`]): Bins of the training labels.
+        columns (`list[str]`): The label columns.
+
+    Example:
+        >>> straight, left = [[0.0, 0.0]] * 2, [[0.0, 0.1]] * 2
+        >>> bins = Bins((np.array([-1.0, 1.0]),) * 2, (np.array([500]),) * 2)
+        >>> round(label_errors(straight, left, bins, ["pitch", "yaw"])["many"]["angular_error"], 3)
+        5.73
+    """
+    metrics = shot_metrics_from_bins(predictions, labels, bins)
+    if columns == GAZE and in_radians(labels):
+        angles = angular_error(predictions, labels)
+        rows = {"all": np.ones(len(angles), bool), **sample_shots(labels, bins)}
+        for shot, values in metrics.items():
+            values["angular_error"] = float(angles[rows[shot]].mean())
+    return metrics
+
+
+def in_radians(labels: np.ndarray) -> bool:
+    return bool(np.abs(labels).max(initial=0.0) <= math.pi)

@@ -9,7 +9,7 @@ from torch import Tensor
 from conr_hf.imbalance import Bins, label_columns, make_bins
 from conr_hf.imbalance.bins import FLOAT32_EPS, THRESHOLDS, FloatArray, IntArray
 from conr_hf.metrics.errors import errors
-from conr_hf.metrics.inputs import like_labels
+from conr_hf.metrics.validation import like_labels
 
 Thresholds = tuple[npt.ArrayLike, npt.ArrayLike]
 Masks = dict[str, npt.NDArray[np.bool_]]

@@ -34,7 +34,7 @@ def label_and_feature_distances(
 
     Args:
         label_distances, feature_distances (`np.ndarray` of shape `(P,)`):
-            What [`~conr_hf.reading.distance_pairs`] returned.
+            What [`~conr_hf.metrics.features.distance_pairs`] returned.
         labels (`np.ndarray` of shape `(N,)`): Labels of the samples on the right, in label units.
         neighbour_labels (`np.ndarray` of shape `(N, K)`): Labels of each one's nearest training samples.
         train_counts (`np.ndarray` of shape `(N,)`): Training labels in each one's bin.

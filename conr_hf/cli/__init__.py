@@ -1,0 +1,5 @@
+"""The command line, `conr-hf`."""
+
+from conr_hf.cli.main import main
+
+__all__ = ["main"]

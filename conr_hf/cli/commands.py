@@ -1,0 +1,217 @@
+"""What each command of `conr-hf` does, with the libraries that it needs and no others; the exit code."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def train(given: list[str]) -> int:
+    from conr_hf.cli.recipe import help_text, read_recipe
+
+    if "--help" in given or "-h" in given:
+        print(help_text())
+        return 0
+    if "CONR_HF_LIFELINE" in os.environ:  # started by a comparison
+        from conr_hf.cli.compare.lock import exit_with_owner
+
+        exit_with_owner()
+    recipe, args, options = read_recipe(given)
+    _quiet_libraries()
+    from conr_hf.cli.train import train
+    from conr_hf.utils.environment import command_line
+
+    train(recipe, args, options, command_line(["train", *given]))
+    return 0
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    _quiet_libraries()
+    from conr_hf.cli.evaluate import evaluate_saved
+    from conr_hf.utils.environment import command_line
+
+    evaluate_saved(
+        options.model,
+        benchmark=options.benchmark,
+        benchmark_source=options.benchmark_source,
+        data=options.data,
+        streaming=options.streaming,
+        split=options.split,
+        image_column=options.image_column,
+        label_columns=options.label_columns,
+        batch_size=options.batch_size,
+        skip_bad_rows=options.skip_bad_rows,
+        map_scale=options.map_scale,
+        map_invalid=options.map_invalid,
+        output=options.output,
+        command=command_line(options.given),
+    )
+    return 0
+
+
+def predict(options: argparse.Namespace) -> int:
+    _quiet_libraries()
+    from conr_hf.inference.predict import predict_images, predict_maps, write_predicted
+    from conr_hf.models.saved import predicts_maps
+    from conr_hf.utils.files import check_writable
+    from conr_hf.utils.tables import format_table
+
+    if predicts_maps(options.model):
+        count, unreadable, no_pictures = predict_maps(options.model, options.images, options.output)
+        what = "arrays (.npy)" if no_pictures else "arrays (.npy) and pictures (.png)"
+        print(f"{count} map{'s' * (count != 1)} written to {options.output}, as {what}")
+        if no_pictures:
+            print(f"No pictures: {no_pictures}")
+        return _told_unreadable(unreadable)
+    if options.output is not None and Path(options.output).suffix not in (".csv", ".json"):
+        raise ValueError(f'--output "{options.output}" must end in .csv or .json.')
+
+    if options.output is not None:
+        check_writable(str(Path(options.output).parent))
+    targets, predictions, unreadable = predict_images(options.model, options.images, options.batch_size)
+    if options.output is not None:
+        write_predicted(Path(options.output), targets, predictions)
+        print(f"{len(predictions)} prediction{'s' * (len(predictions) != 1)} written to {options.output}")
+    elif predictions:
+        rows = [[str(path), *(f"{value:.5g}" for value in values)] for path, values in predictions.items()]
+        print(format_table([["image", *targets], *rows]))
+    return _told_unreadable(unreadable)
+
+
+def _told_unreadable(unreadable: dict[Path, str]) -> int:
+    for path, reason in unreadable.items():
+        print(f"conr-hf: {path} cannot be read: {reason}.", file=sys.stderr)
+    return 2 if unreadable else 0
+
+
+def export(options: argparse.Namespace) -> int:
+    _quiet_libraries()
+    from conr_hf.inference.export import export
+
+    export(options.model, options.format, options.output)
+    return 0
+
+
+def compare(options: argparse.Namespace) -> int:
+    from conr_hf.cli.compare.grid import read_comparison, train_all
+    from conr_hf.cli.compare.plot import draw_comparison
+    from conr_hf.cli.compare.tables import show, write_tables
+    from conr_hf.utils.environment import command_line
+
+    comparison = read_comparison(options.comparison, options.output_dir)
+    runs, failed = train_all(comparison, lambda runs: print(f"\n{show(comparison, runs)}\n", flush=True))
+    files = write_tables(comparison, runs, command_line(options.given))
+    try:
+        files += draw_comparison(comparison, runs)
+    except ImportError as error:
+        print(f"No plot: {error}")
+    print(f"\n{show(comparison, runs)}\n\nWritten: {', '.join(str(file) for file in files)}")
+    for name, reason in failed.items():
+        print(f"conr-hf: {name} failed: {reason}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def report(options: argparse.Namespace) -> int:
+    _quiet_libraries()
+    from conr_hf.cli.report.report import report
+
+    report(options.runs, options.split, options.output)
+    return 0
+
+
+def card(options: argparse.Namespace) -> int:
+    _quiet_libraries()
+    from conr_hf.hub.model_card import write_card
+
+    print(f"Written to {write_card(options.run, options.template)}")
+    return 0
+
+
+def push(options: argparse.Namespace) -> int:
+    _quiet_libraries()
+    from conr_hf.hub.push import push_run
+
+    print(f"Pushed to {push_run(options.run, options.model_id, options.private, options.revision).repo_url}")
+    return 0
+
+
+def recipes(options: argparse.Namespace) -> int:
+    from conr_hf.cli import recipe
+
+    if options.action == "list":
+        for name in recipe.names():
+            lines = recipe.packaged(name).read_text(encoding="utf-8").splitlines()
+            about = [line[1:].strip() for line in lines if line[:1] == "#"]
+            print(f"{name:34}{about[1] if len(about) > 1 else ''}")
+        return 0
+    if options.name is None:
+        raise ValueError(f"conr-hf recipes {options.action} needs the name of a recipe; conr-hf recipes lists them.")
+    if options.action == "show":
+        print(recipe.packaged(options.name).read_text(encoding="utf-8"), end="")
+    else:
+        print(f"Copied to {recipe.copy(options.name, options.destination)}")
+    return 0
+
+
+def env(options: argparse.Namespace) -> int:
+    import platform
+
+    from conr_hf.utils.environment import hardware, versions
+
+    facts: dict[str, Any] = {**versions(), "platform": platform.platform(), "hardware": hardware()}
+    print(json.dumps(facts, indent=2))
+    return 0
+
+
+def demo(options: argparse.Namespace) -> int:
+    if options.with_model and options.export is None:
+        raise ValueError("--with_model copies the model into a Space; add --export FOLDER.")
+    _quiet_libraries()
+    given = {name: getattr(options, name) for name in ("max_size", "examples")}
+    if options.export is not None:
+        from conr_hf.cli.demo.space import export
+
+        export(options.model, options.export, with_model=options.with_model, **given)
+    else:
+        from conr_hf.cli.demo.app import demo
+
+        demo(options.model, host=options.host, port=options.port, **given)
+    return 0
+
+
+def inspect(options: argparse.Namespace) -> int:
+    _quiet_libraries()
+    from conr_hf.cli.inspect import inspect_data
+
+    inspect_data(
+        options.data,
+        label_columns=options.label_columns,
+        image_column=options.image_column,
+        group_column=options.group_column,
+        bin_width=options.bin_width,
+        unit=options.unit,
+        output=options.output,
+    )
+    return 0
+
+
+def split(options: argparse.Namespace) -> int:
+    _quiet_libraries()
+    from dataclasses import fields
+
+    from conr_hf.cli.split import SplitOptions, write_split
+
+    write_split(SplitOptions(**{option.name: getattr(options, option.name) for option in fields(SplitOptions)}))
+    return 0
+
+
+def _quiet_libraries() -> None:
+    """Leaves the terminal to our own lines: no bars for loading files, no notes on what libraries do by design."""
+    import datasets
+    from transformers.utils import logging
+
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]

@@ -1,0 +1,227 @@
+"""Comparisons: methods x seeds x recipes, one run after another, and on again where an earlier call ended."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+import yaml
+
+from conr_hf.cli.compare.lock import lock_folder
+from conr_hf.cli.recipe import options_of, packaged, read_recipe
+from conr_hf.cli.yaml_loader import read_yaml
+from conr_hf.training.checkpoints import last_complete_checkpoint
+from conr_hf.utils.files import check_writable
+
+_KEYS = ("recipes", "methods", "seeds", "baseline", "options", "output_dir", "accelerate")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """
+    What is compared, as one YAML file says it.
+
+    Args:
+        recipes (`dict[str, dict]`): Options of each recipe by its name, with those of all runs over its file's.
+        methods (`dict[str, dict]`): Options that a method adds to a recipe's, by its name. `stage_one` may name a
+            method before it, whose model of the same seed it then starts from.
+        seeds (`list[int]`): Every method is trained with each.
+        baseline (`str`): The method that the others are set against.
+        output_dir (`str`): Where the runs and tables go.
+        accelerate (`str`, *optional*): A configuration for `accelerate launch`, which then starts each run.
+    """
+
+    recipes: dict[str, dict[str, Any]]
+    methods: dict[str, dict[str, Any]]
+    seeds: list[int]
+    baseline: str
+    output_dir: str
+    accelerate: str | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of the grid: its place in it, its folder, and every option."""
+
+    recipe: str
+    method: str
+    seed: int
+    folder: Path
+    options: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return f"{self.recipe}, {self.method}, seed {self.seed}"
+
+    def results(self) -> dict[str, Any] | None:
+        """What a finished run left; `None` if it did not finish."""
+        path = self.folder / "results.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def read_comparison(path: str, output_dir: str | None = None) -> Comparison:
+    """
+    Reads a comparison.
+
+    Args:
+        path (`str`): The YAML file, or the name of one that comes with the package. Its keys: `recipes`, files or
+            packaged names, or such a `recipe` with other options under a name of its own; `methods`, options by name;
+            `seeds`; and perhaps `baseline` (else the first method), `options`, `output_dir` and `accelerate`.
+        output_dir (`str`, *optional*): In place of the file's.
+
+    Raises:
+        `ValueError`: for what is missing or unknown, in the file and in every recipe and method; it says where.
+    """
+    file = Path(path) if os.path.isfile(path) else packaged(path)
+    content = read_yaml(file)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is no comparison. Write recipes, methods and seeds.")
+    for key in content:
+        if key not in _KEYS:
+            raise ValueError(f'{path}: unknown key "{key}". A comparison has {", ".join(_KEYS)}.')
+    if not isinstance(content.get("seeds"), list) or not content["seeds"]:
+        raise ValueError(f"{path}: seeds is {content.get('seeds')!r}; it must be a list, as in seeds: [1, 2, 3].")
+    recipes = _recipes(content.get("recipes"), content.get("options") or {}, path)
+    methods = content.get("methods")
+    if not isinstance(methods, dict) or not all(isinstance(value, dict) for value in methods.values()) or not methods:
+        raise ValueError(f"{path}: methods must name options, as in methods: {{vanilla: {{conr_weight: 0}}}}.")
+    if not all(isinstance(seed, int) for seed in content["seeds"]) or len({*content["seeds"]}) < len(content["seeds"]):
+        raise ValueError(f"{path}: seeds is {content['seeds']}; they must be different whole numbers.")
+    for kind, names in (("recipe", recipes), ("method", methods)):
+        for name in names:
+            if PureWindowsPath(str(name)).name != str(name) or str(name).startswith("."):  # / and \, and C:
+                raise ValueError(f'{path}: the {kind} "{name}" names a folder; use letters, digits, spaces, + and -.')
+    baseline = content.get("baseline", next(iter(methods)))
+    if baseline not in methods:
+        raise ValueError(f'{path}: baseline is "{baseline}"; it must be one of the methods {", ".join(methods)}.')
+    comparison = Comparison(
+        recipes=recipes,
+        methods=methods,
+        seeds=content["seeds"],
+        baseline=baseline,
+        output_dir=output_dir or content.get("output_dir") or f"runs/{file.stem}",
+        accelerate=content.get("accelerate"),
+    )
+    if comparison.accelerate is not None and not os.path.isfile(comparison.accelerate):
+        comparison = Comparison(**{**vars(comparison), "accelerate": str(packaged(comparison.accelerate))})
+    return comparison
+
+
+def _recipes(listed: Any, of_all: dict[str, Any], path: str) -> dict[str, dict[str, Any]]:
+    """
+    Options of each recipe by its name: a file's own, or one that is given to a file with other options; `of_all` are
+    over the file's and under the others.
+    """
+    if isinstance(listed, list) and listed and all(isinstance(name, str) for name in listed):
+        return {Path(name).stem: {**options_of(name), **of_all} for name in listed}
+    if not isinstance(listed, dict) or not listed:
+        raise ValueError(
+            f"{path}: recipes is {listed!r}; it must be a list of files, as in recipes: [quickstart.yaml], or name "
+            "each, as in recipes: {long: {recipe: quickstart.yaml, num_train_epochs: 24}}."
+        )
+    recipes = {}
+    for name, changed in listed.items():
+        if not isinstance(changed, dict) or not isinstance(changed.get("recipe"), str):
+            raise ValueError(
+                f'{path}: the recipe "{name}" is {changed!r}; it must name a recipe and what differs, as in '
+                "{recipe: quickstart.yaml, num_train_epochs: 24}."
+            )
+        others = {option: value for option, value in changed.items() if option != "recipe"}
+        recipes[str(name)] = {**options_of(changed["recipe"]), **of_all, **others}
+    return recipes
+
+
+def plan(comparison: Comparison) -> list[Run]:
+    """
+    All runs, seed by seed, so that a comparison that is cut short has every method once. Their options are written to
+    `wanted.yaml` in their folders, and checked.
+
+    Raises:
+        `ValueError`: for options that cannot be meant, and for a folder that holds a run of other options.
+    """
+    runs = []
+    for seed, recipe, method in itertools.product(comparison.seeds, comparison.recipes, comparison.methods):
+        options = {**comparison.recipes[recipe], **comparison.methods[method], "seed": seed}
+        run = Run(recipe, method, seed, _folder(comparison, recipe, method, seed), options)
+        first = options.get("stage_one")
+        if first in comparison.methods:  # trained before, by this comparison
+            del options["stage_one"]
+            options |= {"model": str(_folder(comparison, recipe, first, seed)), "pretrained": True, "weights": None}
+        runs.append(run)
+    for run in runs:
+        check_writable(str(run.folder))
+        wanted = run.folder / "wanted.yaml"
+        if not wanted.is_file():
+            wanted.write_text(yaml.safe_dump(run.options, sort_keys=False), encoding="utf-8")
+        elif read_yaml(wanted) != run.options:
+            raise ValueError(
+                f'"{run.folder}" holds a run of other options. Remove it, or name another folder with --output_dir.'
+            )
+        if run.seed == comparison.seeds[0]:
+            read_recipe([str(wanted)])
+    return runs
+
+
+def train_all(comparison: Comparison, after_run: Callable[[list[Run]], None]) -> tuple[list[Run], dict[str, str]]:
+    """
+    Trains what is not finished yet, one run after another.
+
+    Args:
+        comparison ([`Comparison`]): What to train.
+        after_run (function of all runs): Called after each that was trained.
+
+    Returns:
+        All runs; and `dict[str, str]`: why runs failed, by name; the others were trained all the same.
+
+    Raises:
+        `ValueError`: as [`plan`], and if another process trains this comparison.
+    """
+    failed: dict[str, str] = {}
+    with lock_folder(Path(comparison.output_dir)) as environment:
+        runs = plan(comparison)
+        for number, run in enumerate(runs, 1):
+            if run.results() is not None:
+                continue
+            begun = _was_begun(run.folder)
+            print(f"[{number}/{len(runs)}] {run.name}{', resumed' if begun else ''}", flush=True)
+            code = _train(run, comparison.accelerate, begun, environment)
+            if code:
+                failed[run.name] = reason = _last_line(run.folder / "log.txt") or f"exit code {code}"
+                print(f"  failed: {reason} (all it said: {run.folder / 'log.txt'})", flush=True)
+            else:
+                after_run(runs)
+    return runs, failed
+
+
+def _folder(comparison: Comparison, recipe: str, method: str, seed: int) -> Path:
+    return Path(comparison.output_dir, "runs", recipe, method, f"seed-{seed}")
+
+
+def _train(run: Run, accelerate: str | None, resume: bool, environment: dict[str, str]) -> int:
+    """Trains a run in a process of its own, which prints to `log.txt` in the run's folder; its exit code."""
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", accelerate] if accelerate else []
+    command = [sys.executable, *launcher, "-m", "conr_hf", "train", str(run.folder / "wanted.yaml")]
+    command += ["--output_dir", str(run.folder), "--disable_tqdm", "true"]
+    command += ["--resume_from_checkpoint", "true"] if resume else []
+    with (run.folder / "log.txt").open("a", encoding="utf-8") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | environment)
+        try:
+            return process.wait()
+        except BaseException:  # an interruption, which the run must not survive
+            process.terminate()
+            process.wait()
+            raise
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1] if lines else ""
+
+
+def _was_begun(folder: Path) -> bool:
+    return any(last_complete_checkpoint(str(place)) for place in (folder, folder / "stage-one"))

@@ -1,0 +1,88 @@
+"""A comparison in pictures: the error of every run, by method and shot, and what methods change by recipe."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+from conr_hf.cli.compare.grid import Comparison, Run
+from conr_hf.cli.compare.tables import SHOTS, differences, errors, interval, splits_of, unit_of
+from conr_hf.plots.style import COLOURS, FAINT, INK, heading, new_figure, run_line, save, tidy
+
+
+def draw_comparison(comparison: Comparison, runs: Sequence[Run]) -> list[Path]:
+    """
+    Writes `RECIPE.png` for each recipe: a panel a shot, in it a dot for each seed of each method, their mean as a bar,
+    and the baseline's mean as a line, on the test split where there is one. Of several recipes also `recipes.png`.
+
+    Returns:
+        `list[pathlib.Path]`: the files.
+
+    Raises:
+        `ImportError`: Without matplotlib.
+    """
+    files = []
+    for recipe in comparison.recipes:
+        if not (splits := splits_of(runs, recipe)):
+            continue
+        found = {
+            shot: {method: errors(runs, recipe, method, splits[-1], shot, "mae") for method in comparison.methods}
+            for shot in SHOTS
+        }
+        shots = [shot for shot, of_method in found.items() if any(of_method.values())]
+        methods = [method for method in comparison.methods if found["all"][method]]
+        figure = new_figure(1.6 + 2.3 * len(shots), 1.3 + 0.3 * len(methods))
+        panels = figure.subplots(1, len(shots), sharey=True, squeeze=False)[0]
+        for shot, panel in zip(shots, panels, strict=True):
+            colour = COLOURS.get(shot, INK)
+            for place, method in enumerate(methods):
+                values = list(found[shot][method].values())
+                panel.scatter(values, [place] * len(values), s=16, color=colour, alpha=0.5, linewidths=0, zorder=3)
+                if values:
+                    panel.scatter(fmean(values), place, s=120, color=colour, marker="|", zorder=4)
+            if plain := list(found[shot][comparison.baseline].values()):
+                panel.axvline(fmean(plain), color=FAINT, linewidth=0.8, zorder=1)
+            panel.set_title({"all": "all samples"}.get(shot, f"{shot}-shot"), fontsize=9.5, color=INK)
+            panel.set_xlabel(f"MAE{unit_of(runs, recipe)}", fontsize=8.5)
+            tidy(panel)
+        panels[0].set_yticks(range(len(methods)), methods)
+        panels[0].invert_yaxis()
+        title = f"{recipe}, {splits[-1]}: a dot a seed, a bar their mean, the line {comparison.baseline}"
+        heading(figure, title)
+        files.append(Path(comparison.output_dir, f"{recipe}.png"))
+        save(figure, files[-1])
+    if len(files) > 1:
+        files.append(_draw_differences(comparison, runs))
+    return files
+
+
+def _draw_differences(comparison: Comparison, runs: Sequence[Run]) -> Path:
+    """Paired differences to the baseline with their 95 % interval, in per cent of its error, recipe by recipe."""
+    methods = [method for method in comparison.methods if method != comparison.baseline]
+    figure = new_figure(9.0, 3.9)
+    panels = figure.subplots(1, 2, sharey=True)
+    for panel, (name, shot, metric) in zip(
+        panels, (("few-shot MAE", "few", "mae"), ("balanced MAE", "all", "bmae")), strict=True
+    ):
+        for index, method in enumerate(methods):
+            places, means, halves = [], [], []
+            for place, recipe in enumerate(comparison.recipes):
+                split = (splits_of(runs, recipe) or ["none"])[-1]
+                plain = errors(runs, recipe, comparison.baseline, split, shot, metric)
+                if found := differences(comparison, runs, recipe, method, split, shot, metric):
+                    half = interval(found)
+                    places.append(place + 0.08 * (index - (len(methods) - 1) / 2))
+                    means.append(100 * fmean(found) / fmean(plain.values()))
+                    halves.append(0.0 if math.isnan(half) else 100 * half / fmean(plain.values()))
+            panel.errorbar(places, means, halves, label=method, **run_line(index))
+        panel.axhline(0, color=FAINT, linewidth=0.8, zorder=1)
+        panel.set_xticks(range(len(comparison.recipes)), comparison.recipes)
+        panel.set_title(name, fontsize=9.5, color=INK)
+        tidy(panel)
+    panels[0].set_ylabel(f"difference to {comparison.baseline} (%)", fontsize=8.5)
+    heading(
+        figure, "What each method changes, with its 95 % interval over seeds", panels[0].get_legend_handles_labels()[0]
+    )
+    path = Path(comparison.output_dir, "recipes.png")
+    save(figure, path)
+    return path

@@ -1,0 +1,200 @@
+"""`conr-hf`: train, evaluate, predict, demo, export, compare, report, card, push, inspect, split, recipes, env."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from conr_hf.cli import commands
+
+EXAMPLES = """examples:
+  conr-hf train recipes/quickstart.yaml --conr_weight 0.1
+  conr-hf evaluate runs/quickstart --benchmark earth-elevation
+  conr-hf predict runs/quickstart photos/ --output heights.csv
+  conr-hf report runs/quickstart
+  conr-hf demo runs/quickstart
+
+`conr-hf train --help` lists every option of a recipe."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command and exits: 0 done, 2 bad input, 1 anything else, 130 interrupted, 143 terminated."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        sys.exit(_run(given))
+    except ValueError as error:
+        sys.exit(_told(error, 2))
+    except KeyboardInterrupt as error:
+        if not error.args:  # training says itself where it stopped
+            print("\nInterrupted.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)
+    except (ConnectionError, FloatingPointError) as error:
+        sys.exit(_told(error, 1))
+    except OSError as error:
+        if error.errno is not None:  # the system's, and not a sentence of ours
+            raise
+        sys.exit(_told(error, 1))
+
+
+def _told(error: Exception, code: int) -> int:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # A data-loader worker's error carries the worker's traceback; its last line is the sentence.
+    sentence = (
+        lines[-1].removeprefix("ValueError: ") if any("Traceback" in line for line in lines) else " ".join(lines)
+    )
+    print(f"conr-hf: {sentence}", file=sys.stderr)
+    return code
+
+
+def _run(given: list[str]) -> int:
+    if given[:1] == ["train"]:
+        return commands.train(given[1:])
+    parser = argparse.ArgumentParser(
+        prog="conr-hf",
+        description="Fine-tune vision models for imbalanced regression with ConR.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    subparsers.add_parser("train", help="train a recipe: conr-hf train RECIPE.yaml [--option value ...]")
+
+    evaluate = subparsers.add_parser("evaluate", help="errors of a saved model, per shot")
+    evaluate.add_argument("model", help="run folder, checkpoint or Hub id")
+    source = evaluate.add_mutually_exclusive_group(required=True)
+    source.add_argument("--benchmark", help="a benchmark, such as earth-elevation")
+    source.add_argument("--data", help="your own data: folder of images, table, or Hub id")
+    evaluate.add_argument("--benchmark_source", help="where you have the benchmark: folder, file or Hub id")
+    evaluate.add_argument("--streaming", action="store_true", help="do not download the training split")
+    evaluate.add_argument("--split", default="test", help="which split (default: test)")
+    evaluate.add_argument("--image_column", default="image")
+    evaluate.add_argument("--label_columns", nargs="+", help="columns of the label (default: the model's own)")
+    evaluate.add_argument("--batch_size", type=_positive, default=64)
+    evaluate.add_argument("--skip_bad_rows", action="store_true", help="leave out rows that cannot be read")
+    evaluate.add_argument(
+        "--map_scale", type=float, help="label units in a stored number of a map (default: the run's)"
+    )
+    evaluate.add_argument("--map_invalid", type=float, help="stored number of a map's pixel without a label")
+    evaluate.add_argument("--output", help="folder for results.json, predictions.csv (or maps.png) and density.png")
+
+    predict = subparsers.add_parser("predict", help="predictions for images")
+    predict.add_argument("model", help="run folder, checkpoint or Hub id")
+    predict.add_argument("images", nargs="+", help="image files, or folders of them", metavar="IMAGE|FOLDER")
+    predict.add_argument(
+        "--output", help="write to this .csv or .json file instead of the terminal; of a model of maps, the folder"
+    )
+    predict.add_argument("--batch_size", type=_positive, default=32)
+
+    export = subparsers.add_parser("export", help="a saved model as ONNX, for torch.export or for timm")
+    export.add_argument("model", help="run folder, checkpoint or Hub id")
+    export.add_argument("--format", required=True, choices=("onnx", "torch-export", "timm"))
+    export.add_argument("--output", metavar="FILE", help="the file (default: in the model's folder)")
+
+    compare = subparsers.add_parser("compare", help="train methods x seeds, and set them side by side")
+    compare.add_argument("comparison", help="YAML file: recipes, methods, seeds")
+    compare.add_argument("--output_dir", help="where runs and tables go (default: the file's)")
+
+    report = subparsers.add_parser("report", help="pictures of finished runs, and what their features say")
+    report.add_argument("runs", nargs="+", help="folders that conr-hf train wrote", metavar="RUN")
+    report.add_argument("--split", default="test", help="which split (default: test)")
+    report.add_argument("--output", help="folder to write to (default: report, in the first run)")
+
+    card = subparsers.add_parser("card", help="write the model card of a finished run again")
+    card.add_argument("run", help="folder that conr-hf train wrote", metavar="RUN")
+    card.add_argument("--template", help="file with a Jinja template (default: the package's own)", metavar="FILE")
+
+    push = subparsers.add_parser("push", help="send a finished run to the Hub")
+    push.add_argument("run", help="folder that conr-hf train wrote", metavar="RUN")
+    push.add_argument("model_id", nargs="?", help="owner/name on the Hub (default: the folder's name)")
+    push.add_argument("--private", action="store_true", help="make the repository a private one, if it is not there")
+    push.add_argument("--revision", help="branch to push to (default: the main one)")
+
+    recipes = subparsers.add_parser("recipes", help="list, show or copy the recipes that come with the package")
+    recipes.add_argument("action", nargs="?", choices=("list", "show", "copy"), default="list")
+    recipes.add_argument("name", nargs="?", help="which recipe")
+    recipes.add_argument("destination", nargs="?", default=".", help="where to copy it (default: here)")
+
+    _add_demo(subparsers)
+    _add_inspect(subparsers)
+    _add_split(subparsers)
+    subparsers.add_parser("env", help="what a bug report needs")
+    options = parser.parse_args(given, argparse.Namespace(given=given))
+    run = {
+        "evaluate": commands.evaluate,
+        "predict": commands.predict,
+        "export": commands.export,
+        "compare": commands.compare,
+        "report": commands.report,
+        "card": commands.card,
+        "push": commands.push,
+        "recipes": commands.recipes,
+        "env": commands.env,
+        "demo": commands.demo,
+        "inspect": commands.inspect,
+        "split": commands.split,
+    }[options.command]
+    return run(options)
+
+
+def _add_demo(subparsers: Any) -> None:
+    parser = subparsers.add_parser("demo", help="a saved model in the browser, or as a folder for a Space")
+    parser.add_argument("model", help="run folder, checkpoint or Hub id")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    parser.add_argument("--port", type=_positive, help="port to listen on (default: the first free one from 7860 on)")
+    parser.add_argument("--max_size", type=_positive, default=10, metavar="MB", help="largest upload (default: 10)")
+    parser.add_argument("--examples", metavar="FOLDER", help="images to choose from (default: the benchmark's)")
+    parser.add_argument("--export", metavar="FOLDER", help="write a Space there instead of listening")
+    parser.add_argument("--with_model", action="store_true", help="copy the model into the Space")
+
+
+def _add_inspect(subparsers: Any) -> None:
+    parser = subparsers.add_parser("inspect", help="what is in a data set, and what is wrong with it")
+    parser.add_argument("data", help="your own data: folder of images, table, or Hub id", metavar="DATA")
+    parser.add_argument("--label_columns", nargs="+", default=["label"], metavar="COLUMN")
+    parser.add_argument("--image_column", default="image")
+    parser.add_argument("--group_column", help="what should not be in two splits: a person, a photograph")
+    parser.add_argument("--bin_width", type=_width, nargs="+", help="of the label bins (default: one that suits them)")
+    parser.add_argument("--unit", default="", help="unit of the labels, for the figure")
+    parser.add_argument("--output", help="folder for labels.png and inspection.json (default: write nothing)")
+
+
+def _add_split(subparsers: Any) -> None:
+    parser = subparsers.add_parser("split", help="balanced validation and test sets, written as Parquet")
+    parser.add_argument("data", help="your own data: folder of images, table, or Hub id", metavar="DATA")
+    parser.add_argument("--label", nargs="+", required=True, metavar="COLUMN", help="columns of the label")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="where the Parquet files and README.md go")
+    parser.add_argument("--group", help="column of what must not be in two splits: a person, a photograph")
+    parser.add_argument("--id", help="column that tells rows apart, so that their order does not matter")
+    parser.add_argument("--cap", type=_positive, default=30, help="most rows of a bin in test (default: 30)")
+    parser.add_argument("--share", type=_fraction, default=1 / 3, help="largest share of a bin in test (default: 1/3)")
+    parser.add_argument("--bin_width", type=_width, nargs="+", help="of the label bins (default: range / 100)")
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--image_column", default="image")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that an earlier split left there")
+
+
+def _width(text: str) -> float:
+    try:
+        width = float(text)
+    except ValueError:
+        width = 0.0
+    if not 0 < width < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number greater than 0")
+    return width
+
+
+def _fraction(text: str) -> float:
+    from fractions import Fraction
+
+    try:
+        return float(Fraction(text))
+    except (ValueError, ZeroDivisionError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number or a fraction, such as 1/3") from error
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, 1 or more")
+    return int(text)

@@ -1,0 +1,46 @@
+"""The data that a recipe names: its splits, its stream, its labels."""
+
+from typing import Any
+
+import numpy as np
+from datasets import IterableDataset
+
+from conr_hf.cli.recipe import Recipe
+from conr_hf.data.benchmarks.loading import load_benchmark
+from conr_hf.data.benchmarks.registry import BENCHMARKS
+from conr_hf.data.local import load_local
+from conr_hf.data.streaming import label_stream, load_stream, read_histogram
+from conr_hf.data.validation import streamed_labels
+from conr_hf.imbalance import Bins
+from conr_hf.training.config.config import ConRConfig
+
+
+def load_data(recipe: Recipe, args: ConRConfig) -> tuple[dict[str, Any], list[str], str]:
+    """The splits of a recipe's data, what its labels are called, and their unit."""
+    if recipe.benchmark is not None:
+        data = load_benchmark(recipe.benchmark, recipe.benchmark_source, streaming=recipe.streaming)
+        benchmark = BENCHMARKS[recipe.benchmark]
+        own = args.label_columns == list(benchmark.label_columns)  # or the user trains on another column of it
+        single = own and len(args.label_columns) == 1
+        targets = recipe.target or ([benchmark.target] if single else list(args.label_columns))
+        return data, targets, recipe.unit or (benchmark.unit if own else "")
+    assert recipe.data is not None
+    load = load_stream if recipe.streaming else load_local
+    data = load(recipe.data, args.image_column)
+    return data, recipe.target or list(args.label_columns), recipe.unit or ""
+
+
+def shuffled(stream: IterableDataset, recipe: Recipe, args: ConRConfig) -> IterableDataset:
+    """A recipe's stream, in another order each epoch."""
+    seed = args.data_seed if args.data_seed is not None else args.seed
+    buffer = recipe.shuffle_buffer
+    return stream if buffer == 1 else stream.shuffle(seed=seed, buffer_size=buffer)
+
+
+def labels_of_stream(recipe: Recipe, args: ConRConfig) -> np.ndarray | Bins | None:
+    """What a recipe tells of its stream's labels, or what can be read of them alone; else `None`."""
+    if recipe.label_histogram is not None:
+        return read_histogram(recipe.label_histogram)
+    if recipe.data is None:
+        return None
+    return streamed_labels(label_stream(recipe.data, args.label_columns), "train_dataset", args)

@@ -1,0 +1,1 @@
+"""`conr-hf report`: what a finished run got right and wrong."""

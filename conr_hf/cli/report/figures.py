@@ -1,0 +1,197 @@
+"""All pictures of one finished run, and the numbers beside them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+
+from conr_hf import plots
+from conr_hf.cli.report.finished_run import FinishedRun, training_history
+from conr_hf.data.images import to_image
+from conr_hf.data.validation import valid_rows
+from conr_hf.imbalance import label_columns
+from conr_hf.inference.features import embed
+from conr_hf.metrics import features as reading
+from conr_hf.metrics import shot_masks
+from conr_hf.models.saved import load_saved
+from conr_hf.plots.style import with_unit
+
+MOST_TRAINING = 2_000
+WORST = 24
+SEED = 0
+PLACES = ("latitude", "longitude")
+CURVES = "Losses, share of rows that are anchors, and error on the validation split, by epoch."
+
+
+@dataclass
+class Section:
+    """
+    What a report shows of one run, or of all runs together.
+
+    Args:
+        name (`str`): What it is about.
+        pictures (`list[tuple[str, str]]`): Each picture's path without ending, and a line about it.
+        left_out (`list[str]`): What could not be shown, and why.
+        numbers (`dict[str, Any]`): MAE by shot, and what [`~conr_hf.metrics.features`] made of the features.
+    """
+
+    name: str
+    pictures: list[tuple[str, str]] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    numbers: dict[str, Any] = field(default_factory=dict)
+
+
+def pictures_of(run: FinishedRun, data: datasets.DatasetDict | None, folder: Path) -> Section:
+    """
+    Draws one run into `folder`, PNG and SVG.
+
+    Args:
+        run ([`~conr_hf.cli.report.finished_run.FinishedRun`]): The run.
+        data (`datasets.DatasetDict`, *optional*): Its data; without it, what needs images or features is left out.
+        folder (`pathlib.Path`): Where to write; it must exist.
+    """
+    section = Section(run.name, numbers={"mae": {shot: m["mae"] for shot, m in run.results[run.split].items()}})
+    median = np.tile(run.results["conr"]["label_median"], (len(run.labels), 1))
+    what: dict[str, Any] = {"unit": run.unit, "target": run.targets}
+    plots.density_with_error(
+        run.bins,
+        run.labels,
+        run.predictions,
+        folder / "density",
+        title=f"{run.name}: error on the {run.split} split",
+        baseline=median,
+        **what,
+    )
+    section.pictures.append(("density", f"Training labels per bin, and the error on the {run.split} split in each."))
+    title = f"{run.name}: predictions on the {run.split} split"
+    plots.predicted_against_true(run.bins, run.labels, run.predictions, folder / "scatter", title=title, **what)
+    section.pictures.append(("scatter", f"Predicted against true labels of the {run.split} split, by shot."))
+    try:
+        history, best = training_history(run.folder)
+        kept = {} if best is None else {run.name: best}
+        title = f"{run.name}: training"
+        plots.training_curves({run.name: history}, folder / "curves", unit=run.unit, title=title, best=kept)
+        section.pictures.append(("curves", CURVES))
+    except ValueError as error:
+        section.left_out.append(f"Training curves are left out: {error}")
+    if data is not None:
+        _draw_worst(section, run, data[run.split], folder)
+        columns = set(data["train"].column_names) & set(data[run.split].column_names)
+        if run.labels.shape[1] == 1 and columns.issuperset(PLACES):
+            _draw_world(section, run, data, folder)
+        try:
+            _draw_features(section, run, data, folder)
+        except ValueError as error:
+            section.left_out.append(f"Pictures and numbers of features are left out: {error}")
+    return section
+
+
+def _draw_worst(section: Section, run: FinishedRun, rows: datasets.Dataset, folder: Path) -> None:
+    error = np.abs(run.predictions - run.labels).mean(axis=1)
+    masks = shot_masks(run.bins.train_count_of(run.labels))
+    images, shown = [], []
+    for i in np.argsort(-error, kind="stable")[:WORST].tolist():
+        try:
+            images.append(to_image(rows[int(run.rows[i])][run.args.image_column]))
+            shown.append(i)
+        except (OSError, ValueError, SyntaxError):
+            section.left_out.append(
+                f"The image of row {run.rows[i]}, among the worst, is left out: it cannot be read."
+            )
+    if not shown:
+        return
+    plots.contact_sheet(
+        images,
+        run.labels[shown],
+        run.predictions[shown],
+        [next(shot for shot, mask in masks.items() if mask[i]) for i in shown],
+        [f"row {run.rows[i]}" for i in shown],
+        folder / "worst",
+        span=float(np.ptp(run.labels)),
+        title=f"{run.name}: greatest errors on the {run.split} split, {with_unit(', '.join(run.targets), run.unit)}",
+    )
+    section.pictures.append(("worst", f"The {len(shown)} images of the {run.split} split with the greatest errors."))
+
+
+def _draw_world(section: Section, run: FinishedRun, data: datasets.DatasetDict, folder: Path) -> None:
+    north, east = (np.asarray(data[run.split][column], np.float64)[run.rows] for column in PLACES)
+    trained = tuple(np.asarray(data["train"][column], np.float64) for column in PLACES)
+    plots.world_map(
+        north,
+        east,
+        run.labels[:, 0],
+        run.predictions[:, 0],
+        folder / "map",
+        unit=run.unit,
+        title=f"{run.name}: {run.targets[0]} of the {run.split} split on the map",
+        target=run.targets[0],
+        training_places=(trained[0], trained[1]),
+    )
+    section.pictures.append(("map", "Truth, prediction and error where they lie; the training images in grey."))
+
+
+def _draw_features(section: Section, run: FinishedRun, data: datasets.DatasetDict, folder: Path) -> None:
+    model, processor = load_saved(str(run.folder))
+    usable, found = valid_rows(data["train"], "train", run.args, with_labels=True, with_images=False)
+    assert found is not None
+    train_labels = label_columns(found)  # (M, T)
+    random = np.random.default_rng(SEED)
+    drawn = np.sort(random.permutation(len(usable))[:MOST_TRAINING])
+
+    def features_of(split: str, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        column, head = run.args.image_column, run.args.head
+        return embed(model, processor, data[split], rows, column, head=head, name=split)
+
+    train_features, kept = features_of("train", usable[drawn].tolist())
+    train_labels = train_labels[drawn[kept]]
+    features, kept = features_of(run.split, run.rows.tolist())
+    if len(kept) < 2:
+        raise ValueError(f'split "{run.split}" has {len(kept)} image that can be read, and distances need two.')
+    labels = run.labels[kept]
+    pairs = reading.distance_pairs(features, labels, seed=SEED)
+    neighbours = reading.nearest(features, train_features)
+    section.numbers |= {
+        "samples": {
+            "evaluated": len(features),
+            "unreadable": len(run.rows) - len(features),
+            "training": len(train_features),
+            "training_of": int(run.bins.train_counts[0].sum()),
+        },
+        "rank_correlation": reading.rank_correlation(*pairs),
+        "knn_mae": {
+            "training": reading.knn_error(run.bins, labels, train_labels, neighbours),
+            "leave_one_out": reading.knn_error(run.bins, labels, labels, reading.nearest(features)),
+        },
+        "rare_among_frequent": reading.rare_among_frequent(run.bins, labels, train_labels, neighbours),
+        "neighbour_bins": reading.neighbour_bins(run.bins, labels, train_labels, neighbours),
+    }
+
+    plots.feature_map(
+        np.concatenate([train_features, features]),
+        np.concatenate([train_labels, labels]),
+        np.arange(len(train_features) + len(features)) >= len(train_features),
+        folder / "features",
+        unit=run.unit,
+        title=f"{run.name}: features at the head",
+        split=run.split,
+        target=run.targets,
+        seed=SEED,
+    )
+    section.pictures.append(("features", "The features at the head as a map, coloured by label."))
+    for t, target in enumerate(run.targets):
+        name = "distances" if len(run.targets) == 1 else f"distances-{t + 1}"
+        plots.label_and_feature_distances(
+            *pairs,
+            labels[:, t],
+            train_labels[neighbours, t],
+            run.bins.train_counts_of(labels)[:, t],
+            folder / name,
+            unit=run.unit,
+            title=f"{run.name}: are features ordered as labels are?",
+            target=target,
+        )
+        line = "Distances of labels against distances of features; and which labels each image lies among."
+        section.pictures.append((name, line))

@@ -1,0 +1,148 @@
+"""The words of a report: its tables of numbers and its page of pictures."""
+
+import html
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from conr_hf.cli.report.figures import Section
+from conr_hf.metrics.features import K
+from conr_hf.plots.style import with_unit
+
+MOST_BINS = 15
+
+
+def number_rows(numbers: Mapping[str, Mapping[str, Any]], split: str, unit: str) -> list[list[str]]:
+    """
+    The numbers of all runs as rows of cells, a column for each run; the first row is the header.
+
+    Args:
+        numbers (`Mapping`): Of each run, by its name, the numbers of its [`~conr_hf.cli.report.figures.Section`].
+        split (`str`): Name of the split.
+        unit (`str`): Unit of the labels, or `""`.
+    """
+    share = "rare_among_frequent"
+    lines: list[tuple[str, tuple[str, ...], float]] = [
+        (with_unit("MAE", unit), ("mae", "all"), 1),
+        ("  few shot", ("mae", "few"), 1),
+        (
+            with_unit(f"MAE of the mean label of the {K} nearest training images", unit),
+            ("knn_mae", "training", "all"),
+            1,
+        ),
+        ("  few shot", ("knn_mae", "training", "few"), 1),
+        (with_unit(f"MAE of the mean label of the {K} nearest others", unit), ("knn_mae", "leave_one_out", "all"), 1),
+        ("  few shot", ("knn_mae", "leave_one_out", "few"), 1),
+        ("rank correlation of label and feature distances", ("rank_correlation",), 1),
+        ("few-shot images that lie among many-shot ones (%)", (share, "share"), 100),
+        ("  share of many shot in the training images (%)", (share, "training_share"), 100),
+        (f"features of {split} images", ("samples", "evaluated"), 1),
+        ("features of training images, drawn at random", ("samples", "training"), 1),
+    ]
+    rows = [[split, *numbers]]
+    for text, keys, factor in lines:
+        cells = [_cell(values, keys, factor) for values in numbers.values()]
+        if any(cells):
+            rows.append([text, *cells])
+    return rows
+
+
+def neighbour_rows(table: Sequence[Mapping[str, Any]], targets: Sequence[str], unit: str) -> list[list[str]]:
+    """
+    [`neighbour_bins`] as rows of cells, of at most 15 bins, those most inside frequent ones first.
+
+    Args:
+        table (sequence of `Mapping`): What `neighbour_bins` returned.
+        targets (`Sequence[str]`): What the T labels are called.
+        unit (`str`): Unit of the labels, or `""`.
+    """
+    rows = [
+        [
+            with_unit("rare labels", unit),
+            "training images",
+            "images",
+            "neighbours in many shot",
+            "commonest bins of the neighbours",
+        ]
+    ]
+    for entry in sorted(table, key=lambda entry: -entry["many_share"])[:MOST_BINS]:
+        name = f"{targets[entry['dimension']]} " if len(targets) > 1 else ""
+        found = ", ".join(f"{_bin(near['bin'])} ({100 * near['share']:.0f} %)" for near in entry["neighbours"])
+        counts = [f"{entry[key]:,}" for key in ("training_samples", "samples")]
+        rows.append([name + _bin(entry["bin"]), *counts, f"{100 * entry['many_share']:.0f} %", found])
+    return rows
+
+
+def page(
+    together: Section | None,
+    sections: Sequence[tuple[Section, str]],
+    rows: Sequence[Sequence[str]],
+    targets: Sequence[str],
+    split: str,
+    unit: str,
+) -> str:
+    """
+    The report in Markdown: numbers, then every picture with a line about it.
+
+    Args:
+        together ([`~conr_hf.cli.report.figures.Section`], *optional*): All runs against each other.
+        sections (sequence of `Section` and `str`): Each run, and the folder of its pictures seen from the page.
+        rows: What [`number_rows`] returned.
+        targets (`Sequence[str]`): What the labels are called.
+        split, unit (`str`): Name of the split; unit of the labels, or `""`.
+    """
+    names = ", ".join(section.name for section, _ in sections)
+    parts = [f"# {_plain(names)}: {_plain(', '.join(targets))} of the {_plain(split)} split", _table(rows)]
+    samples = next((s.numbers["samples"] for s, _ in sections if "samples" in s.numbers), None)
+    if samples is not None:
+        parts.append(
+            f"Features are those that the head reads, of {samples['evaluated']:,} {split} images and of "
+            f"{samples['training']:,} of {samples['training_of']:,} training images, drawn with a fixed seed. Their "
+            f"distance is 1 - cosine; an image lies among many-shot ones if most of its {K} nearest training images "
+            "are many shot. Every picture is also there as SVG."
+        )
+    if together is not None:
+        parts += ["## All runs", *_shown(together, "")]
+    for section, folder in sections:
+        parts += [f"## {_plain(section.name)}"] if together is not None else []
+        parts += _shown(section, folder)
+        if section.numbers.get("neighbour_bins"):
+            parts += [
+                "Where rare labels lie:",
+                _table(neighbour_rows(section.numbers["neighbour_bins"], targets, unit)),
+            ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _shown(section: Section, folder: str) -> list[str]:
+    pictures = [
+        f"![{_plain(line)}]({quote(f'{folder}{path}.png')})\n\n{_plain(line)}" for path, line in section.pictures
+    ]
+    return [*pictures, *map(_plain, section.left_out)]
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    header, *others = [[_plain(cell) for cell in row] for row in rows]
+    lines = [header, ["---", *("---:" for _ in header[1:])], *others]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _plain(text: str) -> str:
+    """Text as Markdown that shows it and does nothing else: no HTML, link, picture or cell of its own."""
+    return re.sub(r"([\\`\[\]|])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
+def _cell(values: Mapping[str, Any], keys: Sequence[str], factor: float) -> str:
+    value: Any = values
+    for key in keys:
+        if value is None or key not in value:
+            return ""
+        value = value[key]
+    if value is None:
+        return ""
+    return f"{value:,}" if isinstance(value, int) else f"{factor * value:.4g}"
+
+
+def _bin(edges: Sequence[float] | None) -> str:
+    return "outside all bins" if edges is None else f"{edges[0]:.6g} to {edges[1]:.6g}"

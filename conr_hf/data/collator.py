@@ -1,0 +1,197 @@
+"""From rows to batches: label-preserving augmentation, views of an image, the collator."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import BaseImageProcessor
+
+from conr_hf.data.augmentation import augment, sample_augmentation
+from conr_hf.data.columns import Row, label_values
+from conr_hf.data.dataset import SampledExample
+from conr_hf.data.images import to_image
+from conr_hf.data.label_maps import is_map, to_map
+from conr_hf.data.sampler import SampledIndex
+
+
+class ImageCollator:
+    """
+    Makes batches of rows: `num_views` augmented views of each image for training, one plain view for evaluation.
+
+    Each image is decoded and processed once for all its views: a view is the processor's output, padded, cropped back
+    to its size and perhaps flipped. So evaluation sees exactly what the processor saved beside the model gives.
+
+    What moves an image moves its label: a map is brought to the image's size (each pixel has the label of the nearest)
+    and moved with the view, without labels where the view lies outside the image; a flip turns the sign of the columns
+    in `flipped_columns`.
+
+    Where a draw has a partner, its views, label and weight are mixtures with the partner's: its share of its own and
+    the rest of the partner's.
+
+    Views are made where `makes_views` says: on a CPU by the workers; on an accelerator by
+    [`~ImageCollator.with_views`] when the batch is there, so that each image travels once. They are the same.
+
+    Args:
+        processor (`BaseImageProcessor`, *optional*): The model's image processor; not needed for rows that come ready
+            for the model (`pixel_values` of shape `(C, H, W)`, or `(V, C, H, W)` for V views of the user's own).
+        image_column (`str`): Column of the image.
+        label_columns (`Sequence[str]`): The T columns of the label.
+        num_views (`int`): Views of each image (V).
+        horizontal_flip (`bool`): Flip half of the views from left to right.
+        crop_padding (`float`): Largest shift of a view, as a share of its sides.
+        seed (`int`): Seed of all draws.
+        flipped_columns (`Sequence[str]`, *optional*): Label columns whose sign a flip turns, such as yaw.
+        map_scale (`float`, *optional*, defaults to 1.0): Label units in a stored number of a map.
+        map_invalid (`float`, *optional*): The stored number of a map that means there is no label.
+        makes_views (`bool`, *optional*, defaults to `True`): Make the views; otherwise a training batch holds images
+            as they are, and what [`~ImageCollator.with_views`] needs to make them.
+
+    Returns:
+        `dict`: `pixel_values` of shape `(B, V, C, H, W)` in training and `(B, C, H, W)` in evaluation, float32;
+        `labels` of shape `(B,)`, or `(B, T)` for T > 1, float32, in label units, where the rows have labels; in
+        training of shape `(B, V, T)` where a flip changes them. Of maps `(B, V, H, W)` in training and `(B, H, W)`, in
+        their own size, in evaluation, NaN where there is no label;
+        `sample_weight` of shape `(B,)` where they have that column; `position`, an `int`, in training: the first row's
+        position in the epoch's global order.
+    """
+
+    def __init__(
+        self,
+        processor: BaseImageProcessor | None,
+        image_column: str,
+        label_columns: Sequence[str],
+        num_views: int,
+        horizontal_flip: bool,
+        crop_padding: float,
+        seed: int,
+        flipped_columns: Sequence[str] = (),
+        map_scale: float = 1.0,
+        map_invalid: float | None = None,
+        makes_views: bool = True,
+    ) -> None:
+        self.processor, self.image_column, self.label_columns = processor, image_column, list(label_columns)
+        self.num_views, self.horizontal_flip, self.crop_padding = num_views, horizontal_flip, crop_padding
+        self.seed = seed
+        self.signs = torch.tensor([-1.0 if column in flipped_columns else 1.0 for column in label_columns])  # (T,)
+        self.map_scale, self.map_invalid = map_scale, map_invalid
+        self.makes_views = makes_views
+
+    def __call__(self, examples: Sequence[SampledExample]) -> dict[str, Any]:
+        draws, rows = [example[0] for example in examples], _rows(examples)
+        if not rows:
+            return {}
+        batch: dict[str, Any] = self._tensors(draws, rows)
+        partners = [example[2] for example in examples if len(example) == 3]
+        if partners:
+            batch["partners"] = self._tensors(draws, partners, of_partners=True)
+            batch["shares"] = torch.tensor([draw.share for draw in draws if draw])
+        if draws[0] is not None:
+            batch["position"] = draws[0].position
+        return self.with_views(batch) if self.makes_views else batch
+
+    def with_views(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch with its views in the place of images, on whatever device it is; mixed where it has partners."""
+        made = {name: value for name, value in batch.items() if name not in ("moves", "partners", "shares")}
+        if "moves" in batch:
+            made |= self._moved(batch["moves"], made["pixel_values"], made.get("labels"))
+        if "partners" in batch:
+            partners = self.with_views(batch["partners"])
+            made |= {name: _mixed(made[name], partner, batch["shares"]) for name, partner in partners.items()}
+        return made
+
+    def _moved(self, moves: Tensor, images: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+        views = {"pixel_values": augment(images, moves, self.crop_padding)}
+        if labels is not None and labels.ndim == 3:
+            views["labels"] = augment(labels[:, None], moves, self.crop_padding, fill=float("nan"))[:, :, 0]
+        elif labels is not None and (self.signs < 0).any():
+            turned = torch.where(moves[..., 2:] > 0, self.signs.to(moves.device), 1.0)  # (B, V, T)
+            views["labels"] = labels.view(len(labels), 1, -1) * turned
+        return views
+
+    def _tensors(
+        self, draws: Sequence[SampledIndex | None], rows: Sequence[Row], of_partners: bool = False
+    ) -> dict[str, Tensor]:
+        tensors = {"pixel_values": self._images(rows)}
+        size = tensors["pixel_values"].shape[-2:]
+        # Rows ready for the model, and those of evaluation, stay as they are.
+        moves = None if "pixel_values" in rows[0] else self._moves(draws, size, of_partners)
+        if moves is not None:
+            tensors["moves"] = moves
+        if "labels" in rows[0] or all(column in rows[0] for column in self.label_columns):
+            cells = [label_values(row, self.label_columns, "a data set") for row in rows]
+            if is_map(cells[0][0]):
+                tensors["labels"] = self._maps(cells, None if moves is None else size)
+            else:
+                labels = torch.tensor([[float(cell) for cell in row] for row in cells], dtype=torch.float32)
+                tensors["labels"] = labels[:, 0] if len(self.label_columns) == 1 else labels
+        if draws[0] is not None and "sample_weight" in rows[0]:
+            tensors["sample_weight"] = torch.tensor([float(row["sample_weight"]) for row in rows])
+        return tensors
+
+    def _images(self, rows: Sequence[Row]) -> Tensor:
+        if "pixel_values" in rows[0]:
+            return torch.stack([torch.as_tensor(row["pixel_values"], dtype=torch.float32) for row in rows])
+        if self.processor is None:
+            raise ValueError(
+                "The images need an image processor: give processing_class=..., as load_regressor returns."
+            )
+        if self.image_column not in rows[0]:
+            raise ValueError(
+                f'The data set has no column "{self.image_column}"; its columns are {", ".join(rows[0])}. '
+                "Name the column of the image with image_column."
+            )
+        images = [to_image(row[self.image_column]) for row in rows]
+        pixels: Tensor = self.processor(images=images, return_tensors="pt")["pixel_values"]
+        return pixels
+
+    def _moves(self, draws: Sequence[SampledIndex | None], size: tuple[int, ...], of_partners: bool) -> Tensor | None:
+        """The moves of each row's V views, `(B, V, 3)`; none in evaluation."""
+        moves = []
+        for draw in draws:
+            if draw is None:
+                return None
+            places = [(self.seed, draw.epoch, draw.position, view) for view in range(self.num_views)]
+            randoms = [np.random.default_rng((*place, 1) if of_partners else place) for place in places]
+            moves.append(
+                [sample_augmentation(size, self.crop_padding, random, self.horizontal_flip) for random in randoms]
+            )
+        return torch.tensor(moves)
+
+    def _maps(self, cells: Sequence[Sequence[Any]], size: tuple[int, ...] | None) -> Tensor:
+        """`(B, H, W)`, of the images' size where it is given."""
+        maps = [torch.from_numpy(to_map(row[0], self.map_scale, self.map_invalid)) for row in cells]
+        if size is not None:
+            maps = [F.interpolate(one[None, None], size, mode="nearest-exact")[0, 0] for one in maps]
+        return torch.stack(maps)
+
+
+def _rows(examples: Sequence[SampledExample]) -> list[Row]:
+    """None where a resumed run leaves them out."""
+    return [example[1] for example in examples if example[1] is not None]
+
+
+def _mixed(own: Tensor, partners: Tensor, shares: Tensor) -> Tensor:
+    return torch.lerp(partners, own, shares.view(-1, *[1] * (own.ndim - 1)))
+
+
+class UserCollator:
+    """The user's own collator, given plain rows; its batch also tells the first row's position in the epoch."""
+
+    def __init__(self, collate: Callable[[list[Row]], dict[str, Any]]) -> None:
+        self.collate = collate
+
+    def __call__(self, examples: Sequence[SampledExample]) -> dict[str, Any]:
+        if any(len(example) == 3 for example in examples):
+            raise ValueError(
+                "A data_collator of your own gets plain rows, which cannot be mixed. Set cmixup_alpha to 0, or leave "
+                "data_collator out."
+            )
+        rows = _rows(examples)
+        if not rows:
+            return {}
+        batch = dict(self.collate(rows))
+        draw = examples[0][0]
+        return batch if draw is None else {**batch, "position": draw.position}

@@ -1,0 +1,199 @@
+"""The rows of a data set: their labels, checked, and which of them can be read."""
+
+import difflib
+import math
+import os
+import warnings
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset, IterableDataset
+from tqdm.auto import tqdm
+
+from conr_hf.data.images import Size, describe_error, to_image
+from conr_hf.data.label_maps import is_map, truncate
+
+Row = Mapping[str, Any]
+T = TypeVar("T")
+
+
+def column_names(dataset: Dataset[Any]) -> list[str]:
+    """
+    Names of the columns of a data set's rows; of a plain `datasets.Dataset` without reading a row.
+
+    Rows that a transform made ready for the model have `pixel_values` among them.
+
+    Raises:
+        `ValueError`: for a stream without rows.
+    """
+    if isinstance(dataset, IterableDataset):
+        if isinstance(dataset, datasets.IterableDataset) and dataset.column_names is not None:
+            return list(dataset.column_names)
+        first = next(iter(dataset), None)
+        if first is None:
+            raise ValueError("The stream has no rows. Give it at least one.")
+        return list(first)
+    if isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom":
+        return list(dataset.column_names)
+    return list(dataset[0])
+
+
+def read_labels(dataset: Dataset[Any], columns: Sequence[str], name: str) -> tuple[np.ndarray, dict[int, str]]:
+    """
+    The labels of every row, and which of them are not finite numbers.
+
+    Of a `datasets.Dataset` only the label columns are read; of any other data set, or one with a transform, every row,
+    because only then are its labels known; a stream is read once from its first row to its last.
+
+    Args:
+        dataset: A data set or a stream whose rows are mappings.
+        columns (`Sequence[str]`): T label columns. Rows ready for the model may have them as `labels` instead.
+        name (`str`): What messages call the data set, for example `"train_dataset"`.
+
+    Returns:
+        `np.ndarray` of shape `(N,)`, or `(N, T)` for T > 1, float64, in label units, NaN where there is no number; and
+        `dict[int, str]`: what is wrong, by row.
+
+    Raises:
+        `ValueError`: if a column is missing.
+    """
+    numbers = array("d")
+    wrong: dict[int, str] = {}
+    for index, row in enumerate(_label_rows(dataset, columns)):
+        for dimension, cell in enumerate(label_values(row, columns, name)):
+            problem = label_error(cell)
+            numbers.append(float(cell) if problem is None else math.nan)
+            if problem is not None:
+                wrong[index] = f'column "{columns[dimension]}": {problem}'
+    labels = np.array(numbers).reshape(-1, len(columns))
+    return labels[:, 0] if len(columns) == 1 else labels, wrong
+
+
+def label_values(row: Row, columns: Sequence[str], name: str) -> list[Any]:
+    """The T label cells of a row, or its map, from its label columns or, in one ready for the model, from `labels`."""
+    if all(column in row for column in columns):
+        return [row[column] for column in columns]
+    if "labels" in row:
+        array = np.asarray(row["labels"])
+        cells = array.reshape(-1).tolist()
+        if len(cells) == len(columns):
+            return list(cells)
+        if len(columns) == 1 and is_map(row["labels"]):
+            return [row["labels"]]
+        told = f"has the shape {array.shape}" if array.ndim > 1 else f"holds {len(cells)} numbers"
+        raise ValueError(f'{name}: "labels" {told}, but label_columns names {len(columns)}.')
+    missing = next(column for column in columns if column not in row)
+    near = difflib.get_close_matches(missing, list(row), n=1)
+    hint = f' Did you mean "{near[0]}"?' if near else ""
+    raise ValueError(
+        f'{name} has no column "{missing}"; its columns are {", ".join(row)}. '
+        f"Name the column of the label with label_columns.{hint}"
+    )
+
+
+def unreadable_rows(
+    dataset: Dataset[Any], image_column: str, rows: Sequence[int], name: str, show_progress: bool = True
+) -> dict[int, str]:
+    """Which of `rows` have an image that cannot be read, and the reason; as [`read_sizes`]."""
+    found = read_sizes(dataset, image_column, rows, name, show_progress)
+    return {index: one for index, one in found.items() if isinstance(one, str)}
+
+
+def read_sizes(
+    dataset: Dataset[Any], image_column: str, rows: Sequence[int], name: str, show_progress: bool = True
+) -> dict[int, Size | str]:
+    """
+    Reads the images of `rows` in threads, and keeps their sizes alone.
+
+    Args:
+        dataset: A map-style data set with an image column.
+        image_column (`str`): Its name.
+        rows (`Sequence[int]`): Which rows to read.
+        name (`str`): What the progress bar calls the data set.
+        show_progress (`bool`, *optional*, defaults to `True`): Show the bar.
+
+    Returns:
+        `dict`: for each row the size of its image, upright, or the reason why it cannot be read.
+    """
+    unopened = undecoded(dataset, [image_column])
+
+    def size(index: int) -> Size | str:
+        try:
+            image = to_image(cell_of(dataset, unopened[index], index, image_column))
+        except Exception as error:  # whatever a decoder raises, the row cannot be used
+            return f'column "{image_column}": the image cannot be read ({describe_error(error)})'
+        return image.height, image.width
+
+    return dict(zip(rows, in_threads(size, dataset, rows, name, show_progress), strict=True))
+
+
+def undecoded(dataset: Dataset[Any], columns: Sequence[str]) -> Dataset[Any]:
+    """A data set that does not decode the images of `columns`, so that one too large is refused before it is."""
+    unopened: Any = dataset
+    if isinstance(dataset, datasets.Dataset) and dataset.format["type"] is None:
+        for column in columns:
+            if isinstance(dataset.features.get(column), datasets.Image):
+                unopened = unopened.cast_column(column, datasets.Image(decode=False))
+    return unopened
+
+
+def cell_of(dataset: Dataset[Any], row: Row, index: int, column: str) -> Any:
+    """A cell of an [`undecoded`] row; of the decoded one where it lies in an archive, which `datasets` can open."""
+    cell = row[column]
+    in_archive = isinstance(cell, dict) and cell["bytes"] is None and "://" in (cell["path"] or "")
+    return dataset[index][column] if in_archive else cell
+
+
+def in_threads(
+    read: Callable[[int], T], dataset: Dataset[Any], rows: Sequence[int], name: str, show_progress: bool
+) -> Iterator[T]:
+    """
+    What `read` returns of each row, in order, behind a progress bar.
+
+    In threads for what is known to bear them: a data set of the user's own may hold a file or a database open.
+    """
+    threads = isinstance(dataset, datasets.Dataset)
+    with ThreadPoolExecutor(os.cpu_count() if threads else 1) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused instead
+        found = pool.map(read, rows) if threads else map(read, rows)
+        yield from tqdm(found, f"Reading {name}", len(rows), leave=False, disable=not show_progress)
+
+
+def _label_rows(dataset: Dataset[Any], columns: Sequence[str]) -> Iterator[Row]:
+    plain: datasets.Dataset | datasets.IterableDataset | None = None  # of which columns can be read alone
+    if isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom":
+        plain = dataset.with_format(None)
+    elif isinstance(dataset, datasets.IterableDataset) and dataset.column_names is not None:
+        plain = dataset
+    if plain is not None:
+        present = [column for column in [*columns, "labels"] if column in plain.column_names]
+        if not all(column in present for column in columns) and "labels" not in present:
+            return iter([dict.fromkeys(plain.column_names)])
+        dataset = plain.select_columns(present)
+    if isinstance(dataset, datasets.Dataset) and plain is not None:
+        return iter(dataset)
+    if isinstance(dataset, IterableDataset):
+        return iter(tqdm(dataset, "Reading labels", leave=False))
+    count = len(dataset)  # type: ignore[arg-type]
+    return (dataset[index] for index in tqdm(range(count), "Reading labels", leave=False))
+
+
+def label_error(cell: Any) -> str | None:
+    """What keeps a label from being a finite number."""
+    if cell is None:
+        return "the label is missing"
+    if is_map(cell):
+        return "the label is a map, not one number"
+    if isinstance(cell, np.ndarray | torch.Tensor) and cell.ndim > 2:
+        return f"the label has the shape {tuple(cell.shape)}; a map has one number for every pixel, (height, width)"
+    try:
+        number = float(cell)
+    except (TypeError, ValueError):
+        return f"{truncate(cell)} is not a number"
+    return None if math.isfinite(number) else f"the label is {number}"

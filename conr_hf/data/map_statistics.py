@@ -1,0 +1,209 @@
+"""The maps of a data set, each read once before training: which can be used, and a sample of their labels."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+import numpy.typing as npt
+from torch.utils.data import Dataset, IterableDataset
+
+from conr_hf.data.columns import cell_of, in_threads, undecoded
+from conr_hf.data.images import Size, describe_error, format_size, to_image
+from conr_hf.data.label_maps import is_map, to_map
+
+MOST_PIXELS = 10_000_000  # whose labels are kept in memory, of all maps of a data set
+
+
+class ReadMap(NamedTuple):
+    """
+    What is kept of a map: its size, its number of valid pixels, the labels of these or a sample of them, and the size
+    of its image if that was read.
+    """
+
+    size: Size
+    valid: int
+    values: npt.NDArray[np.float32]
+    image_size: Size | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class MapStatistics:
+    """
+    The labels of N maps.
+
+    Args:
+        values (`np.ndarray` of shape `(P,)`, float32): Labels of valid pixels, in label units, map after map: of all
+            there are, or a sample.
+        counts (`np.ndarray` of shape `(N,)`, int64): How many of these are of each map.
+        valid (`np.ndarray` of shape `(N,)`, int64): How many valid pixels each map has.
+        sizes (`np.ndarray` of shape `(N, 2)`, int64): Height and width of each map.
+    """
+
+    values: npt.NDArray[np.float32]
+    counts: npt.NDArray[np.int64]
+    valid: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int64]
+
+    @cached_property
+    def valid_share(self) -> float:
+        """Mean share of valid pixels of a map."""
+        return float((self.valid / self.sizes.prod(axis=1)).mean())
+
+    @classmethod
+    def of(cls, maps: Sequence[ReadMap]) -> "MapStatistics":
+        """The labels of maps that were read, at least one."""
+        return cls(
+            np.concatenate([one.values for one in maps]),
+            np.array([len(one.values) for one in maps]),
+            np.array([one.valid for one in maps]),
+            np.array([one.size for one in maps]),
+        )
+
+
+def has_maps(dataset: Dataset[Any], columns: Sequence[str], name: str) -> bool:
+    """
+    Whether the labels of a data set are maps, by its first row.
+
+    Args:
+        dataset: A data set or a stream whose rows are mappings.
+        columns (`Sequence[str]`): The label columns; maps have one. Rows ready for the model have `labels` instead.
+        name (`str`): What messages call the data set.
+
+    Raises:
+        `ValueError`: for a stream of maps.
+    """
+    if len(columns) != 1:
+        return False
+    plain = isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom"
+    if plain:
+        present = [column for column in (columns[0], "labels") if column in dataset.column_names]  # type: ignore[attr-defined]
+        dataset = undecoded(dataset.with_format(None).select_columns(present), present)  # type: ignore[attr-defined]
+        if not present:
+            return False
+    is_stream = isinstance(dataset, IterableDataset)
+    row = next(iter(dataset), {}) if is_stream else dataset[0]
+    if columns[0] not in row and "labels" not in row:
+        return False
+    maps = is_map(row[columns[0]] if columns[0] in row else row["labels"])
+    if maps and is_stream:
+        raise ValueError(
+            f"{name} is a stream, and its labels are maps. Give maps by index, as a data set with a length, or stream "
+            "rows with one number as the label."
+        )
+    return maps
+
+
+def read_maps(
+    dataset: Dataset[Any],
+    image_column: str | None,
+    label_columns: Sequence[str],
+    rows: Sequence[int],
+    name: str,
+    *,
+    scale: float,
+    invalid: float | None,
+    show_progress: bool = True,
+) -> dict[int, ReadMap | str]:
+    """
+    Reads the maps of `rows`, and tells what is wrong with those that cannot be used.
+
+    Args:
+        dataset: A map-style data set.
+        image_column (`str`, *optional*): The column of the image, which is read too, as the map must have its aspect.
+            Unset: no image is read; the aspect is that of `pixel_values` in rows ready for the model.
+        label_columns (`Sequence[str]`): The one label column.
+        rows (`Sequence[int]`): Which rows to read.
+        name (`str`): What messages and the progress bar call the data set.
+        scale, invalid: As [`~conr_hf.data.label_maps.to_map`] takes them.
+        show_progress (`bool`, *optional*, defaults to `True`): Show the bar.
+
+    Returns:
+        `dict`: for each row a [`ReadMap`], or the reason why it cannot be used. Where `rows` have more than 10 million
+        valid pixels, so many labels of each map that [`subsample_evenly`] finds enough of them in any larger data set.
+    """
+    unopened = undecoded(dataset, [column for column in (image_column, *label_columns) if column is not None])
+
+    def read(index: int) -> ReadMap | str:
+        try:
+            row = unopened[index]
+        except Exception as error:  # whatever a transform raises, the row cannot be used
+            return f"it cannot be read ({describe_error(error)})"
+        size, image_size = None, None
+        if "pixel_values" in row:
+            size = np.shape(row["pixel_values"])[-2:]
+        elif image_column is not None:
+            try:
+                image = to_image(cell_of(dataset, row, index, image_column))
+            except Exception as error:
+                return f'column "{image_column}": the image cannot be read ({describe_error(error)})'
+            size = image_size = image.height, image.width
+        column = label_columns[0] if label_columns[0] in row else "labels"
+        try:
+            labels = to_map(cell_of(dataset, row, index, column), scale, invalid)
+        except Exception as error:
+            return f'column "{column}": the map cannot be read ({describe_error(error)})'
+        valid = labels[~np.isnan(labels)]
+        if len(valid) == 0:
+            return f'column "{column}": its map has no valid pixel'
+        if size is not None and not _same_aspect(labels.shape, size):
+            return (
+                f'column "{column}": its map has {format_size(labels.shape)} pixels and its image '
+                f"{format_size(size)}; a map must cover its image, in the same aspect"
+            )
+        return ReadMap((labels.shape[0], labels.shape[1]), len(valid), valid, image_size)
+
+    found: dict[int, ReadMap | str] = {}
+    total = held = 0
+    for index, one in zip(rows, in_threads(read, dataset, rows, name, show_progress), strict=True):
+        found[index] = one
+        if isinstance(one, str):
+            continue
+        total, held = total + one.valid, held + len(one.values)
+        if held > 2 * MOST_PIXELS:
+            share = MOST_PIXELS / total
+            # More than the share, as subsample_evenly may round up.
+            found |= {
+                row: thinned(row, kept, int(kept.valid * share) + 2)
+                for row, kept in found.items()
+                if isinstance(kept, ReadMap)
+            }
+            held = sum(len(kept.values) for kept in found.values() if isinstance(kept, ReadMap))
+    return found
+
+
+def subsample_evenly(maps: Mapping[int, ReadMap], valid: Mapping[int, int]) -> dict[int, ReadMap]:
+    """
+    Maps with the labels of so many of their valid pixels that there are about 10 million of all maps together: the
+    same share of each map's, and at least one. As they are where there are no more.
+
+    Args:
+        maps (`Mapping[int, ReadMap]`): What one of the processes has read, by row.
+        valid (`Mapping[int, int]`): The number of valid pixels of every map of the data set, by row.
+    """
+    rows = sorted(valid)
+    ends = np.cumsum([valid[row] for row in rows])
+    if len(rows) == 0 or ends[-1] <= MOST_PIXELS:
+        return dict(maps)
+    # Rounded over the maps, not map by map, so that those with few valid pixels count neither more nor less.
+    counts = np.diff(np.rint(ends * (MOST_PIXELS / ends[-1])).astype(np.int64), prepend=0)
+    kept = dict(zip(rows, np.maximum(counts, 1).tolist(), strict=True))
+    return {row: thinned(row, one, kept[row]) for row, one in maps.items()}
+
+
+def thinned(index: int, one: ReadMap, count: int) -> ReadMap:
+    """
+    A map with the labels of at most `count` of its valid pixels, the first of an order that hangs on the row's `index`
+    alone: so any number of processes draws the same, and a map may be thinned more than once.
+    """
+    if len(one.values) <= count:
+        return one
+    drawn = one.values if len(one.values) < one.valid else np.random.default_rng(index).permutation(one.values)
+    return one._replace(values=drawn[:count].copy())
+
+
+def _same_aspect(a: Sequence[int], b: Sequence[int]) -> bool:
+    """Whether one is the other, scaled, with sides rounded to whole pixels."""
+    return abs(a[0] * b[1] - a[1] * b[0]) < max(b)

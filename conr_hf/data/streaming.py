@@ -1,0 +1,153 @@
+"""Data sets that are read from their first row to their last: from far, or too large to hold."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+
+from conr_hf.data.columns import label_error
+from conr_hf.data.local import SPLITS, check_path, read_table, reading
+from conr_hf.imbalance import Bins
+
+_NO_STREAM = "which are read one by one as they are needed: leave streaming out"
+
+
+def load_stream(path: str, image_column: str = "image", revision: str | None = None) -> dict[str, Any]:
+    """
+    Opens a data set whose training split is read as a stream: of that no more than a row is read in advance.
+
+    Args:
+        path (`str`): A folder of Parquet files, named by their split; a Parquet file; or an id on the Hub.
+        image_column (`str`, *optional*, defaults to `"image"`): Column of the image, which the files themselves hold.
+        revision (`str`, *optional*): Branch, tag or commit of a data set on the Hub.
+
+    Returns:
+        `dict`: `"train"`, a `datasets.IterableDataset` in the order of the files (see its `shuffle`), with images as
+        they are stored; and the other splits, a `datasets.Dataset` each, read into memory.
+
+    Raises:
+        `ValueError`: if there is no such data, it cannot be read, or is no stream by nature.
+    """
+    location = Path(path)
+    if location.is_dir() and not any(location.rglob("*.parquet")):
+        raise ValueError(f'data "{path}" holds no Parquet file but images in files of their own, {_NO_STREAM}.')
+    if location.is_file() and location.suffix != ".parquet":
+        raise ValueError(
+            f'data "{path}" is a table of paths, {_NO_STREAM}. Streams are made of Parquet files or a data set on '
+            "the Hub."
+        )
+    check_path(path)
+    with reading(path):
+        opened = _open(path, revision)
+        if len(opened) == 1 and "split" in (next(iter(opened.values())).column_names or []):
+            raise ValueError(
+                "its rows name their split in a column, by which a stream cannot be divided. Save each split in a "
+                "file of its own (train.parquet, validation.parquet, test.parquet), or leave streaming out"
+            )
+        splits = {SPLITS.get(name, name): _with_images(rows, image_column) for name, rows in opened.items()}
+        return {name: rows if name == "train" else materialize(rows) for name, rows in splits.items()}
+
+
+def label_stream(path: str, columns: list[str], revision: str | None = None) -> datasets.IterableDataset:
+    """
+    The label columns of a training split, of Parquet files without reading what else they hold.
+
+    Args:
+        path (`str`): As in [`load_stream`].
+        columns (`list[str]`): The label columns.
+        revision (`str`, *optional*): Branch, tag or commit of a data set on the Hub.
+    """
+    with reading(path):
+        opened = _open(path, revision, columns if _is_parquet(path, revision) else None)
+        splits = {SPLITS.get(name, name): rows for name, rows in opened.items()}
+        return splits["train"].select_columns(columns)
+
+
+def _is_parquet(path: str, revision: str | None) -> bool:
+    if Path(path).exists():
+        return True
+    builder = datasets.load_dataset_builder(path, revision=revision)
+    return isinstance(builder, datasets.packaged_modules.parquet.Parquet)
+
+
+def _open(path: str, revision: str | None, columns: list[str] | None = None) -> datasets.IterableDatasetDict:
+    only: dict[str, Any] = {} if columns is None else {"columns": columns}
+    location = Path(path)
+    if location.is_dir():
+        return datasets.load_dataset("parquet", data_dir=path, streaming=True, **only)
+    if location.is_file():
+        return datasets.load_dataset("parquet", data_files=path, streaming=True, **only)
+    return datasets.load_dataset(path, revision=revision, streaming=True, **only)
+
+
+def _with_images(rows: datasets.IterableDataset, column: str) -> datasets.IterableDataset:
+    """The images as they are stored, so that one that is not needed is not decoded."""
+    feature = (rows.features or {}).get(column)
+    if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string"):
+        raise ValueError(f'its column "{column}" holds paths, {_NO_STREAM}')
+    if feature is None:
+        return rows
+    stored = rows.cast_column(column, datasets.Image(decode=False))
+    for row in stored.take(1):
+        _check_stored(row, column)
+    return stored.map(_check_stored, fn_kwargs={"column": column}, features=stored.features)
+
+
+def _check_stored(row: dict[str, Any], column: str) -> dict[str, Any]:
+    """The row, whose image must be in it or elsewhere on the Hub."""
+    cell = row[column]
+    if cell is not None and cell["bytes"] is None and "://" not in (cell["path"] or "://"):
+        raise ValueError(f'its column "{column}" holds paths ("{cell["path"]}"), {_NO_STREAM}')
+    return row
+
+
+def materialize(stream: datasets.IterableDataset) -> datasets.Dataset:
+    """All rows of a stream, in memory; images that it left as they are stored are decoded when they are asked for."""
+    rows = datasets.Dataset.from_list(list(stream), features=datasets.Features(stream.features))
+    for column, feature in rows.features.items():
+        if isinstance(feature, datasets.Image):
+            rows = rows.cast_column(column, datasets.Image())
+    return rows
+
+
+def read_histogram(file: str) -> Bins:
+    """
+    Bins and counts of training labels.
+
+    Args:
+        file (`str`): A CSV file with columns `low`, `high` and `count`, one row a bin; where a bin does not begin at
+            the end of the one before it, no label lies between them.
+
+    Raises:
+        `ValueError`: if it cannot be read, or its bins overlap; it names the row.
+    """
+    if Path(file).suffix != ".csv":
+        raise ValueError(f'label_histogram is "{file}"; it must be a CSV file with columns low, high and count.')
+    with reading(file):
+        rows = read_table(Path(file))
+        columns = []
+        for column in ("low", "high", "count"):
+            if column not in rows.column_names:
+                raise ValueError(f'it has no column "{column}"; its columns are {", ".join(rows.column_names)}')
+            columns.append(rows[column])
+        edges: list[float] = []
+        counts: list[int] = []
+        for row, (low, high, count) in enumerate(zip(*columns, strict=True)):
+            numbers = all(label_error(cell) is None for cell in (low, high, count))
+            if not numbers or float(count) != int(count) or count < 0:
+                raise ValueError(
+                    f"row {row}: low is {low}, high {high} and count {count}; they must be numbers, and count a whole "
+                    "one from 0 on"
+                )
+            follows = bool(edges) and math.isclose(low, edges[-1], rel_tol=1e-9)
+            if not low < high or (edges and low < edges[-1] and not follows):
+                raise ValueError(f"row {row}: the bin {low} .. {high} must ascend, behind the bin before it")
+            if edges and not follows:
+                counts.append(0)
+            edges += [float(high)] if follows else [float(low), float(high)]
+            counts.append(int(count))
+        if not any(counts):
+            raise ValueError("it counts no label")
+        return Bins((np.array(edges),), (np.array(counts),))

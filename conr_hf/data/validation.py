@@ -1,0 +1,260 @@
+"""Before training starts: which rows of a data set can be used, and the labels they have."""
+
+import numpy as np
+import numpy.typing as npt
+from torch.utils.data import Dataset, IterableDataset
+from transformers import BaseImageProcessor
+from transformers.utils import logging
+
+from conr_hf.data.columns import Row, column_names, label_values, read_labels, read_sizes
+from conr_hf.data.config import DataConfig
+from conr_hf.data.image_sizes import check_input_sizes
+from conr_hf.data.images import Size, format_size
+from conr_hf.data.map_statistics import MapStatistics, ReadMap, has_maps, read_maps, subsample_evenly
+from conr_hf.imbalance import Bins, label_columns
+from conr_hf.utils.distributed import gather_objects, rank, world_size
+
+logger = logging.get_logger(__name__)
+
+
+def check_has_rows(dataset: Dataset[Row], name: str) -> None:
+    """
+    Raises:
+        `ValueError`: if a data set is a stream, or empty.
+    """
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        raise ValueError(f"{name} is a stream; it must have a length and give rows by index.")
+    if len(dataset) == 0:
+        raise ValueError(f"{name} is empty. Give it at least one row.")
+
+
+def valid_rows(
+    dataset: Dataset[Row],
+    name: str,
+    args: DataConfig,
+    *,
+    with_labels: bool,
+    with_images: bool,
+    processor: BaseImageProcessor | None = None,
+    show_progress: bool = False,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """
+    Reads labels and images of every row once; several processes share the images.
+
+    Args:
+        dataset: A map-style data set.
+        name (`str`): What messages call it.
+        args ([`DataConfig`]): Names the columns, and says whether bad rows are left out (`skip_bad_rows`).
+        with_labels (`bool`): Read the labels.
+        with_images (`bool`): Read the images.
+        processor (`BaseImageProcessor`, *optional*): The model's, which must give all images read one size.
+        show_progress (`bool`, *optional*, defaults to `False`): Show how far reading has come.
+
+    Returns:
+        `np.ndarray` of shape `(N,)`, the rows that can be used, in order; and their labels, `np.ndarray` of shape
+        `(N,)` or `(N, T)`, or `None` without `with_labels`.
+
+    Raises:
+        `ValueError`: at the first row that cannot be read, or, with `skip_bad_rows`, if none can; and as
+            [`~conr_hf.data.image_sizes.check_input_sizes`].
+    """
+    count = len(dataset)  # type: ignore[arg-type]
+    labels, wrong = read_labels(dataset, args.label_columns, name) if with_labels else (None, {})
+    if with_labels:
+        wrong = {**invalid_weights(dataset, name), **wrong}
+    sizes: dict[int, Size] = {}
+    if with_images:
+        check_image_column(dataset, name, args.image_column)
+        mine = range(rank(), count, world_size())
+        for read in gather_objects(read_sizes(dataset, args.image_column, mine, name, rank() == 0 and show_progress)):
+            wrong = {**{row: one for row, one in read.items() if isinstance(one, str)}, **wrong}
+            sizes |= {row: one for row, one in read.items() if not isinstance(one, str)}
+    report_invalid_rows(wrong, count, name, args.skip_bad_rows)
+    check_input_sizes(processor, {row: size for row, size in sizes.items() if row not in wrong}, name)
+    indices = np.setdiff1d(np.arange(count), np.fromiter(wrong, int))
+    return indices, None if labels is None else labels[indices]
+
+
+def valid_maps(
+    dataset: Dataset[Row],
+    name: str,
+    args: DataConfig,
+    *,
+    with_images: bool,
+    processor: BaseImageProcessor | None = None,
+    show_progress: bool = False,
+) -> tuple[np.ndarray, MapStatistics]:
+    """
+    [`valid_rows`] of a data set whose labels are maps: every map is read once, by one of the processes.
+
+    Args:
+        dataset: A map-style data set.
+        name (`str`): What messages call it.
+        args ([`DataConfig`]): Names the columns, says what a stored number of a map is, and whether bad rows are left
+            out (`skip_bad_rows`).
+        with_images (`bool`): Read the images too, whose aspect the maps must have.
+        processor (`BaseImageProcessor`, *optional*): The model's, which must give all images read one size.
+        show_progress (`bool`, *optional*, defaults to `False`): Show how far reading has come.
+
+    Returns:
+        `np.ndarray` of shape `(N,)`, the rows that can be used, in order; and the labels of their maps.
+
+    Raises:
+        `ValueError`: at the first row that cannot be used, or, with `skip_bad_rows`, if none can; and as
+            [`~conr_hf.data.image_sizes.check_input_sizes`].
+    """
+    if with_images:
+        check_image_column(dataset, name, args.image_column)
+    count = len(dataset)  # type: ignore[arg-type]
+    mine = read_maps(
+        dataset,
+        args.image_column if with_images else None,
+        args.label_columns,
+        range(rank(), count, world_size()),
+        name,
+        scale=args.map_scale,
+        invalid=args.map_invalid,
+        show_progress=rank() == 0 and show_progress,
+    )
+    maps = {row: one for row, one in mine.items() if isinstance(one, ReadMap)}
+    wrong = {row: one for row, one in mine.items() if isinstance(one, str)}
+    valid: dict[int, int] = {}
+    for of_process in gather_objects({row: one.valid for row, one in maps.items()}):
+        valid |= of_process
+    parts = gather_objects((subsample_evenly(maps, valid), wrong))
+    wrong = invalid_weights(dataset, name)
+    for _, theirs in parts:
+        wrong |= theirs
+    report_invalid_rows(wrong, count, name, args.skip_bad_rows)
+    maps = {row: one for theirs, _ in parts for row, one in theirs.items() if row not in wrong}
+    indices = np.array(sorted(maps))
+    sizes = {row: one.image_size for row, one in maps.items() if one.image_size is not None}
+    check_input_sizes(processor, sizes, name)
+    return indices, MapStatistics.of([maps[row] for row in indices.tolist()])
+
+
+def invalid_weights(dataset: Dataset[Row], name: str) -> dict[int, str]:
+    """What is wrong with the weights of a data set's rows, by row; nothing where they have none."""
+    if "sample_weight" not in column_names(dataset):
+        return {}
+    weights, wrong = read_labels(dataset, ["sample_weight"], name)
+    negative = np.flatnonzero(weights < 0).tolist()
+    return {**wrong, **{row: f'column "sample_weight": {weights[row]} is less than 0' for row in negative}}
+
+
+def check_one_size(maps: MapStatistics, indices: np.ndarray, name: str) -> None:
+    """
+    Raises:
+        `ValueError`: if the maps of an evaluation set, which are put side by side, are not of one size.
+    """
+    others = np.flatnonzero((maps.sizes != maps.sizes[0]).any(axis=1))
+    if len(others):
+        first, other = format_size(maps.sizes[0]), format_size(maps.sizes[others[0]])
+        raise ValueError(
+            f"{name}, rows {indices[0]:,} and {indices[others[0]]:,}: their maps have {first} and {other} pixels, but "
+            "the maps of an evaluation set must be of one size. Scale them to one, or make a set for each size."
+        )
+
+
+def check_image_column(dataset: Dataset[Row], name: str, column: str) -> None:
+    """
+    Raises:
+        `ValueError`: if a data set has no such column.
+    """
+    names = column_names(dataset)
+    if column not in names:
+        raise ValueError(
+            f'{name} has no column "{column}"; its columns are {", ".join(names)}. '
+            "Name the column of the image with image_column."
+        )
+
+
+def check_columns(stream: IterableDataset[Row], name: str, args: DataConfig, *, with_image: bool) -> None:
+    """
+    Raises:
+        `ValueError`: if a stream has no column of a label, or, `with_image` and without `pixel_values`, of an image;
+            and if its labels are maps.
+    """
+    names = column_names(stream)
+    has_maps(stream, args.label_columns, name)
+    if not all(column in names for column in args.label_columns) and "labels" not in names:
+        label_values(dict.fromkeys(names), args.label_columns, name)
+    if with_image and "pixel_values" not in names:
+        check_image_column(stream, name, args.image_column)
+
+
+def streamed_labels(stream: IterableDataset[Row], name: str, args: DataConfig) -> np.ndarray:
+    """
+    The labels of a stream's usable rows, in one pass by the first process.
+
+    Args:
+        stream (`torch.utils.data.IterableDataset`): Its rows are mappings.
+        name (`str`): What messages call it.
+        args ([`DataConfig`]): Names the label columns, and says whether bad rows are left out (`skip_bad_rows`).
+
+    Returns:
+        `np.ndarray` of shape `(N,)` or `(N, T)`, float64, in label units.
+
+    Raises:
+        `ValueError`: at the first label that is no number, or, with `skip_bad_rows`, if none is; and for a stream
+            without rows.
+    """
+    read = read_labels(stream, args.label_columns, name) if rank() == 0 else (np.empty(0), {})
+    labels, wrong = gather_objects(read)[0]
+    if len(labels) == 0:
+        raise ValueError(f"{name} is a stream without rows. Give it at least one.")
+    report_invalid_rows(wrong, len(labels), name, args.skip_bad_rows)
+    return np.delete(labels, list(wrong), axis=0)
+
+
+def report_invalid_rows(wrong: dict[int, str], count: int, name: str, skip_bad_rows: bool) -> None:
+    """
+    Names the rows of a data set that cannot be used, in a warning where they are left out.
+
+    Raises:
+        `ValueError`: unless they may be left out and others remain.
+    """
+    if wrong and not skip_bad_rows:
+        first = min(wrong)
+        more = len(wrong) - 1
+        others = f" {more:,} more row{'s' * (more > 1)} cannot be used." if more else ""
+        raise ValueError(
+            f"{name}, row {first:,}, {wrong[first]}.{others} Mend the data, or leave such rows out with skip_bad_rows."
+        )
+    if len(wrong) == count:
+        raise ValueError(f"{name} has no row that can be used; row 0, {wrong[0]}.")
+    if wrong and rank() == 0:
+        named = "; ".join(f"row {row:,}, {wrong[row]}" for row in sorted(wrong)[:20])
+        logger.warning(f"{name}: {len(wrong):,} of {count:,} rows left out: {named}{'; ...' * (len(wrong) > 20)}")
+
+
+def check_train_labels(train_labels: npt.ArrayLike | Bins, args: DataConfig, is_stream: bool) -> None:
+    """
+    Raises:
+        `ValueError`: if the labels of a stream's rows, or their bins, cannot be meant.
+    """
+    if not is_stream:
+        raise ValueError("train_labels is for a stream; the labels of other data sets are read. Leave it out.")
+    columns = len(args.label_columns)
+    if isinstance(train_labels, Bins):
+        if len(train_labels.edges) != 1 or columns != 1:
+            raise ValueError("train_labels is a histogram, which tells of one label column. Give the labels, (N, T).")
+        if args.bin_width is not None:
+            raise ValueError(f"bin_width is {args.bin_width}, but train_labels has bins. Leave one of them out.")
+        if train_labels.train_counts[0].sum() == 0:
+            raise ValueError("train_labels counts no label. Give the training labels' counts.")
+        return
+    labels = label_columns(train_labels, "train_labels")
+    if len(labels) == 0 or labels.shape[1] != columns:
+        raise ValueError(
+            f"train_labels has shape {labels.shape} and label_columns names {columns}. Give a label for each row."
+        )
+
+
+def labels_of(train_labels: npt.ArrayLike | Bins) -> np.ndarray:
+    """The labels, or in their place as many at the middle of each bin."""
+    if not isinstance(train_labels, Bins):
+        labels = label_columns(train_labels)
+        return labels[:, 0] if labels.shape[1] == 1 else labels
+    (edges,), (counts,) = train_labels.edges, train_labels.train_counts
+    return np.repeat((edges[:-1] + edges[1:]) / 2, counts)

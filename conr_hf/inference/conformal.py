@@ -1,0 +1,227 @@
+"""Prediction intervals: how far off predictions like this one were, by split conformal prediction."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from conr_hf.imbalance import Bins
+from conr_hf.metrics.shots import shot_masks
+from conr_hf.models.saved import companion_file
+from conr_hf.utils.files import write_json
+from conr_hf.utils.run_folder import INTERVALS
+from conr_hf.utils.tables import format_table
+
+COVERAGE = 0.9
+SMALLEST = 20  # rows of a group
+
+Splits = Mapping[str, tuple[npt.NDArray[np.int64], npt.NDArray[Any], npt.NDArray[Any]]]
+
+
+@dataclass(frozen=True)
+class Group:
+    """
+    Predictions that share an interval.
+
+    Args:
+        low, high (`float`, *optional*): From where up to where they lie, in label units; `None` is an open end.
+        half_width (`float`): The label is at most this far from the prediction, at the promised coverage.
+        n (`int`): Rows that this was found on.
+    """
+
+    low: float | None
+    high: float | None
+    half_width: float
+    n: int
+
+
+@dataclass(frozen=True)
+class PredictionIntervals:
+    """
+    For each target, half the width of the interval around a prediction, by the group that the prediction falls into.
+
+    Args:
+        coverage (`float`): Share of labels that the intervals promise to hold.
+        unit (`str`): Unit of the labels, or `""`.
+        targets (`list[str]`): What the T predictions are called.
+        calibrated_on (`str`): Split that the widths come from.
+        groups (`dict[str, list[Group]]`): The groups of each target, ascending, without gaps.
+        coverage_by_shot (`dict`):
+            For each other split, target and shot (and `"all"`): samples `n`, how many are `covered`, and `kept`,
+            whether that is no fewer than the 2.5 % quantile `low` of what the promise makes likely; `high` is the
+            97.5 % one.
+    """
+
+    coverage: float
+    unit: str
+    targets: list[str]
+    calibrated_on: str
+    groups: dict[str, list[Group]]
+    coverage_by_shot: dict[str, dict[str, dict[str, dict[str, Any]]]]
+
+    def half_widths(self, predictions: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Half the width of the interval around each prediction, of the shape `(N, T)` of `predictions`."""
+        columns = []
+        for target, column in zip(self.targets, predictions.T, strict=True):
+            groups = self.groups[target]
+            starts = np.array([group.low for group in groups[1:]], np.float64)
+            widths = np.array([group.half_width for group in groups])
+            columns.append(widths[np.searchsorted(starts, column, side="right")])
+        return np.stack(columns, axis=1)
+
+
+def calibrate(
+    bins: Bins, predictions: npt.NDArray[Any], labels: npt.NDArray[Any], coverage: float = COVERAGE
+) -> list[list[Group]]:
+    """
+    Groups of predictions by bin, and how far from the prediction a share `coverage` of labels lies in each.
+
+    Neighbouring bins are joined, from the lowest on, until each group has 20 rows. In a group of n rows the half width
+    is the `ceil((n + 1) coverage)`-th smallest of their absolute errors. A new label then lies within it with a
+    probability of at least `coverage` where its image comes from the same source as these rows, which no training
+    step may have seen.
+
+    Args:
+        bins ([`~conr_hf.imbalance.Bins`]): Bins of the training labels.
+        predictions, labels (`np.ndarray` of shape `(N, T)`): In label units, with N of at least 20.
+        coverage (`float`, *optional*, defaults to 0.9): Between 0 and 0.95, which 20 rows allow.
+
+    Returns:
+        `list[list[Group]]`: for each of the T targets.
+
+    Raises:
+        `ValueError`: for fewer rows, and another coverage.
+
+    Source: Vovk, "Conditional validity of inductive conformal predictors", ACML 2012, arXiv 1209.2673 (Mondrian
+    conformal prediction).
+
+    Example:
+        >>> bins = Bins((np.array([0.0, 10.0, 20.0]),), (np.array([30, 30]),))
+        >>> predictions = np.arange(0.0, 20.0, 0.5)[:, None]
+        >>> calibrate(bins, predictions, predictions + np.where(predictions < 10, 1.0, 3.0))
+        [[Group(low=None, high=10.0, half_width=1.0, n=20), Group(low=10.0, high=None, half_width=3.0, n=20)]]
+    """
+    if not 0 < coverage <= 0.95:
+        raise ValueError(f"coverage is {coverage}; it must be greater than 0 and at most 0.95.")
+    if len(labels) < SMALLEST:
+        raise ValueError(f"There are {len(labels)} rows; prediction intervals need {SMALLEST} or more.")
+    found = []
+    for edges, own, true in zip(bins.edges, predictions.T, labels.T, strict=True):
+        errors = np.abs(own.astype(np.float64) - true.astype(np.float64))
+        bounds = _joined(edges[1:-1], own)
+        place = np.searchsorted(bounds, own, side="right")
+        groups = []
+        for number, (low, high) in enumerate(zip([None, *bounds], [*bounds, None], strict=True)):
+            of_group = np.sort(errors[place == number])
+            rank = math.ceil(round((len(of_group) + 1) * coverage, 9))
+            groups.append(Group(low, high, float(of_group[rank - 1]), len(of_group)))
+        found.append(groups)
+    return found
+
+
+def make_intervals(
+    bins: Bins, splits: Splits, targets: Sequence[str], unit: str, coverage: float = COVERAGE
+) -> PredictionIntervals:
+    """
+    Intervals from the first of the `splits`, and how many labels of the others lie in them, per shot.
+
+    Args:
+        bins ([`~conr_hf.imbalance.Bins`]): Bins of the training labels.
+        splits (`Mapping`): For each split its row ids `(N,)`, labels and predictions, both `(N,)` or `(N, T)`.
+        targets (`Sequence[str]`): Names of the T targets.
+        unit (`str`): Unit of the labels, or `""`.
+        coverage (`float`, *optional*, defaults to 0.9): As in [`calibrate`].
+
+    Raises:
+        `ValueError`: as [`calibrate`].
+    """
+    columns = {
+        split: (labels.reshape(len(ids), -1), predictions.reshape(len(ids), -1))
+        for split, (ids, labels, predictions) in splits.items()
+    }
+    (first, (labels, predictions)), *others = columns.items()
+    groups = dict(zip(targets, calibrate(bins, predictions, labels, coverage), strict=True))
+    intervals = PredictionIntervals(coverage, unit, list(targets), first, groups, {})
+    for split, (labels, predictions) in others:
+        inside = np.abs(predictions.astype(np.float64) - labels) <= intervals.half_widths(predictions)
+        shots = {"all": np.ones(len(labels), bool), **shot_masks(bins.train_count_of(labels))}
+        intervals.coverage_by_shot[split] = {
+            target: {shot: _kept(column[mask], coverage) for shot, mask in shots.items() if mask.any()}
+            for target, column in zip(targets, inside.T, strict=True)
+        }
+    return intervals
+
+
+def coverage_table(intervals: PredictionIntervals) -> str:
+    """How far the promise is kept, per split, target and shot, ready to print; `""` where nothing was looked at."""
+    rows = [["intervals", "samples", "covered", "promised", "likely", ""]]
+    for split, of_target in intervals.coverage_by_shot.items():
+        for target, of_shot in of_target.items():
+            for shot, found in of_shot.items():
+                name = f"{split} {shot}" if len(of_target) == 1 else f"{split} {target} {shot}"
+                n = found["n"]
+                shares = [f"{100 * share:.0f} %" for share in (found["covered"] / n, intervals.coverage)]
+                likely = f"{100 * found['low'] / n:.0f} to {100 * found['high'] / n:.0f} %"
+                rows.append([name, str(n), *shares, likely, "" if found["kept"] else "not covered"])
+    return format_table(rows) if len(rows) > 1 else ""
+
+
+def write_intervals(folder: Path, intervals: PredictionIntervals) -> None:
+    """Writes `intervals.json` beside a model."""
+    write_json(folder / INTERVALS, {"schema": 1, **asdict(intervals)})
+
+
+def load_intervals(name: str) -> PredictionIntervals | None:
+    """
+    The intervals beside a model, a folder or an id on the Hub; or `None`.
+
+    Raises:
+        `ValueError`: for a file that holds something else.
+    """
+    path = companion_file(name, INTERVALS)
+    if path is None:
+        return None
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        if saved.pop("schema") != 1:
+            raise ValueError("its schema is another")
+        groups = {target: [Group(**group) for group in of_target] for target, of_target in saved["groups"].items()}
+        intervals = PredictionIntervals(**{**saved, "groups": groups})
+        intervals.half_widths(np.zeros((1, len(intervals.targets))))
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f'"{path}" does not hold prediction intervals ({error}). Remove it.') from error
+    return intervals
+
+
+def _joined(edges: npt.NDArray[np.float64], predictions: npt.NDArray[Any]) -> list[float]:
+    """Those of the edges between which there are always `SMALLEST` predictions or more."""
+    counts = np.bincount(np.searchsorted(edges, predictions, side="right"), minlength=len(edges) + 1)
+    bounds: list[float] = []
+    since, left = 0, int(counts.sum())
+    for edge, count in zip(edges.tolist(), counts.tolist(), strict=False):
+        since, left = since + count, left - count
+        if since >= SMALLEST and left >= SMALLEST:
+            bounds.append(edge)
+            since = 0
+    return bounds
+
+
+def _kept(inside: npt.NDArray[np.bool_], coverage: float) -> dict[str, Any]:
+    n, covered = len(inside), int(inside.sum())
+    low, high = _likely(n, coverage)
+    return {"n": n, "covered": covered, "low": low, "high": high, "kept": covered >= low}
+
+
+def _likely(n: int, share: float) -> tuple[int, int]:
+    """The 2.5 % and the 97.5 % quantile of how many of `n` happen that happen with probability `share`."""
+    k = np.arange(1, n + 1)
+    steps = np.log(n + 1 - k) - np.log(k) + math.log(share / (1 - share))
+    logarithms = n * math.log(1 - share) + np.concatenate([[0.0], np.cumsum(steps)])
+    reached = np.cumsum(np.exp(logarithms))
+    low, high = (int(np.searchsorted(reached, level)) for level in (0.025, 0.975))
+    return low, min(high, n)

@@ -1,0 +1,81 @@
+"""Errors of a trained model on each split, with tables, predictions and pictures."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conr_hf.data.map_statistics import has_maps
+from conr_hf.inference.conformal import SMALLEST, coverage_table, make_intervals, write_intervals
+from conr_hf.inference.evaluate_dense import evaluate_maps
+from conr_hf.inference.results import table, write_predictions, write_results
+from conr_hf.metrics.gaze import label_errors
+from conr_hf.plots import density_with_error
+from conr_hf.training.config.validation import check_label_kind
+from conr_hf.training.trainer import ConRTrainer
+from conr_hf.utils.run_folder import INTERVALS, MAPS
+
+
+def evaluate(
+    trainer: ConRTrainer,
+    splits: dict[str, Any],
+    targets: list[str],
+    unit: str,
+    results: dict[str, Any],
+    folder: Path | None,
+) -> dict[str, Any]:
+    """Predicts the splits and prints their tables; writes results, predictions and plot if a folder is given."""
+    columns = trainer.args.label_columns
+    for split, rows in splits.items():
+        check_label_kind(type(trainer.model).__name__, trainer.head, has_maps(rows, columns, split), columns)
+    bins = trainer.bins
+    recorded = bins.to_dict()
+    parts = ("edges", "train_counts", "thresholds")
+    results = {**results, "bins": {part: recorded[part] for part in parts}, "baseline_median": {}}
+    if trainer.is_map:
+        return evaluate_maps(trainer, splits, targets[0], unit, results, folder)
+    predictions: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+    medians: dict[str, np.ndarray] = {}
+    for split, rows in splits.items():
+        output = trainer.predict(rows, metric_key_prefix=split)
+        labels = np.asarray(output.label_ids)
+        predictions[split] = np.asarray(trainer.usable(rows, split)[0].indices), labels, np.asarray(output.predictions)
+        medians[split] = np.tile(trainer.resolved.label_median, (len(labels), 1)).reshape(labels.shape)
+        columns = trainer.args.label_columns
+        results[split] = label_errors(predictions[split][2], labels, bins, columns)
+        results["baseline_median"][split] = label_errors(medians[split], labels, bins, columns)
+    if not trainer.is_world_process_zero():
+        return results
+    for split in splits:
+        print("\n" + table(split, results[split], results["baseline_median"][split], unit))
+    if folder is not None:
+        write_predictions(folder / "predictions.csv", targets, bins, predictions)
+        for other in (INTERVALS, MAPS):  # of another run
+            Path(folder, other).unlink(missing_ok=True)
+        if "validation" in splits and len(predictions["validation"][0]) >= SMALLEST:
+            intervals = make_intervals(bins, predictions, targets, unit)
+            write_intervals(folder, intervals)
+            print("\n" + coverage_table(intervals))
+        if splits:
+            split = list(splits)[-1]
+            title = f"{', '.join(targets)}: error on the {split} split"
+            _, labels, predicted = predictions[split]
+            try:
+                density_with_error(
+                    bins,
+                    labels,
+                    predicted,
+                    folder / "density.png",
+                    unit=unit,
+                    title=title,
+                    baseline=medians[split],
+                    target=targets,
+                )
+            except ImportError as error:
+                print(f"No plot: {error}")
+        write_results(folder, results)
+    return results
+
+
+def _evaluated(data: dict[str, Any]) -> list[str]:
+    return [split for split in ("validation", "test") if split in data]

@@ -1,0 +1,69 @@
+"""Features of images, taken at a saved model's head."""
+
+from collections.abc import Sequence
+
+import datasets
+import numpy as np
+import numpy.typing as npt
+import torch
+from tqdm.auto import tqdm
+from transformers import BaseImageProcessor, PreTrainedModel
+
+from conr_hf.data.images import describe_error, to_image
+from conr_hf.models.adopt_head import adopt_head
+from conr_hf.models.factory import dummy_pixels
+
+BATCH = 64
+
+
+def embed(
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    dataset: datasets.Dataset,
+    rows: Sequence[int],
+    image_column: str,
+    *,
+    head: str | None,
+    name: str,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """
+    What the head reads for the images of `rows`, in batches of 64, as in evaluation; unreadable images are left out.
+
+    Args:
+        model (`PreTrainedModel`): A saved model; its head is adopted.
+        processor (`BaseImageProcessor`): Its processor.
+        dataset (`datasets.Dataset`): The images' data set.
+        rows (`Sequence[int]`): Which rows of it.
+        image_column (`str`): Column of the image.
+        head (`str`, *optional*): As in [`~conr_hf.adopt_head`].
+        name (`str`): What the progress bar and messages call the data.
+
+    Returns:
+        `np.ndarray` of shape `(N, D)`, float32, the features; and of shape `(N,)`, int64, the places in `rows` of the
+        images that could be read.
+
+    Raises:
+        `ValueError`: if no image can be read, naming the first one's row, or the model has no single head.
+    """
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    model.eval().to(device)
+    layer = adopt_head(model, dummy_pixels(processor), head)
+    features, kept, reason = [], [], ""
+    for start in tqdm(range(0, len(rows), BATCH), f"Features, {name}", leave=False):
+        images = []
+        for place in range(start, min(start + BATCH, len(rows))):
+            try:
+                images.append(to_image(dataset[int(rows[place])][image_column]))
+                kept.append(place)
+            except (OSError, ValueError, SyntaxError) as error:
+                reason = reason or f"row {rows[place]}: {describe_error(error)}"
+        if images:
+            pixels = processor(images=images, return_tensors="pt")["pixel_values"]
+            with torch.inference_mode():
+                model(pixel_values=pixels.to(device))
+            features.append(layer.take_features().cpu().numpy())
+    if not features:
+        raise ValueError(
+            f'{name} has no image that can be read in column "{image_column}"; {reason or "it is empty"}.'
+        )
+    return np.concatenate(features), np.array(kept, np.int64)

@@ -1,0 +1,281 @@
+"""`load_regressor`: the name of a vision model -> the model with a regression head, and its image processor."""
+
+import copy
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    BaseImageProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+    TimmWrapperConfig,
+)
+
+from conr_hf.models.adopt_head import AmbiguousHeadError, find_head
+from conr_hf.models.dense import load_map_model
+from conr_hf.models.image_processors import config_image_size, default_processor, resized
+from conr_hf.models.outputs import predicts_maps
+from conr_hf.models.peft import has_adapter
+from conr_hf.models.safe_loading import UNREADABLE, check_config, reason_of
+from conr_hf.models.sharding import no_zero3_init
+from conr_hf.models.timm_wrapper import (
+    check_architecture,
+    hub_name,
+    new_timm_model,
+    timm_architecture,
+    timm_model_of_file,
+)
+
+HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
+_SOURCES = (
+    "Give a local folder, a model id of the Hub, or timm/NAME with a file of weights (weights=...) or without weights "
+    "(pretrained=False)."
+)
+
+
+@no_zero3_init()
+def load_regressor(
+    name_or_path: str | PreTrainedConfig,
+    target: str | Sequence[str] = "label",
+    *,
+    task: str = "image",
+    pretrained: bool = True,
+    weights: str | None = None,
+    image_size: int | None = None,
+    head: str | None = None,
+    **kwargs: Any,
+) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """
+    A vision model whose logits are a regression, in float32, and the image processor that belongs to it.
+
+    The model is a plain transformers model: saved, it loads with `AutoModelForImageClassification`, and
+    `pipeline("image-classification")` prints the prediction under the target's name.
+
+    Args:
+        name_or_path (`str` or `PreTrainedConfig`):
+            A model id on the Hub, a local folder, `timm/NAME` for any model of timm, or a configuration, from which a
+            model is made without weights.
+        target (`str` or `Sequence[str]`, *optional*, defaults to `"label"`):
+            What is predicted: `"age"`, or `["pitch", "yaw"]` for several label dimensions (T = their number).
+        task (`str`, *optional*, defaults to `"image"`):
+            `"image"`: a prediction for each image. `"depth"`: a map, one for each pixel, of depth, height or what else
+            the target is; of a depth model, or of any backbone under a light dense head, see
+            [`~conr_hf.models.dense.load_map_model`].
+        pretrained (`bool`, *optional*, defaults to `True`):
+            Load weights. `False` starts from random ones, by the library's own initialisation.
+        weights (`str`, *optional*):
+            For `timm/NAME`: a local file of weights (safetensors, or a PyTorch state dict) instead of the Hub's.
+        image_size (`int`, *optional*):
+            Side in pixels of the model's input; the whole image is resized to it. Unset: the model's own. A
+            transformer with pretrained position embeddings takes its own size only.
+        head (`str`, *optional*):
+            Name of the layer that predicts, where the model has several; see `adopt_head`.
+        kwargs (*optional*):
+            Passed to `from_pretrained`: `revision`, `token`, `cache_dir`, or fields of the model's configuration.
+
+    Returns:
+        `(PreTrainedModel, BaseImageProcessor)`. A checkpoint with T outputs keeps its head; any other gets a new one,
+        with weight N(0, 0.02) and bias 0.
+
+    Raises:
+        `ValueError`: if there is no such model, it cannot be fetched, or weights other than the head's do not fit.
+
+    Example:
+    ```python
+    model, processor = load_regressor("timm/resnet10t.c3_in1k", target="age")
+    model, processor = load_regressor("facebook/dinov2-small", target=["pitch", "yaw"])
+    ```
+    """
+    if kwargs.pop("trust_remote_code", False):
+        raise ValueError("trust_remote_code is True; a model that needs code of its own is not opened. Leave it out.")
+    names = [target] if isinstance(target, str) else list(target)
+    if not names or len(set(names)) != len(names):
+        raise ValueError(f"target is {target!r}; give one name, or several different ones.")
+    if task not in ("image", "depth") or (task == "depth" and len(names) > 1):
+        mend = "a map has one target" if task == "depth" else 'it must be "image" or "depth"'
+        raise ValueError(f"task is {task!r} and target {target!r}; {mend}.")
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"image_size is {image_size}; it must be 1 or more.")
+    labels: dict[str, Any] = {
+        "num_labels": len(names),
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: index for index, name in enumerate(names)},
+        "problem_type": "regression",
+    }
+    hub = {option: value for option, value in kwargs.items() if option in HUB_OPTIONS}
+    if task == "depth":
+        return _load_map_model(name_or_path, labels, pretrained, weights, image_size, head, hub, **kwargs)
+    architecture = timm_architecture(name_or_path)
+    fresh: set[str] | None = None  # weights that came from nowhere; None: all of them
+    if isinstance(name_or_path, PreTrainedConfig):
+        model, processor = _from_config(name_or_path, labels, image_size)
+    elif architecture is not None and weights is not None:
+        model, processor, fresh = timm_model_of_file(architecture, labels, weights, image_size)
+        _check_all_fit(fresh, model, weights)
+    elif architecture is not None and not pretrained:
+        model, processor = new_timm_model(architecture, labels, image_size)
+    elif weights is not None:
+        raise ValueError(f'weights="{weights}" needs a timm model; "{name_or_path}" does not start with "timm/".')
+    else:
+        name = hub_name(name_or_path)
+        try:
+            check_config(name, **hub)
+            if not pretrained:
+                config = AutoConfig.from_pretrained(name, trust_remote_code=False, **kwargs)
+                model, processor = _from_config(config, labels, image_size, name)
+            else:
+                model, fresh = _from_pretrained(name, labels, **kwargs)
+                processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False, **hub)
+                processor = resized(processor, model.config, image_size)
+        except UNREADABLE as error:
+            raise ValueError(f'"{name_or_path}" could not be loaded: {reason_of(error)}. {_SOURCES}') from error
+    _renew_head(model, processor, fresh, head)
+    return model, processor
+
+
+def _load_map_model(
+    name_or_path: str | PreTrainedConfig,
+    labels: dict[str, Any],
+    pretrained: bool,
+    weights: str | None,
+    image_size: int | None,
+    head: str | None,
+    hub: dict[str, Any],
+    **kwargs: Any,
+) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    architecture = timm_architecture(name_or_path)
+    if architecture is not None:
+        check_architecture(architecture)
+    sources: dict[str, Any] = {"pretrained": pretrained, "weights": weights, "image_size": image_size}
+    try:
+        model, processor, trained = load_map_model(name_or_path, labels, hub=hub, **sources, **kwargs)
+    except UNREADABLE as error:
+        name = name_or_path if isinstance(name_or_path, str) else type(name_or_path).__name__
+        raise ValueError(f'"{name}" could not be loaded as a model of maps: {reason_of(error)}. {_SOURCES}') from error
+    if not trained:
+        _renew_head(model, processor, None, head)
+    return model, processor
+
+
+def dummy_pixels(processor: BaseImageProcessor) -> Tensor:
+    """One image as the model gets it from `processor`: a `torch.Tensor` of shape `(1, C, H, W)` of noise."""
+    from PIL import Image
+
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    pixels: Tensor = processor(images=[Image.fromarray(noise)], return_tensors="pt")["pixel_values"]
+    return pixels
+
+
+def load_weights(model: PreTrainedModel, folder: str) -> None:
+    """
+    Puts the weights that `save_pretrained` wrote to `folder` into `model`.
+
+    `Trainer` compares the names in the file with the model's own, and silently passes over all that transformers 5
+    saves under older names: every encoder layer of ViT, DINOv2, BEiT and Swin.
+    """
+    saved = type(model).from_pretrained(folder, dtype=torch.float32)
+    model.load_state_dict(saved.state_dict())
+
+
+@no_zero3_init()
+def check_matches_config(model: PreTrainedModel) -> None:
+    """
+    Raises:
+        `ValueError`: if the model's layers are not those that its configuration makes, so that a checkpoint of it
+            would not load in plain transformers.
+    """
+    if has_adapter(model):
+        return  # adapters are saved and loaded by themselves
+    make = partial(type(model), copy.deepcopy(model.config))
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with init_empty_weights():
+                vanilla = make()
+        except NotImplementedError:  # a few models compute with their weights while they are made
+            vanilla = make()
+    if changed := sorted(set(vanilla.state_dict()) ^ set(model.state_dict())):
+        raise ValueError(
+            f"{type(model).__name__} has other layers than its configuration makes ({', '.join(changed[:4])}), so its "
+            "checkpoints would not load in plain transformers. Change the model by its configuration."
+        )
+
+
+def _from_pretrained(name: str, labels: dict[str, Any], **kwargs: Any) -> tuple[PreTrainedModel, set[str]]:
+    model, info = AutoModelForImageClassification.from_pretrained(
+        name,
+        **labels,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+        trust_remote_code=False,
+        **kwargs,
+    )
+    mismatched = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
+    _check_all_fit(mismatched, model, name)
+    fresh = mismatched | set(info["missing_keys"])
+    if lacking := sorted(fresh - _head_weights(model)):  # some backbones lack a pooler or a last norm
+        warnings.warn(f"{name} has no weights for {', '.join(lacking[:4])}; they start at random.", stacklevel=3)
+    return model, fresh
+
+
+def _check_all_fit(misfits: set[str], model: PreTrainedModel, source: str) -> None:
+    if others := sorted(misfits - _head_weights(model)):
+        raise ValueError(
+            f"{source} has no fitting weights for {', '.join(others[:4])}{' and others' if len(others) > 4 else ''}: "
+            "they would start at random. Give the image_size and configuration of the checkpoint, or pretrained=False."
+        )
+
+
+def _head_weights(model: PreTrainedModel) -> set[str]:
+    return {key for layer in _output_layers(model) for key in (f"{layer}.weight", f"{layer}.bias")}
+
+
+def _output_layers(model: PreTrainedModel) -> dict[str, nn.Linear | nn.Conv2d]:
+    """The layers with as many outputs as the model predicts, by name: the heads are among them."""
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
+    outputs = 1 if predicts_maps(model) else model.config.num_labels  # which depth models have none of
+    return {name: layer for name, layer in layers.items() if layer.weight.shape[0] == outputs}
+
+
+def _from_config(
+    config: PreTrainedConfig, labels: dict[str, Any], image_size: int | None, name: str | None = None
+) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    if isinstance(config, TimmWrapperConfig):
+        return new_timm_model(config.architecture, labels, image_size, config)
+    config = type(config).from_dict({**config.to_dict(), **labels})
+    config._name_or_path = ""  # no weights are from there
+    if name is not None:
+        processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+    else:
+        processor, image_size = default_processor(config), image_size or config_image_size(config)
+    model = AutoModelForImageClassification.from_config(config, dtype=torch.float32)
+    return model, resized(processor, config, image_size)
+
+
+def _renew_head(
+    model: PreTrainedModel, processor: BaseImageProcessor, fresh: set[str] | None, head: str | None
+) -> None:
+    """Draws new output layers from N(0, 0.02) and sets their bias to 0, by which the trainer knows them as fresh."""
+    layers = _output_layers(model)
+    if fresh is not None:
+        names = [name for name in layers if f"{name}.weight" in fresh]
+    elif head is not None:
+        names = [head]
+    else:
+        try:
+            names = [find_head(model, dummy_pixels(processor))]
+        except AmbiguousHeadError:  # the trainer, which needs one, lists the layers there are
+            names = []
+    for layer in (layers[name] for name in names if name in layers):
+        nn.init.normal_(layer.weight, 0.0, 0.02)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)

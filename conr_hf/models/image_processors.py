@@ -1,0 +1,84 @@
+"""Image processors: the one that belongs to a model, for input of a given size that shows the whole image."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from transformers import (
+    AutoImageProcessor,
+    BaseImageProcessor,
+    PreTrainedConfig,
+    TimmWrapperConfig,
+    TimmWrapperImageProcessor,
+    ViTImageProcessor,
+)
+
+from conr_hf.models.timm_wrapper import sized_cfg
+
+_IMAGENET = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
+
+
+def config_image_size(config: PreTrainedConfig) -> int:
+    """The side in pixels of the input that a configuration declares, or ImageNet's 224."""
+    declared = config.to_dict()
+    parts = (declared, declared.get("vision_config") or {}, declared.get("backbone_config") or {})
+    side = next((part["image_size"] for part in parts if part.get("image_size")), 224)
+    return int(side[0] if isinstance(side, list | tuple) else side)
+
+
+def default_processor(config: PreTrainedConfig) -> BaseImageProcessor:
+    """The processor transformers pairs with this class of model, or ViT's where it knows none."""
+    with TemporaryDirectory() as folder:  # AutoImageProcessor finds the class by a folder only
+        config.save_pretrained(folder)
+        Path(folder, "preprocessor_config.json").write_text("{}")
+        try:
+            paired: BaseImageProcessor = AutoImageProcessor.from_pretrained(folder)  # type: ignore[no-untyped-call]
+        except ValueError:
+            return ViTImageProcessor()
+    return paired
+
+
+def full_image_processor(side: int, **looks: Any) -> BaseImageProcessor:
+    """A new processor, to a square of `side` pixels; `looks` are its mean and deviation, unless ImageNet's."""
+    return ViTImageProcessor(size=_square(side), **{**_IMAGENET, **looks})
+
+
+def resized(processor: BaseImageProcessor, config: PreTrainedConfig, side: int | None) -> BaseImageProcessor:
+    """`processor` for input of `side` pixels, the whole image resized to it; as it is without `side`."""
+    if side is None:
+        return processor
+    if isinstance(config, TimmWrapperConfig):
+        config.pretrained_cfg = sized_cfg(config.pretrained_cfg, side)
+        return TimmWrapperImageProcessor(config.pretrained_cfg, architecture=config.architecture)
+    settings = processor.to_dict()
+    changed: dict[str, Any] = {"size": _square(side)}
+    is_cropped = (settings.get("do_center_crop") and settings.get("crop_size")) or "crop_pct" in settings
+    if "shortest_edge" in settings["size"] and is_cropped:
+        changed["size"] = {"shortest_edge": side}
+    if settings.get("crop_size"):
+        changed["crop_size"] = _square(side)
+    if "crop_pct" in settings:
+        changed["crop_pct"] = 1.0
+    return _changed(processor, changed)
+
+
+def without_crop(processor: BaseImageProcessor, side: int | None) -> BaseImageProcessor:
+    """`processor` for the whole image, nothing cut off or added, in a square of `side` pixels if that is given."""
+    settings = processor.to_dict()
+    if side is not None and type(processor).__name__.startswith("GLPN"):  # which heeds no size
+        looks = {name: settings[name] for name in ("rescale_factor", "resample") if name in settings}
+        return ViTImageProcessor(size=_square(side), do_normalize=False, **looks)
+    changed: dict[str, Any] = {name: False for name in ("do_center_crop", "do_pad") if settings.get(name)}
+    if side is not None:
+        changed["size"] = _square(side)
+        changed |= {"keep_aspect_ratio": False} if "keep_aspect_ratio" in settings else {}
+    return _changed(processor, changed) if changed else processor
+
+
+def _changed(processor: BaseImageProcessor, changed: dict[str, Any]) -> BaseImageProcessor:
+    made: BaseImageProcessor = type(processor).from_dict({**processor.to_dict(), **changed})
+    return made
+
+
+def _square(side: int) -> dict[str, int]:
+    return {"height": side, "width": side}

@@ -1,0 +1,79 @@
+"""Saved models: loaded, and what their files say of them."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    BaseImageProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils.hub import cached_file
+
+from conr_hf.models.safe_loading import UNREADABLE, check_config, map_loader, reason_of
+from conr_hf.utils.run_folder import results_of
+
+
+def load_saved(name: str, maps: bool = False) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """
+    A saved model in float32 and its processor. Nothing but JSON and safetensors is opened, and no code is run.
+
+    Args:
+        name (`str`): Run folder, checkpoint or Hub id.
+        maps (`bool`, *optional*, defaults to `False`): Whether it may be a model that predicts maps.
+
+    Raises:
+        `ValueError`: if there is none of that name, it is no model for images, its weights are pickled, it needs
+            code that comes with it, or it predicts maps and may not.
+    """
+    try:
+        check_config(name)
+        loader = map_loader(_config(name))
+        if loader is None or maps:
+            model = (loader or AutoModelForImageClassification).from_pretrained(
+                name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+            )
+            return model, AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+    except UNREADABLE as error:
+        raise ValueError(
+            f'"{name}" is not a saved model: {reason_of(error)}. Give a run folder or a model id.'
+        ) from error
+    raise ValueError(
+        f'"{name}" predicts maps, which conr-hf predict and conr-hf evaluate can use, and {loader.__name__} loads in '
+        "Python, as its model card shows."
+    )
+
+
+def predicts_maps(name: str) -> bool:
+    """Whether a saved model predicts maps, by its configuration alone; not where it has none."""
+    return map_loader(_config(name)) is not None
+
+
+def _config(name: str) -> dict[str, Any]:
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(name)
+    except OSError:
+        return {}  # of an adapter, which has none; or said by who opens the model
+    return config if isinstance(config, dict) else {}
+
+
+def target_names(model: PreTrainedModel) -> list[str]:
+    """What the model's T outputs are called, in their order."""
+    names: dict[int, str] = model.config.id2label  # type: ignore[assignment]
+    return [names[index] for index in range(len(names))]
+
+
+def saved_unit(model_name: str) -> str:
+    """The unit in the results of the run that a saved model or checkpoint lies in; `""` without."""
+    return str(results_of(model_name).get("unit", ""))
+
+
+def companion_file(name: str, file_name: str) -> Path | None:
+    """A file beside a model, of a folder or an id on the Hub; `None` where there is no such file, or no name."""
+    path = name and cached_file(
+        name, file_name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+    )
+    return Path(path) if path else None

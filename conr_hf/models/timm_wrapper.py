@@ -1,0 +1,176 @@
+"""Models of timm, in the wrapper that transformers has for them."""
+
+import difflib
+import json
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+from transformers import (
+    BaseImageProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+    TimmWrapperConfig,
+    TimmWrapperForImageClassification,
+    TimmWrapperImageProcessor,
+)
+
+from conr_hf.models.safe_loading import reason_of
+
+
+def timm_architecture(name_or_path: str | PreTrainedConfig) -> str | None:
+    """`NAME` of `timm/NAME`; `None` for anything else, a local folder of that name among it."""
+    if not isinstance(name_or_path, str) or not name_or_path.startswith("timm/") or os.path.isdir(name_or_path):
+        return None
+    return name_or_path.removeprefix("timm/")
+
+
+def check_architecture(architecture: str) -> None:
+    """
+    Raises:
+        `ValueError`: if timm has no model of that name.
+    """
+    base = architecture.split(".")[0]
+    if not timm.is_model(base):
+        near = difflib.get_close_matches(base, timm.list_models(), n=1)
+        hint = f"Did you mean timm/{near[0]}?" if near else "timm.list_models() names them."
+        raise ValueError(f'timm has no model "{architecture}". {hint}')
+
+
+def hub_name(name: str) -> str:
+    """
+    `timm/resnet10t` -> `timm/resnet10t.c3_in1k`, the Hub's name of timm's default weights; other names as they are.
+
+    Raises:
+        `ValueError`: if timm has no such model, or no weights for it.
+    """
+    architecture = timm_architecture(name)
+    if architecture is None:
+        return name
+    check_architecture(architecture)
+    cfg = timm.get_pretrained_cfg(architecture)
+    if cfg is None or not cfg.hf_hub_id:
+        raise ValueError(
+            f'timm has no weights for "{architecture}" on the Hub. Use pretrained=False, or weights=FILE.'
+        )
+    name_there: str = cfg.hf_hub_id
+    return name_there
+
+
+def new_timm_model(
+    architecture: str, labels: dict[str, Any], image_size: int | None, config: TimmWrapperConfig | None = None
+) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """
+    A model by timm's own initialisation, and its processor.
+
+    Args:
+        architecture (`str`): timm's name of the model.
+        labels (`dict`): `num_labels`, `id2label`, `label2id` and `problem_type` of the configuration.
+        image_size (`int`, *optional*): Side in pixels of the model's input. Unset: the model's own.
+        config (`TimmWrapperConfig`, *optional*): Whose settings of timm to take over.
+
+    Raises:
+        `ValueError`: if timm has no such model.
+    """
+    check_architecture(architecture)
+    model, processor, make = _wrapped(architecture, labels, image_size, config)
+    model.timm_model.load_state_dict(make().state_dict())
+    return model, processor
+
+
+def timm_model_of_file(
+    architecture: str, labels: dict[str, Any], weights: str, image_size: int | None
+) -> tuple[PreTrainedModel, BaseImageProcessor, set[str]]:
+    """
+    A model with the weights of a file, and its processor.
+
+    Args:
+        architecture, labels, image_size: As in [`new_timm_model`].
+        weights (`str`): A file of safetensors, or a PyTorch state dict.
+
+    Returns:
+        The model, the processor, and the names of the weights that the file lacks, which start at random.
+
+    Raises:
+        `ValueError`: if timm has no such model, or the file cannot be read.
+    """
+    check_architecture(architecture)
+    state = read_weights(weights)
+    model, processor, make = _wrapped(architecture, labels, image_size)
+    overlay: dict[str, Any] = {"file": weights}
+    outputs = _outputs_in_file(state, model.config.pretrained_cfg.get("classifier"))
+    if outputs == labels["num_labels"]:
+        overlay["num_classes"] = labels["num_labels"]  # or timm leaves the file's head out
+    make = partial(make, pretrained=True, pretrained_cfg_overlay=overlay)
+    original = make().state_dict()
+    model.timm_model.load_state_dict(original)
+    return model, processor, {f"timm_model.{key}" for key in drawn_weights(make, original)}
+
+
+def read_weights(weights: str) -> dict[str, torch.Tensor]:
+    """
+    The tensors in a file of weights.
+
+    Raises:
+        `ValueError`: if there is no such file, or it holds anything but tensors.
+    """
+    if not os.path.isfile(weights):
+        raise ValueError(f'weights="{weights}" is not a file.')
+    try:
+        state: dict[str, torch.Tensor] = timm.models.load_state_dict(weights, weights_only=True)
+    except Exception as error:  # a file of anything
+        raise ValueError(
+            f'weights="{weights}" cannot be read: {reason_of(error)}. Give safetensors, or a PyTorch state dict.'
+        ) from error
+    return state
+
+
+def drawn_weights(make: Callable[[], nn.Module], state: dict[str, torch.Tensor]) -> list[str]:
+    """
+    Which weights of a model that `make` loads from a file are not in it, and start at random.
+
+    timm says nothing of them; made twice, they differ from those in `state`, of the model made first.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch.initial_seed() + 1)
+        again = make().state_dict()
+    return [key for key, value in state.items() if not torch.equal(value, again[key])]
+
+
+def sized_cfg(cfg: dict[str, Any], side: int) -> dict[str, Any]:
+    """timm's description of a model's weights, for input of `side` pixels that shows the whole image."""
+    channels = cfg.get("input_size", (3, 0, 0))[0]
+    kept = {key: value for key, value in cfg.items() if key not in ("test_input_size", "test_crop_pct")}
+    return {**kept, "input_size": (channels, side, side), "crop_pct": 1.0}
+
+
+def _wrapped(
+    architecture: str, labels: dict[str, Any], image_size: int | None, config: TimmWrapperConfig | None = None
+) -> tuple[Any, BaseImageProcessor, Callable[..., nn.Module]]:
+    """The model in its wrapper, its processor, and what makes the model as timm itself does."""
+    model_args = dict(config.model_args or {}) if config is not None else {}
+    known: Any = timm.get_pretrained_cfg(architecture)
+    cfg: dict[str, Any] = known.to_dict() if known is not None else {"architecture": architecture}
+    if config is not None and isinstance(config.pretrained_cfg, dict):
+        cfg = {**cfg, **config.pretrained_cfg}
+    if image_size is not None:
+        cfg = sized_cfg(cfg, image_size)
+        if cfg.get("fixed_input_size"):
+            model_args["img_size"] = image_size
+    cfg = json.loads(json.dumps({key: value for key, value in cfg.items() if key not in ("num_classes", "file")}))
+    settings: dict[str, Any] = {"architecture": architecture, "pretrained_cfg": cfg, "model_args": model_args or None}
+    wrapper: Any = TimmWrapperForImageClassification
+    # It draws every weight anew from N(0, 0.02): timm's own initialisation, or a file's weights, must be put back.
+    model = wrapper(TimmWrapperConfig(**settings, **labels))
+    make = partial(timm.create_model, architecture, num_classes=labels["num_labels"], **model_args)
+    return model, TimmWrapperImageProcessor(cfg, architecture=architecture), make
+
+
+def _outputs_in_file(state: dict[str, torch.Tensor], classifier: Any) -> int | None:
+    name = classifier[0] if isinstance(classifier, list | tuple) else classifier
+    weight = state.get(f"{name}.weight")
+    return None if weight is None else len(weight)

@@ -1,0 +1,1 @@
+"""`ConRTrainer` and the parts it is composed of."""

@@ -1,0 +1,1 @@
+"""Settings of a run: declared, checked, and derived from the training labels."""

@@ -1,0 +1,317 @@
+"""The settings of a run: `ConRConfig`."""
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+import torch
+from transformers import TrainingArguments
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+from transformers.utils import logging
+
+from conr_hf.data.config import DataConfig
+from conr_hf.hub.card_template import read_template
+from conr_hf.imbalance.density import DensityMethod
+from conr_hf.losses.validation import FORMULATIONS, PUSHES, REDUCTIONS
+from conr_hf.training.config.method_config import MethodConfig
+from conr_hf.utils.fields import about, check_choices, check_not_negative, check_positive
+
+logger = logging.get_logger(__name__)
+
+# Metrics of which less is better, and of which more is.
+ERRORS = ("mae", "mse", "rmse", "gm", "bmae", "abs_rel", "log10", "error", "loss")
+AGREEMENTS = ("pearson", "spearman", "delta1", "delta2", "delta3")
+_EVALUATION = {
+    "eval_strategy": "no",
+    "save_strategy": "steps",
+    "save_steps": 500,
+    "load_best_model_at_end": False,
+}
+_CHOICES = {
+    "conr_push": PUSHES,
+    "conr_formulation": FORMULATIONS,
+    "conr_reduction": REDUCTIONS,
+    "conr_distance": ("mean_abs", "euclidean", "angular"),
+    "conr_reweight": get_args(DensityMethod),
+    "conr_gather": ("all", "node", "none"),
+    "on_bad_loss": ("stop", "skip"),
+    "train_sampling_strategy": ("random", "sequential"),
+    "eval_strategy": ("no", "steps", "epoch"),
+    "save_strategy": ("no", "steps", "epoch", "best"),
+}
+
+
+@dataclass
+class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
+    """
+    Settings of [`ConRTrainer`]: those of `TrainingArguments`, [`MethodConfig`] and [`DataConfig`], and the ones
+    below.
+
+    Everything is in label units, whatever they are. Unset fields are derived when training starts, from the training
+    labels (R is their range, s their label scale) and from what else is on.
+
+    Args:
+        conr_weight (`float`, *optional*, defaults to 0.05):
+            Weight of ConR beside the base loss on residuals divided by s. The paper's beta, over raw labels, is
+            beta / s for L1 and beta / s^2 for MSE. 0 keeps the views and computes no ConR. Unless set otherwise,
+            resampling (`resample`) and Rank-N-Contrast (`rnc_weight`) go with ConR; for the paper's method alone set
+            them to `"none"` and 0.
+        conr_window (`float`, *optional*):
+            Labels within this distance are similar (the paper's omega). Unset: 0.01 R.
+        conr_temperature (`float`, *optional*, defaults to 0.07):
+            Temperature of the feature similarities.
+        conr_push (`str`, *optional*, defaults to `"exponential"`):
+            How the push grows with label distance d: `"exponential"`, exp(e d), or `"linear"`, e d.
+        conr_push_scale (`float`, *optional*):
+            How fast it grows (the paper's e), per label unit. Unset: 1 / R.
+        conr_formulation (`str`, *optional*, defaults to `"exact"`):
+            `"exact"` is the paper's loss, `"reference"` what the authors' published code computes.
+        conr_reduction (`str`, *optional*, defaults to `"mean"`):
+            Mean over all rows (`"mean"`) or over the anchors (`"anchors"`).
+        conr_distance (`str`, *optional*, defaults to `"mean_abs"`):
+            Distance of labels of several dimensions: `"mean_abs"` or `"euclidean"`, or `"angular"`, the angle between
+            directions, of two columns that are pitch and yaw in radians.
+        conr_reweight (`str`, *optional*, defaults to `"sqrt_inverse"`):
+            Density weights of the push (the paper's eta), whatever `reweight` says: `"none"`, `"inverse"` or
+            `"sqrt_inverse"`.
+        conr_gather (`str`, *optional*, defaults to `"all"`):
+            Whose rows are compared: those of `"all"` processes, so that any number of them trains as one would; of
+            those on the same `"node"`; or each process's own (`"none"`). Also for Rank-N-Contrast and RankSim. What a
+            process sends for it in a step grows with the number of processes compared.
+        conr_pixels (`int`, *optional*, defaults to 1024):
+            Of labels that are maps: pixels of each view that ConR compares with those of all others of the step, drawn
+            in proportion to the density weights that `conr_reweight` names, so that rare labels are among them. 0
+            compares whole views by the means of their pixels, as the paper's published code does.
+        forward_batch_size (`int`, *optional*):
+            Samples whose forward and backward fit in memory, on each device. The batch, whose samples are compared,
+            may then be as large as its features allow: each part of it goes through the model twice, which costs half
+            as much again, and gives the gradients of the whole batch. With batch norm a part is normalised by its own
+            statistics. Unset: the whole batch at once.
+        head (`str`, *optional*):
+            Name of the layer that predicts, for a model with several; see `adopt_head`.
+        lr_drop_epochs (`list[int]`, *optional*):
+            After so many epochs each, such as `[60, 80]`, the learning rate drops to a tenth, constant in between;
+            takes the place of `lr_scheduler_type`. Unset: that.
+        on_bad_loss (`str`, *optional*, defaults to `"stop"`):
+            What becomes of a step whose loss, or whose gradient's norm, is not finite: `"stop"` ends training and
+            names its rows; `"skip"` goes on with a warning as if there had been none of them, up to 10 such steps in
+            a row, and waits for each step's loss to know. In float16 a gradient that overflows is left to the loss
+            scaler.
+        model_card_template (`str`, *optional*):
+            A Jinja template for the model card, in UTF-8; [`~conr_hf.hub.card_template.CardValues`] tells what it may
+            use. Unset: the package's own.
+        dataloader_persistent_workers (`bool`, *optional*):
+            Keep the workers of training from epoch to epoch; those of evaluation end with it, whatever is set. Unset:
+            true, where there are workers (`dataloader_num_workers`).
+
+    Raises:
+        `ValueError`: if a setting cannot be meant; the sentence names it and says what it may be.
+
+    Example:
+    ```python
+    ConRConfig("runs/age", num_train_epochs=10, learning_rate=1e-4)  # ConR and what goes with it
+    ConRConfig("runs/age-conr", resample="none", rnc_weight=0)  # ConR alone
+    ConRConfig("runs/age-plain", conr_weight=0)  # a plain fine-tune
+    ```
+    """
+
+    conr_weight: float = field(
+        default=0.05,
+        metadata=about(
+            "Weight of ConR beside the base loss; 0 keeps the views and computes no ConR, nor what goes with it."
+        ),
+    )
+    conr_window: float | None = field(
+        default=None,
+        metadata=about(
+            "Labels within this distance, in label units, are similar. Unset: 1 %% of the labels' range R."
+        ),
+    )
+    conr_temperature: float = field(default=0.07, metadata=about("Temperature of the feature similarities."))
+    conr_push: str = field(
+        default="exponential", metadata=about("How the push grows with label distance: exponential or linear.")
+    )
+    conr_push_scale: float | None = field(
+        default=None, metadata=about("How fast the push grows, per label unit. Unset: 1 / R.")
+    )
+    conr_formulation: str = field(
+        default="exact", metadata=about("exact: the paper's loss; reference: what its published code computes.")
+    )
+    conr_reduction: str = field(default="mean", metadata=about("Mean over all rows (mean) or over anchors (anchors)."))
+    conr_distance: str = field(
+        default="mean_abs",
+        metadata=about("Distance of labels of several dimensions: mean_abs, euclidean, or angular for pitch and yaw."),
+    )
+    conr_reweight: DensityMethod = field(
+        default="sqrt_inverse", metadata=about("Density weights of the push: none, inverse or sqrt_inverse.")
+    )
+    conr_gather: str = field(
+        default="all",
+        metadata=about("Whose rows are compared: of all processes, of a node, or none but its own."),
+    )
+    conr_pixels: int = field(
+        default=1024, metadata=about("Pixels of each view that ConR compares, of maps; 0 compares means of views.")
+    )
+    forward_batch_size: int | None = field(
+        default=None,
+        metadata=about("Samples that fit in memory at once; the batch, whose samples are compared, may be larger."),
+    )
+    head: str | None = field(default=None, metadata=about("Layer that predicts, for a model with several heads."))
+    lr_drop_epochs: list[int] | None = field(
+        default=None, metadata=about("After each of these epochs, such as 60 80, the learning rate drops to a tenth.")
+    )
+    on_bad_loss: str = field(
+        default="stop", metadata=about("A step whose loss or gradient is not finite: stop, or skip it with a warning.")
+    )
+    model_card_template: str | None = field(
+        default=None, metadata=about("File with a Jinja template for the model card. Unset: the package's own.")
+    )
+
+    # TrainingArguments' fields whose defaults depend on whether there is an evaluation set: None is "unset".
+    eval_strategy: str | None = field(  # type: ignore[assignment]
+        default=None, metadata=about("no, steps or epoch. Unset: epoch with an evaluation set.")
+    )
+    save_strategy: str | None = field(  # type: ignore[assignment]
+        default=None, metadata=about("no, steps, epoch or best. Unset: as eval_strategy.")
+    )
+    save_steps: float | None = field(  # type: ignore[assignment]
+        default=None, metadata=about("Steps between checkpoints. Unset: as eval_steps.")
+    )
+    load_best_model_at_end: bool | None = field(  # type: ignore[assignment]
+        default=None, metadata=about("Load the best checkpoint at the end. Unset: true with an evaluation set.")
+    )
+    dataloader_persistent_workers: bool | None = field(  # type: ignore[assignment]
+        default=None, metadata=about("Keep the workers of training from epoch to epoch. Unset: true.")
+    )
+    remove_unused_columns: bool = field(default=False, metadata=about("Must stay false: images are columns."))
+
+    def __post_init__(self) -> None:
+        if isinstance(self.label_columns, str):
+            self.label_columns = [self.label_columns]
+        if isinstance(self.flipped_columns, str):
+            self.flipped_columns = [self.flipped_columns]
+        unset = [name for name in (*_EVALUATION, "metric_for_best_model") if getattr(self, name) is None]
+        # For now as TrainingArguments has them; with the best model asked for, evaluation and saving must agree.
+        together: dict[str, Any] = {}
+        if self.load_best_model_at_end or self.lr_scheduler_type == "reduce_lr_on_plateau":
+            saves = self.save_strategy if self.save_strategy != "best" else None
+            strategy = self.eval_strategy or saves or "epoch"
+            steps = self.eval_steps or self.logging_steps
+            together = {"eval_strategy": strategy, "save_strategy": strategy, "save_steps": steps}
+        for name, value in {**_EVALUATION, **together}.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        if not torch.accelerator.is_available():
+            # Without this, two processes that a launcher starts on a CPU do not find each other.
+            self.use_cpu = True
+        if self.metric_for_best_model is not None and self.greater_is_better is None:
+            # TrainingArguments takes every metric but a loss for one that should be large, and keeps the worst model.
+            name = self.metric_for_best_model.lower()
+            self.greater_is_better = not name.endswith(ERRORS)
+            if self.greater_is_better and not name.endswith(AGREEMENTS):
+                logger.warning(
+                    f"The best model is the one with the greatest {self.metric_for_best_model}. "
+                    "If less of it is better, set greater_is_better to false."
+                )
+        self.check()
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        for name in unset:  # until settled(), so that a copy by dataclasses.replace knows what its user set
+            setattr(self, name, None)
+
+    def check(self) -> None:
+        """
+        Raises:
+            `ValueError`: for a setting that cannot be meant; it names it and says what it may be.
+        """
+        check_choices(self, _CHOICES)
+        if self.resample not in (None, "none") and self.train_sampling_strategy != "random":
+            raise ValueError(
+                f"resample is {self.resample} and train_sampling_strategy {self.train_sampling_strategy}: rows that "
+                "are drawn by weight have no order. Set one of them to its default."
+            )
+        check_not_negative(self, "conr_weight", "conr_window", "conr_push_scale", "learning_rate", "weight_decay")
+        check_positive(self, "conr_temperature")
+        if self.conr_pixels < 0:
+            raise ValueError(f"conr_pixels is {self.conr_pixels}; it must be 0 or more.")
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
+        self.check_data(self.loss_space)
+        if self.conr_distance == "angular" and len(self.label_columns) != 2:
+            raise ValueError(
+                f"conr_distance is angular, the angle between directions, but label_columns is {self.label_columns}; "
+                "name two columns, pitch and yaw in radians."
+            )
+        if self.forward_batch_size is not None and self.forward_batch_size < 1:
+            raise ValueError(f"forward_batch_size is {self.forward_batch_size}; it must be 1 or more.")
+        if self.lr_drop_epochs is not None:
+            self._check_drops(self.lr_drop_epochs)
+        if self.model_card_template is not None:
+            read_template(self.model_card_template)
+        if self.remove_unused_columns:
+            raise ValueError("remove_unused_columns is true; it must be false, since images and labels are columns.")
+        self.check_methods(self.label_columns, self.conr_weight, self.conr_reweight)
+        whole = {"batch_eval_metrics": False, "prediction_loss_only": False, "eval_do_concat_batches": True}
+        for name, needed in whole.items():
+            if getattr(self, name) is not needed:
+                raise ValueError(
+                    f"{name} is {str(not needed).lower()}; it must be {str(needed).lower()}, since shots need all "
+                    "predictions at once."
+                )
+
+    def _check_drops(self, epochs: list[int]) -> None:
+        if not epochs or epochs != sorted(set(epochs)) or epochs[0] < 1:
+            raise ValueError(f"lr_drop_epochs is {epochs}; give rising numbers of epochs from 1 on, as in 60 80.")
+        if self.lr_scheduler_type != "linear":
+            raise ValueError(
+                f"lr_drop_epochs is {epochs} and lr_scheduler_type {self.lr_scheduler_type!s}, which each set the "
+                "learning rate. Leave one of them out."
+            )
+
+    def settled(self, evaluation_sets: list[str] | None) -> "ConRConfig":
+        """
+        A copy whose unset evaluation fields are settled; what the user set stays.
+
+        Args:
+            evaluation_sets (`list[str]`, *optional*): Names of the evaluation sets, `[""]` for one without a name.
+        """
+        args = copy.copy(self)
+        if args.save_strategy is None and args.save_steps is not None:
+            args.save_strategy = SaveStrategy.STEPS
+        if args.eval_strategy is None and evaluation_sets and args.save_strategy == "steps":
+            # Evaluated where the user saves, or the best model would not be among what is saved.
+            args.eval_strategy = IntervalStrategy.STEPS
+            args.eval_steps = args.eval_steps or args.save_steps
+        elif args.eval_strategy is None:
+            args.eval_strategy = IntervalStrategy.EPOCH if evaluation_sets else IntervalStrategy.NO
+        evaluates = args.eval_strategy != "no"
+        if args.save_strategy is None:
+            args.save_strategy = SaveStrategy(args.eval_strategy if evaluates else "epoch")
+        if args.save_steps is None:
+            args.save_steps = args.eval_steps if evaluates and args.eval_steps is not None else 500
+        chooses = evaluates and bool(evaluation_sets)
+        if args.load_best_model_at_end is None:
+            args.load_best_model_at_end = chooses and args.save_strategy != "no"
+            if args.load_best_model_at_end and not args._saves_what_it_evaluates():
+                logger.warning(
+                    f"No best model is kept, as saves ({args.save_strategy!s}, {args.save_steps} steps) and "
+                    f"evaluations ({args.eval_strategy!s}, {args.eval_steps} steps) do not coincide."
+                )
+                args.load_best_model_at_end = False
+        if args.metric_for_best_model is None:
+            first = evaluation_sets[0] if evaluation_sets else ""
+            metric = "_".join(part for part in ("eval", first, "mae") if part)
+            args.metric_for_best_model = metric if chooses else None
+            args.greater_is_better = False if chooses else None
+        return args
+
+    @classmethod
+    def own_fields(cls) -> list[str]:
+        """Names of the fields that `TrainingArguments` lacks, or has with another default."""
+        return [*cls.__annotations__, *DataConfig.__annotations__, *MethodConfig.__annotations__]
+
+    def _saves_what_it_evaluates(self) -> bool:
+        if self.save_strategy == "best":
+            return True
+        between = (self.save_steps or 1) % (self.eval_steps or 1)
+        return self.save_strategy == self.eval_strategy and not (self.save_strategy == "steps" and between)

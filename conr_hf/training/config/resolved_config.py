@@ -1,0 +1,141 @@
+"""What a run's settings come to on its training labels."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from conr_hf.imbalance.density import DensityMethod
+from conr_hf.training.config.config import ConRConfig
+
+
+@dataclass(frozen=True)
+class ResolvedConfig:
+    """
+    What a run uses: the settings of ConR with every unset one derived from the training labels. Saved with the model.
+
+    Lengths on the label axis (`label_mean`, `label_median`, `label_range`, `label_scale`, `window`,
+    `cmixup_bandwidth`) are in label units, `push_scale` in their inverse; `loss_scale`, `huber_delta`, `noise_sigma`
+    and the inverse of `focal_beta` in those of the loss space, label units or their logarithm. The fields are those of
+    [`ConRConfig`]; `loss_scale` is the label scale, and the standard deviation of log(1 + label) under `log1p`.
+
+    `relative_scales` are the scales of the label dimensions over the label scale, 1 without `scale_each`. With it, all
+    these lengths but `label_mean` and `label_median` are those of labels divided by them.
+    """
+
+    label_columns: tuple[str, ...]
+    label_mean: tuple[float, ...]
+    label_median: tuple[float, ...]
+    label_range: float
+    label_scale: float
+    relative_scales: tuple[float, ...]
+    weight: float
+    window: float
+    temperature: float
+    push: str
+    push_scale: float
+    formulation: str
+    reduction: str
+    distance: str
+    conr_reweight: DensityMethod
+    base_loss: str
+    loss_space: str
+    loss_scale: float
+    huber_delta: float
+    focal_beta: float
+    noise_sigma: float
+    reweight: DensityMethod
+    resample: DensityMethod
+    rnc_weight: float
+    cmixup_bandwidth: float
+    num_views: int
+    map_scale: float
+    map_invalid: float | None
+
+    @property
+    def head_scale(self) -> float | Tensor:
+        """What a fresh head starts with and its gradient is multiplied by: one number, or `(T,)` with `scale_each`."""
+        if all(scale == 1 for scale in self.relative_scales):
+            return self.label_scale
+        return torch.tensor([self.label_scale * scale for scale in self.relative_scales])
+
+    def alike(self, values: Tensor) -> Tensor:
+        """
+        Labels, predictions or their differences with dimensions of one scale, the label scale.
+
+        Args:
+            values (`torch.Tensor` of shape `(M,)` or `(M, T)`): In label units.
+        """
+        if all(scale == 1 for scale in self.relative_scales):
+            return values
+        return values / torch.tensor(self.relative_scales, dtype=values.dtype, device=values.device)
+
+
+def resolve(args: ConRConfig, labels: np.ndarray, may_resample: bool = True, of_maps: bool = False) -> ResolvedConfig:
+    """
+    Derives the unset settings.
+
+    Args:
+        args (`ConRConfig`): The user's settings; not changed.
+        labels (`np.ndarray` of shape `(N,)` or `(N, T)`): Training labels, in label units.
+        may_resample (`bool`, *optional*, defaults to `True`): Rows can be drawn at will, and the user weighs none.
+        of_maps (`bool`, *optional*, defaults to `False`):
+            The labels are those of pixels, with which neither resampling nor Rank-N-Contrast goes unless it is set.
+
+    Raises:
+        `ValueError`: if `loss_space` is `"log1p"` and a label is negative.
+
+    Example:
+        >>> resolve(ConRConfig(), np.array([20.0, 40.0, 60.0])).window
+        0.4
+    """
+    columns = labels.reshape(len(labels), -1).astype(np.float64)  # (N, T)
+    if args.loss_space == "log1p" and columns.min() < 0:
+        row = int(columns.min(1).argmin())
+        which = "a label of a training map" if of_maps else f"the label of usable training row {row:,}"
+        raise ValueError(
+            f"loss_space is log1p, but {which} is {columns[row].min():g}; labels must not be negative. Set loss_space "
+            "to label."
+        )
+    scale = args.label_scale if args.label_scale is not None else float(np.sqrt(columns.var(0).mean())) or 1.0
+    relative_scales = np.ones(columns.shape[1])
+    if args.scale_each:
+        relative_scales = np.where(columns.std(0) > 0, columns.std(0), scale) / scale
+    label_range = float(np.mean((columns.max(0) - columns.min(0)) / relative_scales))
+    loss_scale = scale
+    if args.loss_space == "log1p":
+        loss_scale = float(np.sqrt(np.log1p(columns).var(0).mean())) or 1.0
+    inverse_range = 1 / label_range if label_range > 0 else 0.0
+    weight = 0.0 if args.freeze_backbone or args.retrain_head else args.conr_weight
+    may_resample = may_resample and args.train_sampling_strategy == "random" and not of_maps
+    return ResolvedConfig(
+        label_columns=tuple(args.label_columns),
+        label_mean=tuple(float(mean) for mean in columns.mean(0)),
+        label_median=tuple(float(median) for median in np.median(columns, 0)),
+        label_range=label_range,
+        label_scale=scale,
+        relative_scales=tuple(float(relative) for relative in relative_scales),
+        weight=weight,
+        window=args.conr_window if args.conr_window is not None else 0.01 * label_range,
+        temperature=args.conr_temperature,
+        push=args.conr_push,
+        push_scale=args.conr_push_scale if args.conr_push_scale is not None else inverse_range,
+        formulation=args.conr_formulation,
+        reduction=args.conr_reduction,
+        distance=args.conr_distance,
+        conr_reweight=args.conr_reweight,
+        base_loss=args.base_loss,
+        loss_space=args.loss_space,
+        loss_scale=loss_scale,
+        huber_delta=args.huber_delta if args.huber_delta is not None else loss_scale,
+        focal_beta=args.focal_beta if args.focal_beta is not None else 3 / loss_scale,
+        noise_sigma=args.noise_sigma if args.noise_sigma is not None else 0.6 * loss_scale,
+        reweight=args.reweight,
+        resample=args.resampling(weight, may_resample),
+        rnc_weight=args.rank_n_contrast_weight(0.0 if of_maps else weight),
+        cmixup_bandwidth=args.cmixup_bandwidth if args.cmixup_bandwidth is not None else 0.1 * scale,
+        num_views=args.num_views,
+        map_scale=args.map_scale,
+        map_invalid=args.map_invalid,
+    )

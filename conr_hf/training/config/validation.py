@@ -1,0 +1,239 @@
+"""Which settings go with the trainer they are given to; checked before anything is trained."""
+
+import os
+from dataclasses import fields
+
+import numpy as np
+from torch.distributed.distributed_c10d import _set_pg_timeout
+from transformers import BaseImageProcessor, TrainingArguments
+from transformers.utils import logging
+
+from conr_hf.metrics.gaze import GAZE, in_radians
+from conr_hf.models.head import Head, MapHead
+from conr_hf.training.config.config import ConRConfig
+
+logger = logging.get_logger(__name__)
+
+# What shapes the base loss, and means nothing to a loss of the user's own.
+_OF_BASE_LOSS = ("base_loss", "loss_space", "huber_delta", "focal_beta", "noise_sigma", "reweight")
+
+
+def check_settings(
+    args: ConRConfig,
+    *,
+    mixed_precision: str,
+    is_sharded: bool,
+    own_loss: bool,
+    own_collator: bool,
+    plain_optimizer: bool,
+    steps_early: bool,
+    is_stream: bool,
+) -> None:
+    """
+    Args:
+        args ([`ConRConfig`]): The run's settings.
+        mixed_precision (`str`): Accelerate's.
+        is_sharded (`bool`): Whether FSDP or DeepSpeed holds the model in parts.
+        own_loss (`bool`): Whether the user gave a `compute_loss_func`.
+        own_collator (`bool`): Whether the user gave a `data_collator`.
+        plain_optimizer (`bool`): Whether the trainer makes the optimizer, over plain groups of parameters.
+        steps_early (`bool`): Whether a step is done before the gradients of all processes are known.
+        is_stream (`bool`): Whether the training rows come in an order of their own.
+
+    Raises:
+        `ValueError`: for what would be ignored or wrong.
+    """
+    if is_sharded and mixed_precision != "no":
+        raise ValueError(
+            f"mixed_precision is {mixed_precision} under FSDP or DeepSpeed, which round the head and the predictions "
+            "with it (63.37 becomes 63.25). Set it to no, with --tf32 true for speed."
+        )
+    for name in ("ema_decay", "layer_decay"):
+        if is_sharded and getattr(args, name) is not None:
+            raise ValueError(f"{name} needs the whole model on each process; leave it unset with FSDP or DeepSpeed.")
+    if args.scale_each and (is_sharded or not plain_optimizer):
+        raise ValueError(
+            "scale_each needs an optimizer made by the trainer, and the whole head on each process; leave it out with "
+            "FSDP, DeepSpeed or an optimizer of your own, and standardise the labels."
+        )
+    if args.layer_decay is not None and not plain_optimizer:
+        raise ValueError("layer_decay needs an optimizer made by the trainer in plain groups; leave it unset.")
+    if args.forward_batch_size is not None and (own_loss or is_sharded):
+        other = "compute_loss_func" if own_loss else "FSDP or DeepSpeed"
+        raise ValueError(
+            f"forward_batch_size is {args.forward_batch_size}, which goes with neither a loss of your own nor a "
+            f"sharded model; here it meets {other}. Leave it out."
+        )
+    if steps_early and args.on_bad_loss == "skip":
+        raise ValueError(
+            "on_bad_loss is skip, but DeepSpeed and LOMO step before the gradients of all are known. Set it to stop."
+        )
+    if own_collator and args.cmixup_alpha > 0:
+        raise ValueError(
+            f"cmixup_alpha is {args.cmixup_alpha}, but a data_collator of your own gets plain rows, which are not "
+            "mixed. Set it to 0, or leave data_collator out."
+        )
+    resamples = args.resample not in (None, "none")
+    if is_stream and (resamples or args.cmixup_alpha > 0):
+        name = "resample" if resamples else "cmixup_alpha"
+        raise ValueError(
+            f"{name} is {getattr(args, name)}, but train_dataset is a stream, of which no row can be had at will. "
+            "Leave it out, or load the data without streaming."
+        )
+    defaults = {field.name: field.default for field in fields(ConRConfig)}
+    for name in _OF_BASE_LOSS:
+        if own_loss and getattr(args, name) != defaults[name]:
+            raise ValueError(
+                f"{name} is {getattr(args, name)}, but compute_loss_func takes the base loss's place. Leave one of "
+                "them out."
+            )
+
+
+def check_batches(args: ConRConfig, batch: int, rows: int) -> None:
+    """
+    Args:
+        args ([`ConRConfig`]): The run's settings.
+        batch (`int`): Samples of a micro-batch over all processes.
+        rows (`int`): Samples of an epoch.
+
+    Raises:
+        `ValueError`: if `base_loss` is `"bmc"` and some micro-batch holds one sample.
+    """
+    if args.base_loss == "bmc" and (batch == 1 or (rows % batch == 1 and not args.dataloader_drop_last)):
+        which = "a batch" if batch == 1 else "the last batch of an epoch"
+        raise ValueError(
+            f"base_loss is bmc, which compares the samples of a batch, and {which} has one sample. Set "
+            "per_device_train_batch_size to another size, or dataloader_drop_last to true."
+        )
+
+
+def check_label_kind(model: str, head: Head, labels_are_maps: bool, columns: list[str]) -> None:
+    """
+    Args:
+        model (`str`): The class of the model.
+        head (`Head`): Its head.
+        labels_are_maps (`bool`): Whether the labels are maps.
+        columns (`list[str]`): The label columns.
+
+    Raises:
+        `ValueError`: if the model and the labels are not both of maps, or both of numbers.
+    """
+    named = ", ".join(columns)
+    if labels_are_maps and not isinstance(head, MapHead):
+        raise ValueError(
+            f'The labels in column "{named}" are maps, but {model} predicts one number an image. Load the model with '
+            'load_regressor(..., task="depth").'
+        )
+    if isinstance(head, MapHead) and not labels_are_maps:
+        raise ValueError(
+            f'{model} predicts maps, but the labels in column "{named}" are numbers. Load the model without '
+            'task="depth", or name the column of the maps with label_columns.'
+        )
+
+
+def check_dense_settings(args: ConRConfig, processor: BaseImageProcessor | None) -> None:
+    """
+    Raises:
+        `ValueError`: for a method that maps have no form of, and for a processor that shows the model a part of the
+            image.
+    """
+    forms = {
+        "cmixup_alpha": (args.cmixup_alpha > 0, "0"),
+        "ranksim_weight": (args.ranksim_weight > 0, "0"),
+        "rnc_weight": (args.rank_n_contrast_weight(0) > 0, "0"),
+        "base_loss": (args.base_loss == "bmc", "bni or gai"),
+    }
+    for name, (is_on, instead) in forms.items():
+        if is_on:
+            raise ValueError(
+                f"{name} is {getattr(args, name)}, which compares whole images and has no form for maps. Set it to "
+                f"{instead}."
+            )
+    settings = {} if processor is None else processor.to_dict()
+    for name in ("do_center_crop", "do_pad"):
+        if settings.get(name):
+            raise ValueError(
+                f"The image processor has {name} on, so that the model sees another part of the image than the map "
+                "shows. Set it to false, or load the processor with load_regressor."
+            )
+
+
+def check_output_range(model: str, head: MapHead, labels: np.ndarray) -> None:
+    """
+    Args:
+        model (`str`): The class of the model.
+        head ([`MapHead`]): Its head.
+        labels (`np.ndarray` of shape `(P,)`): Labels of pixels, in label units.
+
+    Raises:
+        `ValueError`: if the model cannot predict some of the labels.
+    """
+    low, high = float(labels.min()), float(labels.max())
+    if head.link != "identity" and low < 0:
+        raise ValueError(
+            f"The labels run down to {low:g}, but {model} predicts nothing below 0. Add a constant to the labels, or "
+            'load a backbone with load_regressor(..., task="depth"), whose dense head has no such end.'
+        )
+    if head.link == "sigmoid" and high >= head.limit:
+        raise ValueError(
+            f"The labels run up to {high:g}, but {model} predicts nothing above {head.limit:g}. Load it with a "
+            "greater max_depth."
+        )
+
+
+def check_gaze_labels(labels: dict[str, np.ndarray], args: ConRConfig, has_own_metrics: bool) -> None:
+    """
+    Warns of pitch and yaw that are no radians.
+
+    Args:
+        labels (`dict[str, np.ndarray]`): By the name of their data set, of shape `(N, T)`, in label units.
+        args ([`ConRConfig`]): The settings.
+        has_own_metrics (`bool`): Whether the user has metrics of their own.
+
+    Raises:
+        `ValueError`: for labels that are no radians where `conr_distance` or `metric_for_best_model` need them.
+    """
+    is_gaze, angles_choose = args.label_columns == GAZE, str(args.metric_for_best_model).endswith("angular_error")
+    if angles_choose and not is_gaze and not has_own_metrics:
+        raise ValueError(
+            f"metric_for_best_model is {args.metric_for_best_model}, but label_columns is {args.label_columns}; the "
+            "angle is that of the columns pitch and yaw, in this order."
+        )
+    if not is_gaze and args.conr_distance != "angular":
+        return
+    for name, some in labels.items():
+        if in_radians(some):
+            continue
+        seen = (
+            f"{' and '.join(args.label_columns)} of {name} run from {some.min():.1f} to {some.max():.1f}, more than a "
+            "half turn: radians are expected; np.radians makes them of degrees."
+        )
+        if args.conr_distance == "angular":
+            raise ValueError(f"conr_distance is angular, and {seen}")
+        if angles_choose and not has_own_metrics:
+            raise ValueError(f"metric_for_best_model is {args.metric_for_best_model}, and {seen}")
+        logger.warning(f"{seen} The angular error is left out.")
+
+
+def check_processes(args: TrainingArguments) -> None:
+    """
+    Stops a run that the launcher and the process group see differently: as many separate runs that write over each
+    other, or as one process that spreads a batch over several GPUs and loses the features.
+
+    Raises:
+        `ValueError`: with the line to start with instead.
+    """
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != args.world_size:
+        raise ValueError(
+            f"The launcher started {started} processes, but they form groups of {args.world_size}. Start them with "
+            f"accelerate launch --multi_gpu --num_processes {started} -m conr_hf train RECIPE.yaml, on a machine "
+            "without GPUs with --use_cpu true behind it."
+        )
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"{args.n_gpu} GPUs are visible, but one process was started. Use all with accelerate launch --multi_gpu "
+            f"--num_processes {args.n_gpu} -m conr_hf train RECIPE.yaml, or one with CUDA_VISIBLE_DEVICES=0."
+        )
+    if started > 1 and args.device.type == "cpu":
+        _set_pg_timeout(args.ddp_timeout_delta)  # which transformers leaves out on a CPU

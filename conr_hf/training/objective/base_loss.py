@@ -1,0 +1,159 @@
+"""The base loss of a run: of residuals, or Balanced MSE with its learnable noise."""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from conr_hf.imbalance import Bins, fit_mixture
+from conr_hf.losses import bmc, bni, focal_l1, focal_mse, gai, huber, l1, make_mixture, mse
+from conr_hf.training.config.method_config import BALANCED_LOSSES
+from conr_hf.training.config.resolved_config import ResolvedConfig
+
+
+def base_loss(predictions: Tensor, labels: Tensor, resolved: ResolvedConfig) -> Tensor:
+    """
+    The base loss of each row, on residuals divided by the label scale, or each dimension's own with `scale_each`.
+
+    Args:
+        predictions (`torch.Tensor` of shape `(M,)` or `(M, T)`): In label units.
+        labels (`torch.Tensor` like `predictions`): In label units.
+        resolved ([`ResolvedConfig`]): Names the loss and holds the label scale.
+
+    Returns:
+        `torch.Tensor` of shape `(M,)`, without unit, mean over label dimensions. Balanced MSE is that of a training
+        set's density; here, as in evaluation, it is the plain squared error.
+    """
+    scale = resolved.loss_scale
+    if resolved.loss_space == "log1p":
+        residuals = (_log1p(predictions) - _log1p(labels)) / scale
+    else:
+        residuals = resolved.alike(predictions - labels) / scale
+    if resolved.base_loss == "huber":
+        return huber(residuals, resolved.huber_delta / scale)
+    if resolved.base_loss in ("focal_l1", "focal_mse"):
+        focal = focal_l1 if resolved.base_loss == "focal_l1" else focal_mse
+        return focal(residuals, resolved.focal_beta * scale)
+    return {"l1": l1, **dict.fromkeys(("mse", *BALANCED_LOSSES), mse)}[resolved.base_loss](residuals)
+
+
+def _log1p(values: Tensor) -> Tensor:
+    # A prediction may fall below 0, and must find its way back: there the function goes on as an odd one.
+    return values.sign() * values.abs().log1p()
+
+
+class BalancedMSE:
+    """
+    Balanced MSE on standardised labels, and the noise that it learns beside the model.
+
+    The noise is no parameter of the model, so that checkpoints stay vanilla. Its gradient is taken from the loss
+    alone, where neither loss scaling nor a wrapper of the model reaches it, and its logarithm is what is learned, so
+    that a step is a share of it whatever the label unit.
+
+    Args:
+        resolved ([`ResolvedConfig`]): Names the form and the noise at the start.
+        labels (`np.ndarray` of shape `(N,)` or `(N, T)`): Training labels, in label units.
+        bins ([`Bins`]): Their bins.
+        device (`torch.device`): Where training runs.
+        components (`int`): Components of GAI's mixture.
+        learning_rate (`float`): Of the noise's logarithm; 0 keeps it.
+        seed (`int`): Of the mixture's fit.
+
+    Source: Ren et al., "Balanced MSE for Imbalanced Visual Regression", CVPR 2022, arXiv 2203.16427.
+    """
+
+    def __init__(
+        self,
+        resolved: ResolvedConfig,
+        labels: np.ndarray,
+        bins: Bins,
+        device: torch.device,
+        components: int,
+        learning_rate: float,
+        seed: int,
+    ) -> None:
+        self.resolved = resolved
+        rows = torch.from_numpy(labels.reshape(len(labels), -1).astype(np.float64))  # (N, T)
+        self._mean = (_log1p(rows) if resolved.loss_space == "log1p" else rows).mean(0).float().to(device)
+        log_noise = math.log(resolved.noise_sigma / resolved.loss_scale)
+        self._log_noise = torch.tensor(log_noise, device=device, requires_grad=True)
+        self._optimizer = torch.optim.Adam([self._log_noise], lr=learning_rate)
+        self._gradient = torch.zeros((), device=device)
+        if resolved.base_loss == "gai":
+            fitted = fit_mixture(self._standardised(rows.float().to(device)).cpu().numpy(), components, seed)
+            self._mixture = make_mixture(*(torch.from_numpy(part).float().to(device) for part in fitted))
+        if resolved.base_loss == "bni":
+            # Of several label dimensions the joint bins that hold a label. A bin's centre is the mean of its labels:
+            # whole ages stand for themselves, and not for the middle between two.
+            places = bins.index(labels) + 1
+            joint = places[:, 0] if places.shape[1] == 1 else np.unique(places, axis=0, return_inverse=True)[1].ravel()
+            counts = np.bincount(joint)
+            held = counts > 0
+            sums = np.stack([np.bincount(joint, weights=column) for column in rows.numpy().T], 1)
+            centres = torch.from_numpy(sums[held] / counts[held, None])
+            self._centres = self._standardised(centres.float().to(device))
+            self._frequencies = torch.from_numpy(counts[held] / counts.sum()).float().to(device)
+
+    @property
+    def noise_sigma(self) -> float:
+        """The noise's standard deviation, in label units, or in those of log(1 + label) under `log1p`."""
+        return math.exp(self._log_noise.item()) * self.resolved.loss_scale
+
+    def __call__(self, predictions: Tensor, labels: Tensor, candidates: Tensor, factors: Tensor) -> Tensor:
+        """
+        The loss of each row; the gradient in the noise is put aside for [`~BalancedMSE.take_gradient`].
+
+        Args:
+            predictions (`torch.Tensor` of shape `(M,)` or `(M, T)`): In label units.
+            labels (`torch.Tensor` like `predictions`): In label units.
+            candidates (`torch.Tensor` of shape `(K,)` or `(K, T)`): Labels of all samples of all processes; BMC alone
+                reads them.
+            factors (`torch.Tensor` of shape `(M,)`): What each row's loss is multiplied by in the step's loss.
+
+        Returns:
+            `torch.Tensor` of shape `(M,)`, without unit.
+        """
+        log_noise = self._log_noise.detach().requires_grad_()
+        losses = self._loss(predictions, labels, candidates, log_noise.exp())
+        if self._optimizer.param_groups[0]["lr"] > 0:
+            self._gradient += torch.autograd.grad((losses * factors).sum(), log_noise, retain_graph=True)[0]
+        return losses
+
+    def step(self, gradient: Tensor) -> None:
+        """Moves the noise by its gradient, summed over the processes."""
+        self._log_noise.grad = gradient
+        self._optimizer.step()
+        self._log_noise.grad = None
+
+    def take_gradient(self) -> Tensor:
+        """The gradient in the noise's logarithm that this process has put aside since the last call."""
+        gradient, self._gradient = self._gradient, torch.zeros_like(self._gradient)
+        return gradient
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed run goes on with."""
+        adam = self._optimizer.state.get(self._log_noise, {})
+        return {"log_noise": self._log_noise.detach().cpu(), **{name: value.cpu() for name, value in adam.items()}}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Goes on where [`~BalancedMSE.state`] was taken."""
+        device = self._log_noise.device
+        with torch.no_grad():
+            self._log_noise.copy_(state["log_noise"])
+        adam = {name: value if name == "step" else value.to(device) for name, value in state.items()}
+        adam.pop("log_noise")
+        self._optimizer.state[self._log_noise] = adam
+
+    def _loss(self, predictions: Tensor, labels: Tensor, candidates: Tensor, noise: Tensor) -> Tensor:
+        predictions, labels = self._standardised(predictions), self._standardised(labels)
+        if self.resolved.base_loss == "gai":
+            return gai(predictions, labels, self._mixture, noise)
+        if self.resolved.base_loss == "bni":
+            return bni(predictions, labels, self._centres, self._frequencies, noise)
+        return bmc(predictions, labels, self._standardised(candidates), noise)
+
+    def _standardised(self, values: Tensor) -> Tensor:
+        rows = values.reshape(len(values), len(self._mean))  # of no rows, too: a process may hold repeats alone
+        rows = _log1p(rows) if self.resolved.loss_space == "log1p" else rows
+        return self.resolved.alike(rows - self._mean) / self.resolved.loss_scale  # (M, T)

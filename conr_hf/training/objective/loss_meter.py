@@ -1,0 +1,126 @@
+"""The logged figures of the losses: sums over micro-batches and processes, and gradients at the features."""
+
+import math
+from collections import defaultdict
+
+import torch
+from torch import Tensor
+from transformers.utils import logging
+
+from conr_hf.training.config.config import ConRConfig
+from conr_hf.training.config.resolved_config import ResolvedConfig
+from conr_hf.utils.distributed import rank, sum_over_processes
+
+logger = logging.get_logger(__name__)
+
+DOMINATES = 1.0  # times the base loss's gradient at the features
+_SUMS = (
+    *("base", "conr", "anchors", "positives", "negatives", "rnc", "ranksim", "samples", "rows"),
+    *("base_gradient", "conr_gradient", "conr_product", "rnc_gradient", "rnc_product"),
+)
+
+
+class LossMeter:
+    """
+    Sums of the logged figures since they were last read.
+
+    Args:
+        args ([`ConRConfig`]): The run's settings.
+        resolved ([`ResolvedConfig`]): What they come to.
+        device (`torch.device`): Where training runs.
+    """
+
+    def __init__(self, args: ConRConfig, resolved: ResolvedConfig, device: torch.device) -> None:
+        self._args, self._resolved = args, resolved
+        self._device = device
+        self._sums: defaultdict[str, Tensor | float] = defaultdict(float)
+        self._base_gradient: Tensor  # of the last base loss, at the features
+        self._warned = False
+
+    def add(self, **sums: Tensor | float) -> None:
+        """Adds to sums by their names, such as `conr` and `rows`."""
+        for name, value in sums.items():
+            self._sums[name] = self._sums[name] + value  # a new one, as `sums` hands out the old
+
+    def add_base(self, loss: Tensor, samples: int, gradient: Tensor | None) -> None:
+        """
+        Adds the base loss, and its gradient at the features.
+
+        Args:
+            loss (`torch.Tensor`): Its sum over this process's samples.
+            samples (`int`): Their number.
+            gradient (`torch.Tensor`, *optional*): That of the loss's mean over the samples that are compared, at the
+                features, in their shape.
+        """
+        self.add(base=loss.detach(), samples=samples)
+        if gradient is not None:
+            self._base_gradient = gradient
+            self.add(base_gradient=gradient.square().sum())
+
+    def add_gradient(self, name: str, loss: Tensor, features: Tensor) -> Tensor:
+        """
+        Adds the gradient of a regulariser at the features, beside that of the base loss.
+
+        Args:
+            name (`str`): `"conr"` or `"rnc"`.
+            loss (`torch.Tensor`): The regulariser times its weight.
+            features (`torch.Tensor`): What the base loss's gradient was taken at.
+
+        Returns:
+            `torch.Tensor`: the same loss, with the same gradient in the features, which is not computed again.
+        """
+        (gradient,) = torch.autograd.grad(loss, features, retain_graph=True)
+        product = (gradient * self._base_gradient).sum()
+        self.add(**{f"{name}_gradient": gradient.square().sum(), f"{name}_product": product})
+        return loss.detach() + ((features - features.detach()) * gradient).sum()
+
+    def sums(self) -> dict[str, Tensor | float]:
+        """The sums so far, for [`~Figures.put_back`]."""
+        return dict(self._sums)
+
+    def put_back(self, sums: dict[str, Tensor | float]) -> None:
+        """Forgets what was added since [`~Figures.sums`]."""
+        self._sums = defaultdict(float, sums)
+
+    def read(self) -> dict[str, float]:
+        """
+        The figures to log, over all micro-batches and processes since the last call, and a new start.
+
+        Returns:
+            `dict[str, float]`: `base_loss`, in label scales for L1; where they were computed, `conr_loss`, `rnc_loss`
+            and `ranksim_loss` without their weights, `conr_anchors`, their share of the rows, and `conr_positives` and
+            `conr_negatives`, means per anchor; `conr_gradient`, the norm of ConR's gradient at the features, times its
+            weight, in that of the base loss, and `conr_cosine`, the cosine between the two; and the same
+            of Rank-N-Contrast, `rnc_gradient` and `rnc_cosine`.
+        """
+        own = [torch.as_tensor(self._sums[name], dtype=torch.float32, device=self._device) for name in _SUMS]
+        sums = dict(zip(_SUMS, sum_over_processes(torch.stack(own)).tolist(), strict=True))
+        self._sums.clear()
+        figures = {"base_loss": sums["base"] / sums["samples"]} if sums["samples"] else {}  # none with the user's loss
+        rows = sums["rows"]
+        if rows and self._resolved.weight > 0:
+            figures |= {
+                "conr_loss": sums["conr"] / rows,
+                "conr_anchors": sums["anchors"] / rows,
+                "conr_positives": sums["positives"] / max(sums["anchors"], 1),
+                "conr_negatives": sums["negatives"] / max(sums["anchors"], 1),
+            }
+        for name, weight in {"conr": self._resolved.weight, "rnc": self._resolved.rnc_weight}.items():
+            if sums["base_gradient"] and weight > 0:
+                figures[f"{name}_gradient"] = math.sqrt(sums[f"{name}_gradient"] / sums["base_gradient"])
+                norms = math.sqrt(sums[f"{name}_gradient"] * sums["base_gradient"])
+                figures[f"{name}_cosine"] = sums[f"{name}_product"] / norms if norms else 0.0
+        self._warn(figures.get("conr_gradient", 0.0))
+        if rows and self._resolved.rnc_weight > 0:
+            figures["rnc_loss"] = sums["rnc"] / rows
+        if rows and self._args.ranksim_weight > 0:
+            figures["ranksim_loss"] = sums["ranksim"] / rows
+        return figures
+
+    def _warn(self, conr_gradient: float) -> None:
+        if conr_gradient > DOMINATES and not self._warned and rank() == 0:
+            self._warned = True
+            logger.warning(
+                f"ConR's gradient at the features is {conr_gradient:.1f} times that of the base loss, which may "
+                f"then hardly be learned: lower conr_weight ({self._resolved.weight:g})."
+            )

@@ -1,0 +1,62 @@
+"""Models that FSDP or DeepSpeed hold in parts: what accelerate has to be told, and what it does not do."""
+
+import torch.distributed as dist
+from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
+from torch import nn
+from torch.distributed.fsdp import StateDictType
+from transformers import PreTrainedModel
+
+
+def set_wrap_classes(plugin: FullyShardedDataParallelPlugin, model: PreTrainedModel) -> None:
+    """
+    Names to accelerate the classes of layers that FSDP2 shards as units, where the user has named none.
+
+    They are those that transformers declares, but for classes that this model has no layer of, and for embeddings
+    around the input embeddings, which are a unit of their own: accelerate ends in an error on either, and on models
+    without input embeddings. Of a model without such layers, timm's among them, all parameters are one unit.
+
+    Args:
+        plugin (`FullyShardedDataParallelPlugin`): Accelerate's settings; changed in place.
+        model (`PreTrainedModel`): The model, not yet sharded.
+    """
+    embeddings: nn.Module | None = None
+    try:
+        embeddings = model.get_input_embeddings()
+    except NotImplementedError:
+        model.get_input_embeddings = _none  # type: ignore[method-assign, assignment]
+    if plugin.transformer_cls_names_to_wrap is None:
+        units = model._no_split_modules or ()
+        layers = [layer for layer in model.modules() if type(layer).__name__ in units]
+        around = {type(layer).__name__ for layer in layers if embeddings in set(layer.modules())}
+        plugin.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in layers} - around)
+
+
+def check_full_state_dict(accelerator: Accelerator) -> None:
+    """
+    Raises:
+        `ValueError`: if the settings would save a model in parts, which plain transformers cannot load.
+    """
+    mend = None
+    if accelerator.distributed_type == DistributedType.FSDP:
+        plugin = accelerator.state.fsdp_plugin
+        if plugin.state_dict_type != StateDictType.FULL_STATE_DICT:
+            mend = f"fsdp_state_dict_type is {plugin.state_dict_type.name}", "FULL_STATE_DICT"
+    elif accelerator.distributed_type == DistributedType.DEEPSPEED:
+        settings = accelerator.state.deepspeed_plugin.deepspeed_config.get("zero_optimization", {})
+        if settings.get("stage") == 3 and not settings.get("stage3_gather_16bit_weights_on_model_save"):
+            mend = "zero3_save_16bit_model (stage3_gather_16bit_weights_on_model_save) is not set", "true"
+    if mend is not None:
+        raise ValueError(f"{mend[0]}, so that no whole model would be saved. Set it to {mend[1]}.")
+
+
+def broadcast_buffers(model: nn.Module) -> None:
+    """
+    Gives all processes the first one's buffers, running statistics of batch norm among them, as DDP does: each would
+    otherwise evaluate a model of its own.
+    """
+    for buffer in model.buffers():
+        dist.broadcast(buffer, 0)
+
+
+def _none() -> nn.Module | None:
+    return None

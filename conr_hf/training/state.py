@@ -1,0 +1,78 @@
+"""
+What is saved beside a model for those who go on with it: resolved settings, bins of the training labels, and in a
+checkpoint whatever else a resumed run needs.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from conr_hf.imbalance import Bins
+from conr_hf.models.saved import companion_file
+from conr_hf.training.config.resolved_config import ResolvedConfig
+from conr_hf.utils.run_folder import STATE
+
+_BINS, _TRAINING = "bins.", "training."
+
+
+def save_state(
+    folder: str | Path, resolved: ResolvedConfig, bins: Bins, training: dict[str, Tensor] | None = None
+) -> None:
+    """
+    Writes `conr_state.safetensors` into `folder`; nothing in it is needed to load or use the model.
+
+    Args:
+        folder (`str` or `Path`): The folder of the model.
+        resolved ([`ResolvedConfig`]): The run's settings.
+        bins ([`Bins`]): Bins of the training labels.
+        training (`dict[str, torch.Tensor]`, *optional*): What only a resumed run needs.
+    """
+    tensors = {f"{_TRAINING}{name}": value.contiguous() for name, value in (training or {}).items()}
+    tensors |= {
+        f"{_BINS}{name}.{dimension}": torch.from_numpy(np.asarray(part))
+        for name, parts in bins.to_dict().items()
+        for dimension, part in enumerate(parts)
+    }
+    save_file(tensors, Path(folder, STATE), metadata={"resolved": json.dumps(dataclasses.asdict(resolved))})
+
+
+def load_state(name: str) -> tuple[ResolvedConfig, Bins] | None:
+    """
+    The resolved settings and the bins saved beside a model, a folder or an id on the Hub; or `None`.
+
+    Raises:
+        `ValueError`: if the file is damaged, or another version of this package saved it, with other settings.
+    """
+    path = companion_file(name, STATE)
+    if path is None:
+        return None
+    saved: dict[str, list[Any]] = {}
+    try:
+        with safe_open(path, "np") as file:
+            keys = [key.removeprefix(_BINS) for key in file.keys() if key.startswith(_BINS)]  # noqa: SIM118
+            for key in sorted(keys, key=lambda key: int(key.rpartition(".")[2])):
+                saved.setdefault(key.rpartition(".")[0], []).append(file.get_tensor(_BINS + key))
+            fields = json.loads(file.metadata()["resolved"])
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged or no file of conr_hf's. Remove it; the model loads without.") from error
+    if other := sorted({*fields} ^ {field.name for field in dataclasses.fields(ResolvedConfig)}):
+        raise ValueError(
+            f"{path} was saved by another version of conr_hf, with or without {', '.join(other)}. The model itself is "
+            "a plain one: give it training data (train_dataset, or --benchmark or --data with their labels)."
+        )
+    lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+    return ResolvedConfig(**{**fields, **lists}), Bins.from_dict(saved)
+
+
+def load_training_state(folder: str | Path) -> dict[str, Tensor]:
+    """What [`save_state`] was given as `training` in a checkpoint's folder; nothing where there is no such file."""
+    path = Path(folder, STATE)
+    saved = load_file(path) if path.is_file() else {}
+    return {name.removeprefix(_TRAINING): value for name, value in saved.items() if name.startswith(_TRAINING)}

@@ -1,0 +1,283 @@
+"""What `conr-hf inspect` finds, in data made to hold every problem, and that it finds none where there is none."""
+
+import io
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from command_line import conr, photos, relabel
+from PIL import Image
+from small import images
+
+from conr_hf.cli.inspect import as_text
+from conr_hf.data.inspection import inspect, suggest_bin_width
+from conr_hf.imbalance import make_bins
+from conr_hf.plots import COLOURS, label_histogram
+
+AGES = np.random.default_rng(0).permutation([30] * 120 + [40] * 30 + list(range(50, 60)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        yield
+    datasets.enable_progress_bars()
+
+
+def quietly(data, **options):
+    return inspect(data, show_progress=False, **options)
+
+
+def encoded(pixels, kind, **options):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind, **options)
+    return {"bytes": file.getvalue(), "path": None}
+
+
+def noise(n, seed=0):
+    return list(np.random.default_rng(seed).integers(0, 256, (n, 8, 8, 3), dtype=np.uint8))
+
+
+def rows_of(cells, **columns):
+    cells = [encoded(cell, "PNG") if isinstance(cell, np.ndarray) else cell for cell in cells]
+    return datasets.Dataset.from_dict({"image": cells, **columns}).cast_column("image", datasets.Image())
+
+
+def test_figures_are_those_of_the_labels():
+    data = {"test": images(40, seed=1), "train": images(300), "validation": images(50, seed=2)}
+    found = quietly(data, bin_width=5)
+    assert list(found["splits"]) == ["train", "validation", "test"]
+    train = np.array(data["train"]["label"])
+    bins, counts = np.unique(np.floor(train / 5), return_counts=True)
+    count_of = dict(zip(bins, counts, strict=True))
+    for split, rows in data.items():
+        labels = np.array(rows["label"])
+        figures = found["splits"][split]["labels"]["label"]
+        assert figures == {
+            "n": len(labels),
+            "min": labels.min(),
+            "max": labels.max(),
+            "whole": False,
+            "mean": labels.mean(),
+            "std": labels.std(),
+            "median": np.median(labels),
+        }
+        expected = [count_of.get(place, 0) for place in np.floor(labels / 5)]
+        shots = {
+            "many": sum(n > 100 for n in expected),
+            "median": sum(20 <= n <= 100 for n in expected),
+            "few": sum(n < 20 for n in expected),
+        }
+        assert found["splits"][split]["shots"] == shots
+    assert found["imbalance_ratio"] == [counts.max() / counts.min()]
+    assert found["few_share"] == sum(n for n in counts if n < 20) / 300
+    weights = {place: count_of[place] ** -0.5 for place in count_of}
+    mean = np.mean([weights[place] for place in np.floor(train / 5)])
+    assert found["suggested"]["weights"] == pytest.approx(
+        {"min": min(weights.values()) / mean, "max": max(weights.values()) / mean}
+    )
+    span = train.max() - train.min()
+    assert found["suggested"]["conr_window"] == pytest.approx(span / 100)
+    assert found["suggested"]["conr_push_scale"] == pytest.approx(1 / span)
+    assert found["images"] == {"sizes": {"32 x 32": 390}, "modes": {"RGB": 390}}
+    json.dumps(found, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("labels", "width"),
+    [
+        (np.arange(0, 101), 10),  # one of each: no width makes half of them common, a tenth of the range is the widest
+        (np.repeat(np.arange(0, 101), 30), 1),
+        (np.repeat(np.arange(0, 101), 12), 2),
+        (np.repeat(np.arange(0, 900, 5), 2), 50),
+        (np.repeat([0, 1, 2], 5), 1),  # whole numbers are never parted
+        (np.linspace(0, 1, 5000), 0.01),
+        (np.linspace(0, 0.003, 1500), 0.00005),
+        (np.full(7, 3.5), 1),
+    ],
+)
+def test_a_bin_width_that_suits_the_labels(labels, width):
+    assert suggest_bin_width(labels) == width
+
+
+@pytest.mark.parametrize("factor", [0.001, 10.0, 1e6])
+def test_the_suggestion_follows_the_unit(factor):
+    labels = np.random.default_rng(0).gamma(2, 1.3, 3000)
+    assert suggest_bin_width(labels * factor) == pytest.approx(suggest_bin_width(labels) * factor)
+
+
+def test_duplicates_are_found_whatever_file_they_are_in():
+    a, b, c, d = noise(4)
+    train = rows_of(
+        [encoded(a, "PNG"), encoded(b, "PNG"), encoded(a, "BMP"), encoded(c, "PNG", compress_level=0)],
+        label=[1, 2, 3, 4],
+    )
+    test = rows_of([encoded(d, "PNG"), encoded(c, "TIFF"), encoded(d[:4], "PNG")], label=[1, 2, 3])
+    problems = quietly({"train": train, "test": test})["problems"]
+    assert problems["duplicates_within"] == [[{"split": "train", "row": 0}, {"split": "train", "row": 2}]]
+    assert problems["duplicates_across"] == [[{"split": "train", "row": 3}, {"split": "test", "row": 1}]]
+
+
+def test_the_same_bytes_of_another_shape_are_another_image():
+    pixels = np.arange(192, dtype=np.uint8)
+    cells = [encoded(pixels.reshape(shape), "PNG") for shape in ((8, 8, 3), (4, 16, 3))]
+    found = quietly({"train": rows_of(cells, label=[1, 2])})
+    assert found["problems"]["duplicates_within"] == []
+    assert found["images"]["sizes"] == {"8 x 8": 1, "16 x 4": 1}
+
+
+def test_images_that_cannot_be_read_and_their_modes():
+    grey = encoded(noise(1)[0][..., 0], "PNG")
+    cut = {"bytes": encoded(noise(1)[0], "PNG")["bytes"][:90], "path": None}
+    cells = [grey, {"bytes": b"no image", "path": None}, cut, {"bytes": None, "path": "gone.png"}, None]
+    found = quietly({"train": rows_of(cells, label=[1, 2, 3, 4, 5])})
+    assert found["images"]["modes"] == {"L": 1}
+    unreadable = found["problems"]["unreadable_images"]
+    assert [(problem["split"], problem["row"]) for problem in unreadable] == [("train", row) for row in (1, 2, 3, 4)]
+    reasons = [problem["reason"] for problem in unreadable]
+    assert "gone.png" in reasons[2]
+    assert reasons[3] == "the image is missing"
+    assert not any("0x" in reason for reason in reasons)
+
+
+def test_bad_labels_are_named_and_left_out_of_the_figures():
+    train = rows_of(noise(4), label=["12 years", "30", None, "40.5"])
+    test = rows_of(noise(2, seed=1), label=[31.0, float("inf")])
+    found = quietly({"train": train, "test": test})
+    assert found["problems"]["bad_labels"] == [
+        {"split": "train", "row": 0, "reason": 'column "label": "12 years" is not a number'},
+        {"split": "train", "row": 2, "reason": 'column "label": the label is missing'},
+        {"split": "test", "row": 1, "reason": 'column "label": the label is inf'},
+    ]
+    assert found["splits"]["train"]["labels"]["label"]["n"] == 2
+    assert sum(found["bins"]["train_counts"][0]) == 2
+
+
+def test_without_a_single_training_label_the_rest_is_still_told():
+    data = {"train": rows_of(noise(2), label=["a", "b"]), "test": rows_of(noise(2), label=["1", "2"])}
+    found = quietly(data)
+    assert "bins" not in found
+    assert len(found["problems"]["bad_labels"]) == 2
+    assert len(found["problems"]["duplicates_across"]) == 2
+
+
+def test_outliers_stand_far_from_the_median_by_the_usual_distance():
+    usual = np.random.default_rng(0).normal(50, 2, 200)
+    labels = np.append(usual, [500.0, 50.0, -40.0])
+    found = quietly({"train": rows_of(noise(203), label=labels), "test": rows_of(noise(1, seed=1), label=[70.0])})
+    median = np.median(labels)
+    spread = np.median(np.abs(labels - median)) / 0.6744897501960817  # the normal distribution's third quartile
+    expected = [("train", 200, 500.0), ("train", 202, -40.0), ("test", 0, 70.0)]
+    outliers = found["problems"]["outliers"]
+    assert [(problem["split"], problem["row"], problem["label"]) for problem in outliers] == expected
+    for problem in outliers:
+        assert problem["robust_z"] == pytest.approx((problem["label"] - median) / spread, rel=1e-4)
+
+
+def test_labels_that_are_mostly_equal_have_no_outliers():
+    assert quietly({"train": rows_of(noise(5), label=[1, 1, 1, 1, 9])})["problems"]["outliers"] == []
+
+
+def test_groups_in_two_splits():
+    train = rows_of(noise(4), label=[1, 2, 3, 4], person=["ann", "bob", "ann", None])
+    test = rows_of(noise(2, seed=1), label=[1, 2], person=["ann", "cid"])
+    problems = quietly({"train": train, "test": test}, group_column="person")["problems"]
+    assert problems["groups_across"] == [{"group": "ann", "rows": {"train": 2, "test": 1}}]
+    assert problems["rows_without_group"] == [{"split": "train", "row": 3}]
+
+
+def test_several_label_dimensions_have_bins_of_their_own():
+    found = quietly({"train": images(200, dimensions=2)}, label_columns=["label0", "label1"])
+    assert set(found["splits"]["train"]["labels"]) == {"label0", "label1"}
+    assert len(found["bins"]["edges"]) == len(found["suggested"]["bin_width"]) == len(found["imbalance_ratio"]) == 2
+    assert sum(line.startswith("The fullest bin") for line in as_text(found)) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"label_columns": ["labl"]}, 'split "train" has no column "labl".*Did you mean "label"'),
+        ({"image_column": "photo"}, 'no column "photo".*image_column'),
+        ({"group_column": "who"}, 'no column "who".*group_column'),
+        ({"bin_width": -1}, "bin_width is -1"),
+    ],
+)
+def test_what_cannot_be_inspected_is_said_in_a_sentence(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        quietly({"train": images(3)}, **options)
+
+
+# ---- conr-hf inspect ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def album(tmp_path):
+    return photos(tmp_path / "album", train=AGES, test=[30, 40, 55, 70])
+
+
+def test_sound_data_is_told_in_a_table_and_nothing_is_written(album, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    ended = conr("inspect", album)
+    assert ended.code == 0, ended.err
+    assert re.search(r"^train +160 +0 +0 +120 +30 +10$", ended.out, re.MULTILINE)
+    assert re.search(r"^test +4 +0 +0 +1 +1 +2$", ended.out, re.MULTILINE)
+    assert re.search(r"^label +train +30 +30 +59 .* whole$", ended.out, re.MULTILINE)
+    assert re.search(r"^30 +120 +1  #{40}$", ended.out, re.MULTILINE) is None  # 30 bins in 15 lines, by twos
+    assert re.search(r"^30 to 31 +120 +1  #{40}$", ended.out, re.MULTILINE)
+    assert re.search(r"^40 to 41 +30 +1  \+{10}$", ended.out, re.MULTILINE)
+    assert "bin_width: 1" in ended.out
+    assert "120 times as many" in ended.out
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_problems_are_listed_by_row_and_are_no_failure(album, tmp_path):
+    relabel(album, 5, "12 years")
+    (album / "train" / "007.png").write_bytes(b"no image")
+    (album / "test" / "000.png").write_bytes((album / "train" / "011.png").read_bytes())
+    for row in range(20, 50):
+        (album / "train" / f"{row:03}.png").write_bytes(b"")
+    out = tmp_path / "report"
+    ended = conr("inspect", album, "--output", out)
+    assert ended.code == 0, ended.err
+    assert 'train 5: column "label": "12 years" is not a number' in ended.out
+    assert "- 31 images cannot be read" in ended.out
+    assert "train 7: it is not an image" in ended.out
+    assert "... and 11 more" in ended.out
+    assert "train 11 = test 0" in ended.out
+    found = json.loads((out / "inspection.json").read_text())
+    assert len(found["problems"]["unreadable_images"]) == 31
+    assert Counter(problem["split"] for problem in found["problems"]["unreadable_images"]) == {"train": 31}
+
+
+def test_the_figure_shows_every_shot(tmp_path):
+    pytest.importorskip("matplotlib")
+    for width, target in ((1, ["age"]), (0.0001, ["age", "weight"])):  # 300,000 bins in a moment
+        labels = np.stack([AGES] * len(target), axis=1)
+        path = tmp_path / f"{len(target)}.png"
+        label_histogram(
+            make_bins(labels, width), path, unit="years", title="", target=target, whole=[width == 1] * len(target)
+        )
+        pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
+        for colour in COLOURS.values():
+            rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+            assert (np.abs(pixels - rgb).max(-1) <= 2).sum() > 50
+
+
+def test_without_matplotlib_the_rest_is_written(album, tmp_path, monkeypatch):
+    monkeypatch.setattr("conr_hf.cli.inspect.find_spec", lambda name: None)
+    ended = conr("inspect", album, "--output", tmp_path / "out")
+    assert ended.code == 0, ended.err
+    assert 'pip install "conr-hf[plots]"' in ended.out
+    assert [path.name for path in Path(tmp_path, "out").iterdir()] == ["inspection.json"]
+
+
+def test_data_that_is_not_there_is_bad_input(tmp_path):
+    ended = conr("inspect", tmp_path / "nothing.csv")
+    assert ended.code == 2
+    assert "neither a folder, a file nor an id" in ended.err
