@@ -167,7 +167,7 @@ def test_every_module_loads_in_an_installation_without_extras():
     names = sorted(f"conr_hf.{module}" for module in MODULES if module != "__main__")
     code = f"""
 import importlib, sys
-for name in ("matplotlib", "gradio", "optuna", "peft", "scipy", "pytest", "mypy"):
+for name in ("matplotlib", "gradio", "optuna", "peft", "pytest", "mypy"):
     sys.modules[name] = None
 for name in {names}:
     importlib.import_module(name)

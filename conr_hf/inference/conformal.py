@@ -212,16 +212,8 @@ def _joined(edges: npt.NDArray[np.float64], predictions: npt.NDArray[Any]) -> li
 
 
 def _kept(inside: npt.NDArray[np.bool_], coverage: float) -> dict[str, Any]:
+    from scipy.stats import binom
+
     n, covered = len(inside), int(inside.sum())
-    low, high = _likely(n, coverage)
+    low, high = (int(count) for count in binom.interval(0.95, n, coverage))
     return {"n": n, "covered": covered, "low": low, "high": high, "kept": covered >= low}
-
-
-def _likely(n: int, share: float) -> tuple[int, int]:
-    """The 2.5 % and the 97.5 % quantile of how many of `n` happen that happen with probability `share`."""
-    k = np.arange(1, n + 1)
-    steps = np.log(n + 1 - k) - np.log(k) + math.log(share / (1 - share))
-    logarithms = n * math.log(1 - share) + np.concatenate([[0.0], np.cumsum(steps)])
-    reached = np.cumsum(np.exp(logarithms))
-    low, high = (int(np.searchsorted(reached, level)) for level in (0.025, 0.975))
-    return low, min(high, n)

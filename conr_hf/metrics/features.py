@@ -10,11 +10,9 @@ from torch import Tensor
 from conr_hf.imbalance import Bins, label_columns
 from conr_hf.imbalance.bins import FloatArray, IntArray
 from conr_hf.metrics import shot_masks, shot_metrics_from_bins
-from conr_hf.metrics.errors import average_ranks
 
 MOST_PAIRS = 200_000
 K = 5
-_BLOCK = 1024  # rows whose similarities to all others are held at once
 
 
 def distance_pairs(
@@ -38,7 +36,9 @@ def distance_pairs(
         >>> label_distance, feature_distance
         (array([ 3., 20., 17.]), array([0., 1., 1.]))
     """
-    unit = _unit_length(features)
+    from sklearn.preprocessing import normalize
+
+    unit = normalize(np.asarray(features, np.float32))
     y = label_columns(labels)
     count = len(y)
     if count * (count - 1) // 2 <= most:
@@ -68,14 +68,12 @@ def rank_correlation(first: npt.ArrayLike, second: npt.ArrayLike) -> float | Non
         >>> round(rank_correlation([1, 2, 3, 4], [10, 30, 30, 99]), 4)
         0.9487
     """
+    from scipy.stats import spearmanr
+
     values, others = np.asarray(first), np.asarray(second)
-    if len(values) < 2:
+    if len(values) < 2 or np.ptp(values) == 0 or np.ptp(others) == 0:
         return None
-    once = np.ones((1, len(values)))
-    a, b = average_ranks(values, once)[0], average_ranks(others, once)[0]
-    if np.ptp(a) == 0 or np.ptp(b) == 0:
-        return None
-    return float(np.corrcoef(a, b)[0, 1])
+    return float(spearmanr(values, others).statistic)
 
 
 def nearest(features: npt.ArrayLike, among: npt.ArrayLike | None = None, k: int = K) -> IntArray:
@@ -96,21 +94,12 @@ def nearest(features: npt.ArrayLike, among: npt.ArrayLike | None = None, k: int 
         >>> nearest([[1, 0], [3, 1], [0, 2]], k=1).ravel()
         array([1, 0, 1])
     """
-    ours = _unit_length(features)
-    theirs = ours if among is None else _unit_length(among)
-    k = min(k, len(theirs) - (among is None))
-    found = np.empty((len(ours), k), np.int64)
-    for at in range(0, len(ours), _BLOCK):
-        distance = -(ours[at : at + _BLOCK] @ theirs.T)
-        rows = np.arange(len(distance))
-        if among is None:
-            distance[rows, at + rows] = np.inf
-        if k < distance.shape[1]:
-            places = np.argpartition(distance, k, axis=1)[:, :k]
-        else:
-            places = np.tile(np.arange(k), (len(distance), 1))
-        order = np.argsort(np.take_along_axis(distance, places, axis=1), axis=1, kind="stable")
-        found[at : at + _BLOCK] = np.take_along_axis(places, order, axis=1)
+    from sklearn.neighbors import NearestNeighbors
+
+    theirs = np.asarray(features if among is None else among, np.float32)
+    index = NearestNeighbors(n_neighbors=min(k, len(theirs) - (among is None)), metric="cosine").fit(theirs)
+    ours = None if among is None else np.asarray(features, np.float32)  # None: each sample is left out of its own
+    found: IntArray = index.kneighbors(ours, return_distance=False)
     return found
 
 
@@ -224,9 +213,3 @@ def neighbour_bins(
 
 def _edges(edges: FloatArray, index: int) -> Sequence[float] | None:
     return None if index < 0 else [float(edges[index]), float(edges[index + 1])]
-
-
-def _unit_length(features: npt.ArrayLike) -> npt.NDArray[np.float32]:
-    rows = np.asarray(features, np.float32)
-    norm = np.linalg.norm(rows, axis=1, keepdims=True)
-    return (rows / np.where(norm > 0, norm, 1)).astype(np.float32)
