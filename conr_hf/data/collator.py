@@ -1,18 +1,20 @@
 """From rows to batches: label-preserving augmentation, views of an image, the collator."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 from transformers import BaseImageProcessor
 
 from conr_hf.data.augmentation import augment, sample_augmentation
 from conr_hf.data.columns import Row, label_values
 from conr_hf.data.dataset import SampledExample
-from conr_hf.data.images import to_image
+from conr_hf.data.images import describe_error, format_size, to_image
 from conr_hf.data.label_maps import is_map, to_map
 from conr_hf.data.sampler import SampledIndex
 
@@ -144,8 +146,11 @@ class ImageCollator:
                 "Name the column of the image with image_column."
             )
         images = [to_image(row[self.image_column]) for row in rows]
-        pixels: Tensor = self.processor(images=images, return_tensors="pt")["pixel_values"]
-        return pixels
+        try:
+            return _pixel_values(self.processor, images)
+        except (RuntimeError, ValueError):
+            _check_sizes(self.processor, images)
+            raise
 
     def _moves(self, draws: Sequence[SampledIndex | None], size: tuple[int, ...], of_partners: bool) -> Tensor | None:
         """The moves of each row's V views, `(B, V, 3)`; none in evaluation."""
@@ -171,6 +176,35 @@ class ImageCollator:
 def _rows(examples: Sequence[SampledExample]) -> list[Row]:
     """None where a resumed run leaves them out."""
     return [example[1] for example in examples if example[1] is not None]
+
+
+def _pixel_values(processor: BaseImageProcessor, images: list[Image.Image]) -> Tensor:
+    pixels: Tensor = processor(images=images, return_tensors="pt")["pixel_values"]
+    return pixels
+
+
+def _check_sizes(processor: BaseImageProcessor, images: list[Image.Image]) -> None:
+    """
+    Raises:
+        `ValueError`: if the processor cannot process one of the images, or makes images of several sizes.
+    """
+    mend = "Load the model and its processor with load_regressor(..., image_size=...)"
+    processed: dict[tuple[int, ...], Image.Image] = {}  # by its size, the first image of that size
+    for image in images:
+        try:
+            processed.setdefault(tuple(_pixel_values(processor, [image]).shape[-2:]), image)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"The image processor cannot process an image of {format_size(image.size[::-1])} pixels "
+                f"({describe_error(error)}). {mend}, or leave such rows out."
+            ) from error
+    if len(processed) > 1:
+        (size, image), (other_size, other_image) = itertools.islice(processed.items(), 2)
+        raise ValueError(
+            f"The image processor makes {format_size(size)} pixels of an image of {format_size(image.size[::-1])} and "
+            f"{format_size(other_size)} of one of {format_size(other_image.size[::-1])}, but the images of a batch "
+            f"must be of one size. {mend}, or scale the images to one size."
+        )
 
 
 def _mixed(own: Tensor, partners: Tensor, shares: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from PIL import Image
 from torch.utils.data import Dataset, IterableDataset
 from tqdm.auto import tqdm
 
-from conr_hf.data.images import Size, describe_error, to_image
+from conr_hf.data.images import describe_error, to_image
 from conr_hf.data.label_maps import is_map, truncate
 
 Row = Mapping[str, Any]
@@ -100,16 +100,8 @@ def label_values(row: Row, columns: Sequence[str], name: str) -> list[Any]:
 def unreadable_rows(
     dataset: Dataset[Any], image_column: str, rows: Sequence[int], name: str, show_progress: bool = True
 ) -> dict[int, str]:
-    """Which of `rows` have an image that cannot be read, and the reason; as [`read_sizes`]."""
-    found = read_sizes(dataset, image_column, rows, name, show_progress)
-    return {index: one for index, one in found.items() if isinstance(one, str)}
-
-
-def read_sizes(
-    dataset: Dataset[Any], image_column: str, rows: Sequence[int], name: str, show_progress: bool = True
-) -> dict[int, Size | str]:
     """
-    Reads the images of `rows` in threads, and keeps their sizes alone.
+    Reads the images of `rows` in threads.
 
     Args:
         dataset: A map-style data set with an image column.
@@ -119,18 +111,19 @@ def read_sizes(
         show_progress (`bool`, *optional*, defaults to `True`): Show the bar.
 
     Returns:
-        `dict`: for each row the size of its image, upright, or the reason why it cannot be read.
+        `dict`: why an image cannot be read, by row.
     """
-    unopened = undecoded(dataset, [image_column])
+    stored = undecoded(dataset, [image_column])
 
-    def size(index: int) -> Size | str:
+    def problem(index: int) -> str | None:
         try:
-            image = to_image(cell_of(dataset, unopened[index], index, image_column))
+            to_image(cell_of(dataset, stored[index], index, image_column))
         except Exception as error:  # whatever a decoder raises, the row cannot be used
             return f'column "{image_column}": the image cannot be read ({describe_error(error)})'
-        return image.height, image.width
+        return None
 
-    return dict(zip(rows, in_threads(size, dataset, rows, name, show_progress), strict=True))
+    found = zip(rows, in_threads(problem, dataset, rows, name, show_progress), strict=True)
+    return {row: why for row, why in found if why is not None}
 
 
 def undecoded(dataset: Dataset[Any], columns: Sequence[str]) -> Dataset[Any]:

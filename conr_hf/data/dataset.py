@@ -9,20 +9,25 @@ from torch.utils.data import Dataset
 from conr_hf.data.columns import Row
 from conr_hf.data.images import describe_error
 from conr_hf.data.sampler import SampledIndex
-from conr_hf.data.worker_progress import Whereabouts
 
-# A draw and its row, and the row of its partner if it has one; no draw in evaluation, and no row where a resumed run
-# leaves out what it was trained on.
+# A sampled index, its row and, for C-Mixup, its partner's row. In evaluation there is no index; where a resumed run
+# leaves rows out there is no row.
 SampledExample = tuple[SampledIndex | None, Row] | tuple[SampledIndex, Row, Row] | tuple[SampledIndex, None]
 
 
 class SampledDataset(Dataset[SampledExample]):
-    """Rows of a data set beside the draw that asked for them, `None` in evaluation; where it mixes, two rows."""
+    """
+    Rows of a data set beside the sampled index that asked for them.
+
+    Args:
+        dataset: A map-style data set.
+        name (`str`): What messages call it.
+        indices (sequence of `int`, *optional*): Its valid rows. Unset: all rows.
+    """
 
     def __init__(self, dataset: Dataset[Any], name: str, indices: Sequence[int] | np.ndarray | None = None) -> None:
         self.dataset, self.name = dataset, name
         self.indices = range(len(dataset)) if indices is None else indices  # type: ignore[arg-type]
-        self.whereabouts: Whereabouts | None = None  # of the workers that read them
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -36,8 +41,6 @@ class SampledDataset(Dataset[SampledExample]):
 
     def _row(self, place: int) -> Row:
         row = int(self.indices[place])
-        if self.whereabouts is not None:
-            self.whereabouts.note(row)
         try:
             return self.dataset[row]
         except Exception as error:  # whatever a decoder raises

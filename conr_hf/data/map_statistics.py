@@ -18,15 +18,11 @@ MOST_PIXELS = 10_000_000  # whose labels are kept in memory, of all maps of a da
 
 
 class ReadMap(NamedTuple):
-    """
-    What is kept of a map: its size, its number of valid pixels, the labels of these or a sample of them, and the size
-    of its image if that was read.
-    """
+    """What is kept of a map: its size, its number of valid pixels, and the labels of these or a sample of them."""
 
     size: Size
     valid: int
     values: npt.NDArray[np.float32]
-    image_size: Size | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +127,7 @@ def read_maps(
             row = unopened[index]
         except Exception as error:  # whatever a transform raises, the row cannot be used
             return f"it cannot be read ({describe_error(error)})"
-        size, image_size = None, None
+        size = None
         if "pixel_values" in row:
             size = np.shape(row["pixel_values"])[-2:]
         elif image_column is not None:
@@ -139,7 +135,7 @@ def read_maps(
                 image = to_image(cell_of(dataset, row, index, image_column))
             except Exception as error:
                 return f'column "{image_column}": the image cannot be read ({describe_error(error)})'
-            size = image_size = image.height, image.width
+            size = image.height, image.width
         column = label_columns[0] if label_columns[0] in row else "labels"
         try:
             labels = to_map(cell_of(dataset, row, index, column), scale, invalid)
@@ -153,7 +149,7 @@ def read_maps(
                 f'column "{column}": its map has {format_size(labels.shape)} pixels and its image '
                 f"{format_size(size)}; a map must cover its image, in the same aspect"
             )
-        return ReadMap((labels.shape[0], labels.shape[1]), len(valid), valid, image_size)
+        return ReadMap((labels.shape[0], labels.shape[1]), len(valid), valid)
 
     found: dict[int, ReadMap | str] = {}
     total = held = 0

@@ -12,7 +12,6 @@ from conr_hf.data.columns import Row, label_error, label_values
 from conr_hf.data.dataset import SampledExample
 from conr_hf.data.images import describe_error, to_image
 from conr_hf.data.sampler import SampledIndex
-from conr_hf.data.worker_progress import Whereabouts
 
 logger = logging.get_logger(__name__)
 
@@ -61,7 +60,6 @@ class StreamingDataset(IterableDataset[SampledExample]):
         self.image_column, self.label_columns = image_column, label_columns
         self.process, self.processes = process, processes
         self.drop_last, self.skip_bad_rows = drop_last, skip_bad_rows
-        self.whereabouts: Whereabouts | None = None  # of the workers that read it
         # Workers that persist see these change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._skipped = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -101,8 +99,6 @@ class StreamingDataset(IterableDataset[SampledExample]):
                 yield SampledIndex(position, epoch, position), None
                 continue
             if sample * self.processes // self.batch == self.process:
-                if self.whereabouts is not None:
-                    self.whereabouts.note(place)
                 try:
                     row = self._decoded(row)
                 except Exception as error:  # whatever a decoder raises, the row cannot be used

@@ -3,13 +3,11 @@
 import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Dataset, IterableDataset
-from transformers import BaseImageProcessor
 from transformers.utils import logging
 
-from conr_hf.data.columns import Row, column_names, label_values, read_labels, read_sizes
+from conr_hf.data.columns import Row, column_names, label_values, read_labels, unreadable_rows
 from conr_hf.data.config import DataConfig
-from conr_hf.data.image_sizes import check_input_sizes
-from conr_hf.data.images import Size, format_size
+from conr_hf.data.images import format_size
 from conr_hf.data.map_statistics import MapStatistics, ReadMap, has_maps, read_maps, subsample_evenly
 from conr_hf.imbalance import Bins, label_columns
 from conr_hf.utils.distributed import gather_objects, rank, world_size
@@ -35,7 +33,6 @@ def valid_rows(
     *,
     with_labels: bool,
     with_images: bool,
-    processor: BaseImageProcessor | None = None,
     show_progress: bool = False,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """
@@ -47,7 +44,6 @@ def valid_rows(
         args ([`DataConfig`]): Names the columns, and says whether bad rows are left out (`skip_bad_rows`).
         with_labels (`bool`): Read the labels.
         with_images (`bool`): Read the images.
-        processor (`BaseImageProcessor`, *optional*): The model's, which must give all images read one size.
         show_progress (`bool`, *optional*, defaults to `False`): Show how far reading has come.
 
     Returns:
@@ -55,22 +51,19 @@ def valid_rows(
         `(N,)` or `(N, T)`, or `None` without `with_labels`.
 
     Raises:
-        `ValueError`: at the first row that cannot be read, or, with `skip_bad_rows`, if none can; and as
-            [`~conr_hf.data.image_sizes.check_input_sizes`].
+        `ValueError`: at the first row that cannot be read, or, with `skip_bad_rows`, if none can.
     """
     count = len(dataset)  # type: ignore[arg-type]
     labels, wrong = read_labels(dataset, args.label_columns, name) if with_labels else (None, {})
     if with_labels:
         wrong = {**invalid_weights(dataset, name), **wrong}
-    sizes: dict[int, Size] = {}
     if with_images:
         check_image_column(dataset, name, args.image_column)
         mine = range(rank(), count, world_size())
-        for read in gather_objects(read_sizes(dataset, args.image_column, mine, name, rank() == 0 and show_progress)):
-            wrong = {**{row: one for row, one in read.items() if isinstance(one, str)}, **wrong}
-            sizes |= {row: one for row, one in read.items() if not isinstance(one, str)}
+        unreadable = unreadable_rows(dataset, args.image_column, mine, name, rank() == 0 and show_progress)
+        for theirs in gather_objects(unreadable):
+            wrong = {**theirs, **wrong}
     report_invalid_rows(wrong, count, name, args.skip_bad_rows)
-    check_input_sizes(processor, {row: size for row, size in sizes.items() if row not in wrong}, name)
     indices = np.setdiff1d(np.arange(count), np.fromiter(wrong, int))
     return indices, None if labels is None else labels[indices]
 
@@ -81,7 +74,6 @@ def valid_maps(
     args: DataConfig,
     *,
     with_images: bool,
-    processor: BaseImageProcessor | None = None,
     show_progress: bool = False,
 ) -> tuple[np.ndarray, MapStatistics]:
     """
@@ -93,15 +85,13 @@ def valid_maps(
         args ([`DataConfig`]): Names the columns, says what a stored number of a map is, and whether bad rows are left
             out (`skip_bad_rows`).
         with_images (`bool`): Read the images too, whose aspect the maps must have.
-        processor (`BaseImageProcessor`, *optional*): The model's, which must give all images read one size.
         show_progress (`bool`, *optional*, defaults to `False`): Show how far reading has come.
 
     Returns:
         `np.ndarray` of shape `(N,)`, the rows that can be used, in order; and the labels of their maps.
 
     Raises:
-        `ValueError`: at the first row that cannot be used, or, with `skip_bad_rows`, if none can; and as
-            [`~conr_hf.data.image_sizes.check_input_sizes`].
+        `ValueError`: at the first row that cannot be used, or, with `skip_bad_rows`, if none can.
     """
     if with_images:
         check_image_column(dataset, name, args.image_column)
@@ -128,8 +118,6 @@ def valid_maps(
     report_invalid_rows(wrong, count, name, args.skip_bad_rows)
     maps = {row: one for theirs, _ in parts for row, one in theirs.items() if row not in wrong}
     indices = np.array(sorted(maps))
-    sizes = {row: one.image_size for row, one in maps.items() if one.image_size is not None}
-    check_input_sizes(processor, sizes, name)
     return indices, MapStatistics.of([maps[row] for row in indices.tolist()])
 
 

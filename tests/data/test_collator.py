@@ -7,8 +7,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small import build, images, models
-from transformers import ViTImageProcessor
+from small import build, images, map_models, models
+from transformers import (
+    CLIPImageProcessor,
+    ConvNextImageProcessor,
+    DPTImageProcessor,
+    GLPNImageProcessor,
+    ViTImageProcessor,
+)
 
 from conr_hf import ConRTrainer, load_regressor
 from conr_hf.data.augmentation import augment, sample_augmentation
@@ -337,6 +343,87 @@ def test_what_is_missing_is_named(processor):
         collator(processor)(plain([{"photo": picture(), "label": 1}]))
     with pytest.raises(ValueError, match="processing_class"):
         collator(None)(plain(ROWS))
+
+
+# ---- Images of several sizes ----------------------------------------------------------------------------------------
+
+SQUARE = {"height": SIDE, "width": SIDE}
+VARYING = {
+    "dpt": DPTImageProcessor(size=SQUARE, keep_aspect_ratio=True, ensure_multiple_of=8),
+    "glpn": GLPNImageProcessor(),
+    "shortest edge": ViTImageProcessor(size={"shortest_edge": SIDE}),
+    "as it is": ViTImageProcessor(do_resize=False),
+}
+FIXED = {
+    "vit": ViTImageProcessor(size=SQUARE),
+    "dpt": DPTImageProcessor(size=SQUARE, keep_aspect_ratio=False),
+    "clip": CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=SQUARE),
+    "convnext": ConvNextImageProcessor(size={"shortest_edge": SIDE}),
+    "timm": models["timm-resnet"]()[1],
+}
+
+
+def rows_of(*sizes, of_maps=False):
+    """An image of each size, width x height, and a number, or a map half as wide."""
+    return [
+        {"image": picture(i, size), "label": np.full((size[1] // 2, size[0] // 2), 20.0 + i) if of_maps else 20.0 + i}
+        for i, size in enumerate(sizes)
+    ]
+
+
+@pytest.mark.parametrize("examples", [drawn, plain])
+@pytest.mark.parametrize("of_maps", [False, True])
+@pytest.mark.parametrize("name", VARYING)
+def test_images_that_the_processor_makes_of_two_sizes_are_refused_by_their_sizes(name, of_maps, examples):
+    rows = rows_of((64, 64), (64, 64), (96, 64), (64, 96), of_maps=of_maps)
+    with pytest.raises(ValueError) as refused:
+        collator(VARYING[name])(examples(rows))
+    text = str(refused.value)
+    assert " pixels of an image of 64 x 64 and " in text
+    assert " of one of 96 x 64, but the images of a batch must be of one size. " in text
+    assert "load_regressor(..., image_size=...)" in text
+    assert "\n" not in text
+    if name in ("glpn", "as it is"):
+        assert text.startswith(
+            "The image processor makes 64 x 64 pixels of an image of 64 x 64 and 96 x 64 of one of "
+        )
+
+
+@pytest.mark.parametrize("examples", [drawn, plain])
+@pytest.mark.parametrize("name", FIXED)
+def test_a_processor_of_one_size_takes_images_of_all_sizes(name, examples):
+    batch = collator(FIXED[name])(examples(rows_of((64, 64), (96, 64), (64, 96))))
+    assert batch["pixel_values"].shape[-2:] == (SIDE, SIDE)
+
+
+@pytest.mark.parametrize("name", VARYING)
+def test_images_of_one_size_go_with_every_processor(name):
+    assert len(collator(VARYING[name])(plain(rows_of(*[(64, 96)] * 3)))["pixel_values"]) == 3
+
+
+def test_an_image_that_the_processor_cannot_take_is_named():
+    wanted = (
+        r"^The image processor cannot process an image of 20 x 64 pixels \(.*\)\. Load .*, or leave such rows out\.$"
+    )
+    with pytest.raises(ValueError, match=wanted):
+        collator(VARYING["glpn"])(plain(rows_of((64, 64), (20, 64))))
+
+
+@pytest.mark.parametrize("name", ["dpt", "glpn"])
+def test_the_mend_mends(tmp_path, name):
+    """`image_size` makes the processor of a saved model one of a single size, that shows as much of the image."""
+    map_models[name]()[0].save_pretrained(tmp_path / "model")
+    VARYING[name].save_pretrained(tmp_path / "model")
+    _, processor = load_regressor(str(tmp_path / "model"), task="depth", image_size=SIDE)
+    rows = rows_of((32, 32), (96, 64), of_maps=True)
+    pixels = collator(processor)(plain([{"image": row["image"]} for row in rows]))["pixel_values"]
+    assert pixels.shape == (2, 3, SIDE, SIDE)
+    assert collator(processor)(drawn(rows))["labels"].shape == (2, 3, SIDE, SIDE)
+    own = VARYING[name](images=[rows[0]["image"]], return_tensors="pt")["pixel_values"]
+    np.testing.assert_allclose(pixels[0], own[0], atol=1e-6)
+
+
+# ---- The rows of a data set -----------------------------------------------------------------------------------------
 
 
 def test_a_row_that_breaks_in_the_middle_of_training_is_named(tmp_path):

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification
 
-from conr_hf.data import map_statistics as map_labels
+from conr_hf.data import map_statistics
 from conr_hf.data.columns import read_labels
 from conr_hf.data.inspection import inspect
 from conr_hf.data.label_maps import is_map, to_map
@@ -268,7 +268,7 @@ def test_rows_that_are_ready_for_the_model(tmp_path, ready):
 def test_of_too_many_pixels_the_same_share_of_each_map(tmp_path, monkeypatch, most, counts):
     """7 maps with 16, 14, ... 4 valid pixels, 70 in all."""
     maps = varied()
-    monkeypatch.setattr(map_labels, "MOST_PIXELS", most)
+    monkeypatch.setattr(map_statistics, "MOST_PIXELS", most)
     of = trainer(tmp_path / "a", rows(maps))
     valid = [one[np.isfinite(one)] for one in maps]
     counts = counts or [len(v) for v in valid]
@@ -296,7 +296,7 @@ def dense_and_sparse():
 def test_sparse_maps_count_no_more_in_a_sample(tmp_path, monkeypatch):
     maps = list(dense_and_sparse())
     every = np.concatenate([one[np.isfinite(one)] for one in maps])
-    monkeypatch.setattr(map_labels, "MOST_PIXELS", 3000)
+    monkeypatch.setattr(map_statistics, "MOST_PIXELS", 3000)
     labels = trainer(tmp_path, rows(maps)).training_labels()
     assert len(labels) == pytest.approx(3000, abs=30)
     assert (labels > 50).mean() == pytest.approx((every > 50).mean(), abs=0.001)
@@ -309,7 +309,7 @@ def test_sparse_maps_count_no_more_in_a_sample(tmp_path, monkeypatch):
 @pytest.mark.parametrize("most", [40, 8])
 def test_a_sample_is_the_same_for_any_number_of_processes(monkeypatch, most):
     """Each process thins when its own maps are too many; what none had to thin is thinned when all are known."""
-    monkeypatch.setattr(map_labels, "MOST_PIXELS", most)
+    monkeypatch.setattr(map_statistics, "MOST_PIXELS", most)
     maps = [*varied(7, seed=1), *varied(7, seed=2)]
     data = rows(maps, image_size=(4, 4))
     options = {"scale": 1.0, "invalid": None, "show_progress": False}
@@ -318,9 +318,9 @@ def test_a_sample_is_the_same_for_any_number_of_processes(monkeypatch, most):
     for processes in (1, 2, 3, 14):
         ours = {}
         for process in range(processes):
-            read = map_labels.read_maps(data, "image", ["label"], range(process, 14, processes), "x", **options)
+            read = map_statistics.read_maps(data, "image", ["label"], range(process, 14, processes), "x", **options)
             assert sum(len(one.values) for one in read.values()) <= 2 * most + 16 + 2 * 14
-            ours |= map_labels.subsample_evenly(read, valid)
+            ours |= map_statistics.subsample_evenly(read, valid)
         samples.append([ours[row].values.tolist() for row in range(14)])
     assert samples[0] == samples[1] == samples[2] == samples[3]
     assert sum(map(len, samples[0])) == pytest.approx(most, abs=7)

@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification
 
 from conr_hf import load_regressor
-from conr_hf.data.benchmarks import nyud2 as rooms
+from conr_hf.data.benchmarks import nyud2
 from conr_hf.data.benchmarks.loading import benchmark_of, load_benchmark
 from conr_hf.inference.evaluate_dense import evaluate_maps
 from conr_hf.training.dataloaders import ImageTrainer
@@ -85,9 +85,9 @@ def test_the_folder_that_it_unpacks_to(published):
 
 
 def test_no_room_is_in_two_splits(published, monkeypatch):
-    monkeypatch.setattr(rooms, "EVERY", 2)
-    monkeypatch.setattr(rooms, "VALIDATION_ROWS", 3)
-    data = rooms.load_nyud2(published)
+    monkeypatch.setattr(nyud2, "EVERY", 2)
+    monkeypatch.setattr(nyud2, "VALIDATION_ROWS", 3)
+    data = nyud2.load_nyud2(published)
     of = {split: [seed for row in rows for seed in range(8) if same(row, seed)] for split, rows in data.items()}
     assert of["train"] == [4, 5]  # the kitchen, between the attic, in two films, and the office
     assert of["validation"] == [1, 3, 7]  # of 0, 1, 2, 3, 6 and 7 every second one

@@ -8,7 +8,7 @@ from loss_cases import EDGES, SETTINGS, assert_close_in_norm, plain_batch, value
 
 from conr_hf.losses import conr_dense as dense_form
 from conr_hf.losses import conr_loss, label_distance
-from conr_hf.losses import conr_slices as slices
+from conr_hf.losses import conr_slices
 from conr_hf.losses.validation import Settings
 
 
@@ -19,8 +19,8 @@ def windowed(**batch):
 @pytest.fixture(params=[(32, (96, 256, 2**17)), (2, (2, 4, 16)), (3, (3, 3, 3))], ids=["default", "small", "tiny"])
 def tiles(request, monkeypatch):
     """Small batches see several blocks and tiles too."""
-    monkeypatch.setattr(slices, "GRAIN", request.param[0])
-    monkeypatch.setattr(slices, "TILES_CPU", request.param[1])
+    monkeypatch.setattr(conr_slices, "GRAIN", request.param[0])
+    monkeypatch.setattr(conr_slices, "TILES_CPU", request.param[1])
 
 
 def large_batch(rows, dims=8, dtype=torch.float32, label_dims=None, noise=8.0, seed=0):
@@ -338,7 +338,7 @@ def test_nothing_of_the_size_of_pairs_is_kept_for_the_gradient(noise, changes):
 
 def test_slices_hold_few_pairs_and_all_that_matter():
     batch = large_batch(4096, dims=1)
-    plan = slices.make_plan(batch["labels"], batch["predictions"], None, (1.0, 1.0), settings_of(batch), 0, 4096)
+    plan = conr_slices.make_plan(batch["labels"], batch["predictions"], None, (1.0, 1.0), settings_of(batch), 0, 4096)
     statistics = conr_loss(**batch, algorithm="windowed", return_statistics=True)[1]
     assert statistics.positives + statistics.negatives < plan.pairs < 0.15 * 4096**2
     for side in plan.sides:
@@ -354,7 +354,7 @@ def test_a_key_of_several_label_dimensions_never_exceeds_the_distance():
     values = large_batch(300, dtype=torch.float64, label_dims=3)["labels"]
     for distance, exponent in (("mean_abs", 1), ("euclidean", 2)):
         for some in (values, values * torch.tensor([1.0, 10.0, -0.1]), torch.stack([values[:, 0], -values[:, 0]], 1)):
-            key = slices._sort_key(some, distance)
+            key = conr_slices._sort_key(some, distance)
             distances = torch.cdist(some, some, p=float(exponent)) / (some.shape[1] if exponent == 1 else 1)
             assert ((key[:, None] - key).abs() <= distances + 1e-9).all()
             assert key.std() > 0
@@ -364,7 +364,7 @@ def test_a_key_of_several_label_dimensions_never_exceeds_the_distance():
 def test_a_key_of_gazes_never_exceeds_the_angle(size):
     values = size * torch.randn(300, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for some in (values, values * torch.tensor([1.0, 0.01]), values * torch.tensor([0.01, 1.0])):
-        key = slices._sort_key(some, "angular")
+        key = conr_slices._sort_key(some, "angular")
         assert ((key[:, None] - key).abs() <= label_distance(some, some, "angular") + 1e-14 * size).all()
         assert key.std() > 0
 
