@@ -155,10 +155,10 @@ def test_killed_in_the_middle_of_a_run_and_started_again(whole, data, tmp_path):
 
 def test_a_second_comparison_of_the_same_folder_is_refused(data, tmp_path, capsys):
     path = write(tmp_path, data)
-    with comparison.held(tmp_path / "out"):
+    with comparison.lock_folder(tmp_path / "out"):
         assert compare(path) == 2
     assert "A comparison is running in" in capsys.readouterr().err
-    with comparison.held(tmp_path / "out"):  # free again
+    with comparison.lock_folder(tmp_path / "out"):  # free again
         pass
 
 

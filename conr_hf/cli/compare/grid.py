@@ -1,7 +1,6 @@
 """Comparisons: methods x seeds x recipes, one run after another, and on again where an earlier call ended."""
 
 import itertools
-import json
 import os
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from conr_hf.cli.recipe import options_of, packaged, read_recipe
 from conr_hf.cli.yaml_loader import read_yaml
 from conr_hf.training.checkpoints import last_complete_checkpoint
 from conr_hf.utils.files import check_writable
+from conr_hf.utils.run_folder import RESULTS, read_json
 
 _KEYS = ("recipes", "methods", "seeds", "baseline", "options", "output_dir", "accelerate")
 
@@ -59,9 +59,9 @@ class Run:
         return f"{self.recipe}, {self.method}, seed {self.seed}"
 
     def results(self) -> dict[str, Any] | None:
-        """What a finished run left; `None` if it did not finish."""
-        path = self.folder / "results.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        """The content of its `results.json`; `None` if it has not finished."""
+        path = self.folder / RESULTS
+        return read_json(path) if path.is_file() else None
 
 
 def read_comparison(path: str, output_dir: str | None = None) -> Comparison:

@@ -1,12 +1,12 @@
 """A comparison in pictures: the error of every run, by method and shot, and what methods change by recipe."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
+
+import pandas as pd
 
 from conr_hf.cli.compare.grid import Comparison, Run
-from conr_hf.cli.compare.tables import SHOTS, differences, errors, interval, splits_of, unit_of
+from conr_hf.cli.compare.tables import SHOTS, differences, errors, interval, read_metrics, splits_of, unit_of
 from conr_hf.plots.style import COLOURS, FAINT, INK, heading, new_figure, run_line, save, tidy
 
 
@@ -21,27 +21,27 @@ def draw_comparison(comparison: Comparison, runs: Sequence[Run]) -> list[Path]:
     Raises:
         `ImportError`: Without matplotlib.
     """
-    files = []
+    files, metrics = [], read_metrics(runs)
     for recipe in comparison.recipes:
-        if not (splits := splits_of(runs, recipe)):
+        if not (splits := splits_of(metrics, recipe)):
             continue
         found = {
-            shot: {method: errors(runs, recipe, method, splits[-1], shot, "mae") for method in comparison.methods}
+            shot: {method: errors(metrics, recipe, method, splits[-1], shot, "mae") for method in comparison.methods}
             for shot in SHOTS
         }
-        shots = [shot for shot, of_method in found.items() if any(of_method.values())]
-        methods = [method for method in comparison.methods if found["all"][method]]
+        shots = [shot for shot, of_method in found.items() if any(map(len, of_method.values()))]
+        methods = [method for method in comparison.methods if len(found["all"][method])]
         figure = new_figure(1.6 + 2.3 * len(shots), 1.3 + 0.3 * len(methods))
         panels = figure.subplots(1, len(shots), sharey=True, squeeze=False)[0]
         for shot, panel in zip(shots, panels, strict=True):
             colour = COLOURS.get(shot, INK)
             for place, method in enumerate(methods):
-                values = list(found[shot][method].values())
+                values = found[shot][method]
                 panel.scatter(values, [place] * len(values), s=16, color=colour, alpha=0.5, linewidths=0, zorder=3)
-                if values:
-                    panel.scatter(fmean(values), place, s=120, color=colour, marker="|", zorder=4)
-            if plain := list(found[shot][comparison.baseline].values()):
-                panel.axvline(fmean(plain), color=FAINT, linewidth=0.8, zorder=1)
+                if len(values):
+                    panel.scatter(values.mean(), place, s=120, color=colour, marker="|", zorder=4)
+            if len(plain := found[shot][comparison.baseline]):
+                panel.axvline(plain.mean(), color=FAINT, linewidth=0.8, zorder=1)
             panel.set_title({"all": "all samples"}.get(shot, f"{shot}-shot"), fontsize=9.5, color=INK)
             panel.set_xlabel(f"MAE{unit_of(runs, recipe)}", fontsize=8.5)
             tidy(panel)
@@ -52,11 +52,11 @@ def draw_comparison(comparison: Comparison, runs: Sequence[Run]) -> list[Path]:
         files.append(Path(comparison.output_dir, f"{recipe}.png"))
         save(figure, files[-1])
     if len(files) > 1:
-        files.append(_draw_differences(comparison, runs))
+        files.append(_draw_differences(comparison, metrics))
     return files
 
 
-def _draw_differences(comparison: Comparison, runs: Sequence[Run]) -> Path:
+def _draw_differences(comparison: Comparison, metrics: pd.DataFrame) -> Path:
     """Paired differences to the baseline with their 95 % interval, in per cent of its error, recipe by recipe."""
     methods = [method for method in comparison.methods if method != comparison.baseline]
     figure = new_figure(9.0, 3.9)
@@ -67,13 +67,13 @@ def _draw_differences(comparison: Comparison, runs: Sequence[Run]) -> Path:
         for index, method in enumerate(methods):
             places, means, halves = [], [], []
             for place, recipe in enumerate(comparison.recipes):
-                split = (splits_of(runs, recipe) or ["none"])[-1]
-                plain = errors(runs, recipe, comparison.baseline, split, shot, metric)
-                if found := differences(comparison, runs, recipe, method, split, shot, metric):
-                    half = interval(found)
+                split = (splits_of(metrics, recipe) or ["none"])[-1]
+                found = differences(metrics, comparison.baseline, recipe, method, split, shot, metric)
+                if len(found):
+                    percent = 100 / errors(metrics, recipe, comparison.baseline, split, shot, metric).mean()
                     places.append(place + 0.08 * (index - (len(methods) - 1) / 2))
-                    means.append(100 * fmean(found) / fmean(plain.values()))
-                    halves.append(0.0 if math.isnan(half) else 100 * half / fmean(plain.values()))
+                    means.append(percent * found.mean())
+                    halves.append(percent * interval(found) if len(found) > 1 else 0.0)
             panel.errorbar(places, means, halves, label=method, **run_line(index))
         panel.axhline(0, color=FAINT, linewidth=0.8, zorder=1)
         panel.set_xticks(range(len(comparison.recipes)), comparison.recipes)
