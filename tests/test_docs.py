@@ -1,15 +1,26 @@
-"""What stands around the package: pages from its docstrings, and how it is cited."""
+"""What stands around the package: its pages, those made from its docstrings, and how it is cited."""
 
+import importlib
 import importlib.util
+import inspect
+import itertools
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import yaml
 
 import conr_hf
+from conr_hf.cli import commands, main
+from conr_hf.cli.recipe import read_recipe
 
 PROJECT = Path(conr_hf.__file__).parents[1]
+PAGES = sorted(
+    path.relative_to(PROJECT).as_posix()
+    for path in [PROJECT / "README.md", *PROJECT.glob("docs/*.md"), *PROJECT.glob("recipes/**/README.md")]
+)
+PUBLISHED = [*PAGES, *sorted(path.relative_to(PROJECT).as_posix() for path in PROJECT.glob("model_cards/*/*.md"))]
 
 
 def in_the_project(name):
@@ -64,3 +75,116 @@ def test_the_planning_tables_are_those_of_the_model_of_costs():
     assert devices == [1, 8, 64, 512]
     for table in costs.tables(name, model, devices, int(samples), int(views)).split("\n\n"):
         assert table in text
+
+
+def text_of(name):
+    return in_the_project(name).read_text(encoding="utf-8")
+
+
+def tokens_of(name):
+    """Markdown's tokens, those inside of lines among them."""
+    markdown_it = pytest.importorskip("markdown_it", reason="markdown-it-py is missing, which reads the pages")
+    for token in markdown_it.MarkdownIt("gfm-like", {"linkify": False}).parse(text_of(name)):
+        yield token
+        yield from token.children or []
+
+
+def anchors_of(name):
+    """Anchors of the headings, as GitHub and the Hub make them."""
+    tokens = list(tokens_of(name))
+    headings = [text.content for opened, text in itertools.pairwise(tokens) if opened.type == "heading_open"]
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def code_of(name, language):
+    return [token.content for token in tokens_of(name) if token.type == "fence" and token.info == language]
+
+
+def command_lines(name):
+    """The command lines of `conr-hf` in a page, in blocks and within text, without the placeholders `[...]`."""
+    lines = [line for block in code_of(name, "bash") for line in block.splitlines()]
+    lines += [token.content for token in tokens_of(name) if token.type == "code_inline"]
+    lines = [re.sub(r"^accelerate launch .* -m conr_hf ", "conr-hf ", line) for line in lines]
+    words = [shlex.split(re.sub(r"\[.*?\]", "", line), comments=True) for line in lines if line.startswith("conr-hf ")]
+    return [line[1:] for line in words]
+
+
+def test_the_readme_is_read_in_one_sitting():
+    assert len(text_of("README.md").splitlines()) <= 200
+
+
+def test_the_readme_and_the_index_name_every_page():
+    pages = {Path(name).name for name in PAGES if name.startswith("docs/")} - {"README.md"}
+    for name, folder in (("README.md", "docs/"), ("docs/README.md", "")):
+        linked = {token.attrs["href"] for token in tokens_of(name) if token.type == "link_open"}
+        assert {folder + page for page in pages} <= linked
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_to_files_and_headings(name):
+    links = [token.attrs["href"] for token in tokens_of(name) if token.type == "link_open"]
+    links += [token.attrs["src"] for token in tokens_of(name) if token.type == "image"]
+    for link in links:
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (PROJECT / name).parent / path if path else PROJECT / name
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors_of(target.resolve().relative_to(PROJECT).as_posix()), link
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_names_and_files_of_the_project_exist(name):
+    """Every `from conr_hf... import ...`, every dotted name, and every file of tests, recipes and docs."""
+    text = text_of(name)
+    for module, names in re.findall(r"from (conr_hf[\w.]*) import ([\w, ]+)", text):
+        for imported in re.findall(r"\w+", names):
+            assert hasattr(importlib.import_module(module), imported), f"{module}.{imported}"
+    for dotted in re.findall(r"\bconr_hf(?:\.\w+)+", text):
+        assert resolves(dotted), dotted
+    for path in re.findall(r"\b(?:tests|recipes|docs|conr_hf)/[\w/-]+\.(?:py|ya?ml|md|sh)\b", text):
+        assert (PROJECT / path).is_file(), path
+
+
+def resolves(dotted):
+    try:
+        importlib.import_module(dotted)
+    except ImportError:
+        module, _, attribute = dotted.rpartition(".")
+        return hasattr(importlib.import_module(module), attribute)
+    return True
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_commands_and_their_options_exist(name, monkeypatch, capsys):
+    for command, function in list(vars(commands).items()):
+        if inspect.isfunction(function):
+            monkeypatch.setattr(commands, command, lambda given: 0)
+    monkeypatch.chdir(PROJECT)
+    for line in command_lines(name):
+        if line[0] == "train" and len(line) > 1 and "--help" not in line:
+            read_recipe(line[1:])
+        else:
+            with pytest.raises(SystemExit) as ended:
+                main(line if len(line) > 1 or line[0] in ("env", "recipes") else [*line, "--help"])
+            assert ended.value.code == 0, f"{line}: {capsys.readouterr().err}"
+
+
+def test_the_example_of_the_readme_runs_offline(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code = code_of("README.md", "python")[0]
+    assert "num_train_epochs=1" in code
+    exec(code.replace("num_train_epochs=1", 'max_steps=2, report_to="none"'), {})
+    assert "test_few_mae" in capsys.readouterr().out
+
+
+def test_the_tree_of_the_architecture_is_that_of_the_package():
+    tree = re.search(r"```\n(conr_hf/.*?)```", text_of("docs/architecture.md"), re.DOTALL)[1]
+    named, parents = set(), []
+    for indent, folder in re.findall(r"^( *)(\w+)/  ", tree.partition("\nrecipes/")[0], re.MULTILINE):
+        parents[len(indent) // 2 :] = [folder]
+        named.add("/".join(parents))
+    package = PROJECT / "conr_hf"
+    folders = {path.parent.relative_to(PROJECT).as_posix() for path in package.rglob("__init__.py")}
+    assert named == folders

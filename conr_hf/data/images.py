@@ -1,13 +1,13 @@
-"""Opening image files without being drowned by them."""
+"""Image files, opened safely, and decoded."""
 
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
-from transformers.image_utils import load_image
 
 
 def open_image(source: io.BytesIO | str | os.PathLike[str]) -> Image.Image:
@@ -55,7 +55,7 @@ def to_image(value: Any, mode: str = "RGB") -> Image.Image:
 
     Raises:
         `OSError` or `ValueError`: if it cannot be read as an image, has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`
-            (nothing is decoded then), or 32 bits a pixel, of which nothing says which number is white.
+            (nothing is decoded then), or 32 bits a pixel, where it is unknown which number is white.
     """
     if isinstance(value, Mapping):
         value = io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value["path"]
@@ -65,14 +65,22 @@ def to_image(value: Any, mode: str = "RGB") -> Image.Image:
         value = Image.fromarray(value)
     if isinstance(value, io.BytesIO) or (isinstance(value, str | os.PathLike) and not _is_url(value)):
         value = open_image(value)
+    from transformers.image_utils import load_image  # loads torch, which `conr_hf.data` does without
+
     if isinstance(value, Image.Image):
         value = _for_pipelines(value)
     image: Image.Image = load_image(value)
     return image if image.mode == mode else image.convert(mode)
 
 
+def image_files(paths: Iterable[Path]) -> list[Path]:
+    """The paths that end as image files do, sorted."""
+    known = Image.registered_extensions()
+    return sorted(path for path in paths if path.suffix.lower() in known)
+
+
 def format_size(size: Sequence[int]) -> str:
-    """Height and width as people tell them: width x height."""
+    """Height and width as messages name them: width x height."""
     return f"{size[1]:,} x {size[0]:,}"
 
 
