@@ -1,6 +1,5 @@
 """Prediction intervals: how far off predictions like this one were, by split conformal prediction."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +13,7 @@ from conr_hf.imbalance import Bins
 from conr_hf.metrics.shots import shot_masks
 from conr_hf.models.saved import companion_file
 from conr_hf.utils.files import write_json
-from conr_hf.utils.run_folder import INTERVALS
+from conr_hf.utils.run_folder import INTERVALS, read_json
 from conr_hf.utils.tables import format_table
 
 COVERAGE = 0.9
@@ -187,7 +186,7 @@ def load_intervals(name: str) -> PredictionIntervals | None:
     if path is None:
         return None
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = read_json(path)
         if saved.pop("schema") != 1:
             raise ValueError("its schema is another")
         groups = {target: [Group(**group) for group in of_target] for target, of_target in saved["groups"].items()}

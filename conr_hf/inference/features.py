@@ -12,6 +12,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from conr_hf.data.images import describe_error, to_image
 from conr_hf.models.adopt_head import adopt_head
 from conr_hf.models.factory import dummy_pixels
+from conr_hf.utils.environment import current_device
 
 BATCH = 64
 
@@ -27,7 +28,7 @@ def embed(
     name: str,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """
-    What the head reads for the images of `rows`, in batches of 64, as in evaluation; unreadable images are left out.
+    The features at the head for the images of `rows`, in evaluation mode; unreadable images are left out.
 
     Args:
         model (`PreTrainedModel`): A saved model; its head is adopted.
@@ -36,16 +37,16 @@ def embed(
         rows (`Sequence[int]`): Which rows of it.
         image_column (`str`): Column of the image.
         head (`str`, *optional*): As in [`~conr_hf.adopt_head`].
-        name (`str`): What the progress bar and messages call the data.
+        name (`str`): Name of the data in the progress bar and in messages.
 
     Returns:
-        `np.ndarray` of shape `(N, D)`, float32, the features; and of shape `(N,)`, int64, the places in `rows` of the
-        images that could be read.
+        `np.ndarray` of shape `(N, D)`, float32, the features; and of shape `(N,)`, int64, the positions in `rows` of
+        the images that could be read.
 
     Raises:
         `ValueError`: if no image can be read, naming the first one's row, or the model has no single head.
     """
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    device = current_device()
     model.eval().to(device)
     layer = adopt_head(model, dummy_pixels(processor), head)
     features, kept, reason = [], [], ""

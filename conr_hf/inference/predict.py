@@ -1,17 +1,18 @@
-"""Saved models in use: errors on a data set, predictions for images."""
+"""Predictions of a saved model for image files."""
 
-import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from conr_hf.data.images import describe_error, to_image
+from conr_hf.data.images import describe_error, image_files, to_image
 from conr_hf.inference.predict_dense import predict_files
 from conr_hf.models.saved import load_saved, saved_unit, target_names
+from conr_hf.utils.environment import current_device
 from conr_hf.utils.files import check_writable, writing
 
 
@@ -23,18 +24,18 @@ def predict_images(
 
     Args:
         model_name (`str`): Run folder, checkpoint or Hub id.
-        places (`Sequence[str]`): Image files, or folders that are searched for them.
+        places (`Sequence[str]`): Image files, or folders of them, searched with their subfolders.
         batch_size (`int`): Images in a batch.
 
     Returns:
-        Names of the T targets; T predictions for each file, in label units; and for each file that is no image, why.
+        Names of the T targets; T predictions for each file, in label units; for each file that cannot be read, why.
 
     Raises:
         `ValueError`: if there is no such model, file or folder, or no image in a folder.
     """
     files = [file for place in places for file in _image_files(Path(place))]
     model, processor = load_saved(model_name)
-    model.eval().to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
+    model.eval().to(current_device())
     targets = target_names(model)
     predictions: dict[Path, list[float]] = {}
     unreadable: dict[Path, str] = {}
@@ -55,12 +56,12 @@ def predict_images(
 
 def predict_maps(model_name: str, places: Sequence[str], output: str | None) -> tuple[int, dict[Path, str], str]:
     """
-    Maps that a saved model predicts for image files, written into the folder `output`.
+    Predicts a map for each image file and writes it into the folder `output`.
 
     Args:
         model_name (`str`): Run folder, checkpoint or Hub id.
         places (`Sequence[str]`): As in [`predict_images`].
-        output (`str`, *optional*): The folder; it is made.
+        output (`str`, *optional*): The folder; created if missing.
 
     Returns, raises:
         As [`predict_files`]; `ValueError` also as [`predict_images`], and without a folder.
@@ -76,15 +77,13 @@ def predict_maps(model_name: str, places: Sequence[str], output: str | None) -> 
 
 def write_predicted(path: Path, targets: Sequence[str], predictions: dict[Path, list[float]]) -> None:
     """Writes predictions to a CSV or JSON file: the image, and a column for each target."""
-    rows = [{"image": str(file), **dict(zip(targets, values, strict=True))} for file, values in predictions.items()]
-    if path.suffix == ".json":
-        with writing(path.parent):
-            path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-        return
-    with writing(path.parent), path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ["image", *targets])
-        writer.writeheader()
-        writer.writerows(rows)
+    rows = [[str(file), *values] for file, values in predictions.items()]
+    table = pd.DataFrame(rows, columns=["image", *targets])
+    with writing(path.parent):
+        if path.suffix == ".json":
+            path.write_text(json.dumps(table.to_dict("records"), indent=2) + "\n", encoding="utf-8")
+        else:
+            table.to_csv(path, index=False)
 
 
 def _image_files(place: Path) -> list[Path]:
@@ -92,8 +91,6 @@ def _image_files(place: Path) -> list[Path]:
         return [place]
     if not place.is_dir():
         raise ValueError(f'There is no image or folder "{place}".')
-    known = Image.registered_extensions()
-    files = sorted(file for file in place.rglob("*") if file.suffix.lower() in known)
-    if not files:
+    if not (files := image_files(place.rglob("*"))):
         raise ValueError(f'The folder "{place}" holds no image.')
     return files

@@ -1,4 +1,4 @@
-"""Predicted maps: of an image, and of image files, written as arrays and pictures."""
+"""Predicted maps of images, written as arrays and pictures."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,19 +14,20 @@ from conr_hf.data.images import describe_error, to_image
 from conr_hf.metrics.validation import DIVERGED
 from conr_hf.models.outputs import prediction, resized
 from conr_hf.plots import map_pictures
+from conr_hf.utils.environment import current_device
 
 
 def predicted_map(
     model: PreTrainedModel, processor: BaseImageProcessor, image: Image.Image, size: tuple[int, int]
 ) -> npt.NDArray[np.float32]:
     """
-    What a model of maps, in evaluation mode, predicts for an image.
+    The map that a dense model, in evaluation mode, predicts for an image.
 
     Args:
         model (`PreTrainedModel`): The model.
-        processor (`BaseImageProcessor`): Its processor.
+        processor (`BaseImageProcessor`): Its image processor.
         image (`PIL.Image.Image`): The image, RGB.
-        size (`tuple[int, int]`): Height and width of the map; predictions are brought there linearly.
+        size (`tuple[int, int]`): Height and width of the map, to which the prediction is interpolated linearly.
 
     Returns:
         `np.ndarray` of shape `size`, float32, in label units.
@@ -53,15 +54,14 @@ def predict_files(
         unit (`str`): Its unit, or `""`.
 
     Returns:
-        How many maps were written; for each file that is no image, why; and why there are no pictures, or `""`.
+        How many maps were written; for each file that cannot be read, why; and why there are no pictures, or `""`.
 
     Raises:
         `ValueError`: before anything is written, if two maps would be of one name, or a picture would replace an
             image; and at the first map that is not finite.
     """
     _check_names(files, folder)
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    model.eval().to(device)  # type: ignore[no-untyped-call]
+    model.eval().to(current_device())  # type: ignore[no-untyped-call]
     unreadable: dict[Path, str] = {}
     no_pictures = ""
     for file in tqdm(files, "Predicting", disable=len(files) == 1):

@@ -1,15 +1,16 @@
-"""What a run leaves behind and shows: the table in the terminal, `results.json`, `predictions.csv`, the plot."""
+"""Results of an evaluation: the table in the terminal, `results.json` and `predictions.csv`."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from conr_hf.imbalance import Bins
 from conr_hf.metrics import shot_masks
 from conr_hf.utils.files import write_json
+from conr_hf.utils.run_folder import RESULTS
 from conr_hf.utils.tables import format_table
 
 Metrics = Mapping[str, Mapping[str, float]]
@@ -17,14 +18,14 @@ Metrics = Mapping[str, Mapping[str, float]]
 
 def table(split: str, metrics: Metrics, baseline: Metrics, unit: str, samples: str = "samples") -> str:
     """
-    Errors per shot beside those of the constant median, ready to print; of gaze and depth the usual figures too.
+    Errors per shot beside those of the constant median, ready to print; for gaze and depth the usual figures too.
 
     Args:
         split (`str`): Name of the data.
-        metrics (`Mapping`): What `shot_metrics` returned.
-        baseline (`Mapping`): The same for always answering the median training label.
+        metrics (`Mapping`): The result of `shot_metrics`.
+        baseline (`Mapping`): The same for always predicting the median training label.
         unit (`str`): Unit of the labels, or `""`.
-        samples (`str`, *optional*, defaults to `"samples"`): What was counted, `"pixels"` for maps.
+        samples (`str`, *optional*, defaults to `"samples"`): What `n` counts, `"pixels"` for maps.
     """
     suffix = f" [{unit}]" if unit else ""
     figures = [f"MAE{suffix}", "constant median", "change", f"GM{suffix}", f"bMAE{suffix}", "Pearson"]
@@ -58,27 +59,22 @@ def write_predictions(
         bins ([`~conr_hf.imbalance.Bins`]): Bins of the training labels.
         splits (`Mapping`): For each split its row ids `(N,)`, labels and predictions, both `(N,)` or `(N, T)`.
     """
-    labels_of = [f"label_{target}" for target in targets] if len(targets) > 1 else ["label"]
-    predictions_of = [f"prediction_{target}" for target in targets] if len(targets) > 1 else ["prediction"]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["split", "row", *labels_of, *predictions_of, "shot", "bin"])
-        for split, (ids, labels, predictions) in splits.items():
-            shots = shot_masks(bins.train_count_of(labels), bins.thresholds)
-            columns = zip(ids, labels.reshape(len(ids), -1), predictions.reshape(len(ids), -1), strict=True)
-            for index, ((row, label, prediction), bin_index) in enumerate(
-                zip(columns, bins.index(labels), strict=True)
-            ):
-                shot = next(name for name, mask in shots.items() if mask[index])
-                where = "/".join(str(part) for part in bin_index)
-                writer.writerow([split, row, *map(_short, label), *map(_short, prediction), shot, where])
+    endings = [f"_{target}" for target in targets] if len(targets) > 1 else [""]
+    numbers = [f"{kind}{ending}" for kind in ("label", "prediction") for ending in endings]
+    tables = []
+    for split, (ids, labels, predictions) in splits.items():
+        table = pd.DataFrame(np.column_stack([labels, predictions]), columns=numbers)
+        table.insert(0, "row", ids)
+        table.insert(0, "split", split)
+        shots = shot_masks(bins.train_count_of(labels), bins.thresholds)
+        table["shot"] = np.select(list(shots.values()), list(shots), default="")
+        table["bin"] = ["/".join(map(str, index)) for index in bins.index(labels)]
+        tables.append(table)
+    whole = pd.concat(tables) if tables else pd.DataFrame(columns=["split", "row", *numbers, "shot", "bin"])
+    whole.to_csv(path, index=False, float_format="%.7g")
 
 
 def write_results(folder: Path, results: Mapping[str, Any]) -> None:
-    """Writes `results.json`, with which a run is finished, and prints what is in its folder."""
-    write_json(folder / "results.json", results)
+    """Writes `results.json`, the last file of a finished run, and prints the names of the files in its folder."""
+    write_json(folder / RESULTS, results)
     print(f"\nWritten to {folder}: {', '.join(sorted(p.name for p in folder.iterdir() if p.is_file()))}")
-
-
-def _short(number: float) -> str:
-    return f"{number:.7g}"

@@ -14,7 +14,7 @@ PACKAGES = ("conr-hf", "torch", "torchvision", "transformers", "accelerate", "da
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages a run stands on."""
+    """Versions of Python and of the packages that a run depends on."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -25,24 +25,28 @@ def versions() -> dict[str, str]:
 
 
 def command_line(arguments: Sequence[str]) -> str:
-    """The command line as one would type it again; tokens are not told."""
+    """The command line, to be typed again; tokens are replaced by `...`."""
     pairs = zip(["", *arguments], arguments, strict=False)
-    told = ["..." if re.fullmatch(r"--[\w-]+[_-]token", before) else word for before, word in pairs]
-    return shlex.join(["conr-hf", *(re.sub(r"(--[\w-]+[_-]token=).*", r"\1...", word) for word in told)])
+    words = ["..." if re.fullmatch(r"--[\w-]+[_-]token", before) else word for before, word in pairs]
+    return shlex.join(["conr-hf", *(re.sub(r"(--[\w-]+[_-]token=).*", r"\1...", word) for word in words)])
+
+
+def current_device() -> torch.device:
+    """The accelerator, or the CPU where there is none."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def hardware() -> str:
     """The machine in words: its accelerators, or its processor cores."""
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    if torch.accelerator.is_available():
-        return str(torch.accelerator.current_accelerator())
-    return f"{os.cpu_count()} CPU cores, {platform.machine()}"
+    device = current_device()
+    return f"{os.cpu_count()} CPU cores, {platform.machine()}" if device.type == "cpu" else str(device)
 
 
 def peak_memory() -> int:
-    """The most memory that this process has held, in bytes: of the GPU if there is one, else of the machine."""
-    if sys.platform == "win32":  # which does not tell
+    """Peak memory of this process, in bytes: of the GPU if there is one, else of the machine."""
+    if sys.platform == "win32":  # has no such figure
         return 0
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
