@@ -9,7 +9,8 @@ from typing import Any
 
 
 def train(given: list[str]) -> int:
-    from conr_hf.cli.recipe import help_text, read_recipe
+    from conr_hf.cli.options import help_text
+    from conr_hf.cli.recipe import read_recipe
 
     if "--help" in given or "-h" in given:
         print(help_text())

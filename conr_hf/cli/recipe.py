@@ -6,94 +6,96 @@ import os
 import shutil
 from argparse import ArgumentError
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from importlib.resources import files
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import HfArgumentParser
-
+from conr_hf.cli.options import check_options, option_name
 from conr_hf.cli.yaml_loader import read_yaml
-from conr_hf.training.config.config import ConRConfig
-from conr_hf.utils.fields import about
+from conr_hf.utils.fields import warn_without_effect, with_help
+
+if TYPE_CHECKING:
+    from conr_hf.training.config.config import ConRConfig
 
 FOLDER = Path(str(files("conr_hf"))) / "recipes"
 
 
+@with_help
 @dataclass
 class Recipe:
     """
-    What a run trains on what. Settings of the training itself are [`ConRConfig`]'s; one file holds both.
+    The model and the data of a run. A recipe's file holds these and the settings of [`ConRConfig`].
 
     Args:
-        model (`str`): As in `load_regressor`.
-        benchmark (`str`, *optional*): As in `load_benchmark`; or `data`.
-        benchmark_source (`str`, *optional*): Where the benchmark is, if it does not come with the package.
-        data (`str`, *optional*): A folder of images, a table, or a data set on the Hub.
-        streaming (`bool`, *optional*, defaults to `False`): Read the training split as a stream, as in `load_stream`.
-        shuffle_buffer (`int`, *optional*, defaults to 1000): Rows of the stream that the next one is drawn from.
+        model (`str`): Model: a Hub id, a local folder or timm/NAME.
+        benchmark (`str`, *optional*): Benchmark to train on, such as earth-elevation.
+        benchmark_source (`str`, *optional*):
+            Where the benchmark is, unless it comes with the package: a folder, a table or a Hub id.
+        data (`str`, *optional*):
+            Your own data: a folder of images with metadata, a CSV, JSONL or Parquet file, or a Hub id.
+        streaming (`bool`, *optional*, defaults to `False`):
+            Read the training split of Parquet files, or of the Hub, as a stream.
+        shuffle_buffer (`int`, *optional*, defaults to 1000): Rows of a stream that the next one is drawn from.
         label_histogram (`str`, *optional*):
-            A CSV file with columns `low`, `high` and `count`, the bins of the stream's labels and how many labels are
-            in each. Unset: the stream's labels are read once.
-        pretrained, weights, image_size (*optional*): As in `load_regressor`.
-        target (`list[str]`, *optional*): What the predictions are called. Unset: the benchmark's, or `label_columns`.
+            CSV file with columns low, high and count: the bins of a stream's labels and the number of labels in each.
+            Unset: the stream's labels are read once.
+        pretrained (`bool`, *optional*, defaults to `True`): Start from pretrained weights.
+        weights (`str`, *optional*): Local file of weights for a timm model.
+        image_size (`int`, *optional*): Side of the model's input in pixels.
+        target (`list[str]`, *optional*): Names of the predictions. Unset: the benchmark's, or `label_columns`.
         unit (`str`, *optional*): Unit of the labels. Unset: the benchmark's, or none.
         feature_index (`bool`, *optional*, defaults to `False`):
             Write features of up to 5,000 training images and their labels beside the model, for `conr-hf demo`.
         stage_one (`str`, *optional*):
-            Options of a run before this one, as in `{reweight: none}`; all others are this run's, but for
+            Options of a run before this one, as in `{reweight: none}`; the others are this run's, except for
             `retrain_head` and `freeze_backbone`. It is trained into `output_dir/stage-one`, and this run starts from
             its model.
     """
 
-    model: str = field(default="", metadata=about("Model: Hub id, local folder or timm/NAME."))
-    benchmark: str | None = field(default=None, metadata=about("Benchmark to train on, such as earth-elevation."))
-    benchmark_source: str | None = field(
-        default=None, metadata=about("Where it is, unless it comes with the package: folder, table, or Hub id.")
-    )
-    data: str | None = field(
-        default=None,
-        metadata=about("Your own data: folder of images with metadata, CSV, JSONL, Parquet, or Hub id."),
-    )
-    streaming: bool = field(
-        default=False, metadata=about("Read the training split of Parquet files, or of the Hub, as a stream.")
-    )
-    shuffle_buffer: int = field(default=1000, metadata=about("Rows of a stream that the next one is drawn from."))
-    label_histogram: str | None = field(
-        default=None, metadata=about("CSV with low,high,count of a stream's labels, which then is not read for them.")
-    )
-    pretrained: bool = field(default=True, metadata=about("Start from pretrained weights."))
-    weights: str | None = field(default=None, metadata=about("Local file of weights for a timm model."))
-    image_size: int | None = field(default=None, metadata=about("Side of the model's input in pixels."))
-    target: list[str] | None = field(default=None, metadata=about("What the predictions are called."))
-    unit: str | None = field(default=None, metadata=about("Unit of the labels."))
-    feature_index: bool = field(
-        default=False, metadata=about("Keep features of training images beside the model, for conr-hf demo.")
-    )
-    stage_one: str | None = field(
-        default=None, metadata=about("What differs in a run before this one, whose model this one starts from.")
-    )
+    model: str = ""
+    benchmark: str | None = None
+    benchmark_source: str | None = None
+    data: str | None = None
+    streaming: bool = False
+    shuffle_buffer: int = 1000
+    label_histogram: str | None = None
+    pretrained: bool = True
+    weights: str | None = None
+    image_size: int | None = None
+    target: list[str] | None = None
+    unit: str | None = None
+    feature_index: bool = False
+    stage_one: str | None = None
 
 
-def read_recipe(arguments: Sequence[str]) -> tuple[Recipe, ConRConfig, dict[str, Any]]:
+def read_recipe(arguments: Sequence[str]) -> tuple[Recipe, "ConRConfig", dict[str, Any]]:
     """
-    Reads `RECIPE.yaml --option value ...`; the command line beats the file.
+    Reads `RECIPE.yaml --option value ...`; the command line overrides the file.
 
     Args:
-        arguments (`Sequence[str]`): The file first, if there is one. A recipe that is no file here is looked for among
-            those that come with the package.
+        arguments (`Sequence[str]`): The file first, if there is one; else the name of a recipe of the package.
 
     Returns:
-        The recipe, the settings, and by name every option that was given or is ours, but for tokens: a recipe that
-        repeats the run, whatever defaults become.
+        The recipe, the settings, and by name every option that was set or is ours, except tokens: a recipe that
+        repeats the run even if defaults change.
 
     Raises:
-        `ValueError`: for an unknown option, with the nearest known one, and for a value that cannot be meant.
+        `ValueError`: for an unknown option, with the nearest known one, and for a value that an option cannot have.
     """
     rest = list(arguments)
     path = rest.pop(0) if rest and not rest[0].startswith("--") else None
     options = flags_of(options_of(path)) if path is not None else []
-    name = PureWindowsPath(path).stem if path is not None else "run"  # of either kind of path
+    check_options(options, str(path))
+    check_options(rest, "command line")
+    # Only now, as importing them takes seconds.
+    from transformers import HfArgumentParser
+
+    from conr_hf.training.config.config import ConRConfig
+
+    def place(of_rest: bool) -> str:
+        return "command line" if path is None or of_rest else path
+
     parser = HfArgumentParser(
         [Recipe, ConRConfig],  # type: ignore[list-item]
         add_help=False,
@@ -102,58 +104,43 @@ def read_recipe(arguments: Sequence[str]) -> tuple[Recipe, ConRConfig, dict[str,
         conflict_handler="resolve",
     )
     parser.add_argument("--report_to", "--report-to", nargs="+", default="none")  # transformers' own takes one name
+    name = PureWindowsPath(path).stem if path is not None else "run"  # of either kind of path
     try:
         recipe, args, unknown = parser.parse_args_into_dataclasses(
             ["--output_dir", f"runs/{name}", *options, *rest], return_remaining_strings=True, look_for_args_file=False
         )
     except ArgumentError as error:
         wrong = str(error.argument_name).partition("/")[0].removeprefix("--")
-        place = "command line" if path is None or wrong in _names(rest) else path
         problem = error.message.rstrip(".")
-        raise ValueError(f"{place}, {wrong}: {problem}. conr-hf train --help tells what an option takes.") from error
-    if unknown and not unknown[0].startswith("--"):
-        place = "command line" if path is None or unknown[0] in rest else path
-        raise ValueError(f'{place}: "{unknown[0]}" belongs to no option. Write each option as --name value.')
+        raise ValueError(
+            f"{place(wrong in _names(rest))}, {wrong}: {problem}. conr-hf train --help describes every option."
+        ) from error
     if unknown:
-        raise ValueError(_unknown(unknown[0].removeprefix("--").partition("=")[0], "command line"))
+        raise ValueError(
+            f'{place(unknown[0] in rest)}: "{unknown[0]}" belongs to no option. Write each option as --name value.'
+        )
     if not recipe.model:
         raise ValueError('No model is named. Add "model: ..." to the recipe, or --model ... behind it.')
     if (recipe.benchmark is None) == (recipe.data is None):
         raise ValueError("Name what to train on: either a benchmark or data, and not both.")
-    if recipe.benchmark_source is not None and recipe.benchmark is None:
-        raise ValueError(f'benchmark_source is "{recipe.benchmark_source}", but no benchmark is named. Use data.')
-    if recipe.label_histogram is not None and not recipe.streaming:
-        raise ValueError(
-            f'label_histogram is "{recipe.label_histogram}", but streaming is false, so that the labels are read. '
-            "Leave it out."
-        )
     if recipe.feature_index and recipe.streaming:
         raise ValueError("feature_index is true, but streaming reads no training row twice. Leave one of them out.")
     if recipe.shuffle_buffer < 1:
         raise ValueError(f"shuffle_buffer is {recipe.shuffle_buffer}; it must be 1 or more.")
+    warn_without_effect(
+        recipe,
+        {
+            "benchmark_source": (recipe.benchmark is not None, "benchmark"),
+            "label_histogram": (recipe.streaming, "streaming"),
+            "shuffle_buffer": (recipe.streaming, "streaming"),
+        },
+    )
     values = {**args.to_dict(), **asdict(recipe)}
     ours = [option.name for option in fields(Recipe)] + ConRConfig.own_fields()
-    kept = dict.fromkeys([*ours, *_names([*options, *rest]), "seed", "output_dir"])
-    kept.pop("resume_from_checkpoint", None)  # a resumed run is the run that nothing interrupted
-    told = [name for name in kept if values[name] is not None and not name.endswith("_token")]
-    return recipe, args, {name: values[name] for name in told}
-
-
-def help_text() -> str:
-    """What `conr-hf train --help` prints: the options of a recipe and of ConR, with their defaults."""
-    own = [option for option in fields(ConRConfig) if option.name in ConRConfig.own_fields()]
-    lines = ["usage: conr-hf train RECIPE.yaml [--option value ...]", ""]
-    for option in (*fields(Recipe), *own):
-        default = option.default_factory() if option.default is MISSING else option.default  # type: ignore[operator]
-        unset = "" if default in (None, "") else f" (default: {default})"
-        lines.append(f"  --{option.name:24}{option.metadata['help'].replace('%%', '%')}{unset}")
-    return "\n".join(
-        [
-            *lines,
-            "",
-            "and every field of transformers.TrainingArguments: --learning_rate, --num_train_epochs, --bf16, ...",
-        ]
-    )
+    recorded = dict.fromkeys([*ours, *_names([*options, *rest]), "seed", "output_dir"])
+    recorded.pop("resume_from_checkpoint", None)  # a resumed run equals one that was never interrupted
+    names = [name for name in recorded if values[name] is not None and not name.endswith("_token")]
+    return recipe, args, {name: values[name] for name in names}
 
 
 def names() -> list[str]:
@@ -203,15 +190,12 @@ def options_of(path: str) -> dict[str, Any]:
     options = read_yaml(file) or {}
     if not isinstance(options, dict):
         raise ValueError(f"{path} is not a recipe. Write one option a line, as in name: value.")
-    known = {option.name for option in (*fields(Recipe), *fields(ConRConfig)) if option.init}
-    for name in options:
-        if name not in known:
-            raise ValueError(_unknown(str(name), path))
+    check_options([f"--{name}" for name in options], path)
     return options
 
 
 def flags_of(options: dict[str, Any]) -> list[str]:
-    """Options as a command line has them."""
+    """Options as they are written on a command line."""
     flags = []
     for name, value in options.items():
         if value is None:
@@ -228,14 +212,4 @@ def flags_of(options: dict[str, Any]) -> list[str]:
 
 
 def _names(flags: Sequence[str]) -> list[str]:
-    """Names of the options among `flags`; `--no_pretrained` sets `pretrained`."""
-    known = {option.name for option in (*fields(Recipe), *fields(ConRConfig)) if option.init}
-    names = [flag[2:].partition("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")]
-    return [name if name in known else name.removeprefix("no_") for name in names]
-
-
-def _unknown(name: str, place: str) -> str:
-    known = [option.name for option in (*fields(Recipe), *fields(ConRConfig)) if option.init]
-    near = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
-    hint = f'Did you mean "{near[0]}"?' if near else "conr-hf train --help lists them."
-    return f'{place}: unknown option "{name}". {hint}'
+    return [option_name(flag[2:].partition("=")[0]) for flag in flags if flag.startswith("--")]

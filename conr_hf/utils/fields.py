@@ -1,19 +1,51 @@
-"""Help texts and range checks of configuration fields."""
+"""Help texts and checks of the fields of configuration classes."""
 
+import inspect
+import logging
 import math
-from collections.abc import Mapping
-from typing import Any
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from types import MappingProxyType
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+logger = logging.getLogger(__name__)
+
+_Config = TypeVar("_Config")
 
 
-def about(text: str) -> dict[str, str]:
-    return {"help": text}
+def argument_help(docstring: str) -> dict[str, str]:
+    """What the `Args` of a docstring say about each argument, as plain text on one line."""
+    section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", inspect.cleandoc(docstring), re.MULTILINE | re.DOTALL)
+    texts: dict[str, str] = {}
+    for entry in re.split(r"^    (?=\w)", section[1] if section else "", flags=re.MULTILINE)[1:]:
+        name, text = re.split(r" \(.*?\):\s", entry, maxsplit=1)
+        texts[name] = " ".join(text.replace("`", "").split())
+    return texts
 
 
-def check_choices(config: Any, choices: Mapping[str, tuple[str, ...]]) -> None:
-    """Raises a `ValueError` for a field that is none of its `choices`."""
-    for name, allowed in choices.items():
-        if getattr(config, name) not in allowed:
-            raise ValueError(f'{name} is "{getattr(config, name)}"; it must be one of {", ".join(allowed)}.')
+def with_help(cls: type[_Config]) -> type[_Config]:
+    """Gives the fields of a dataclass the texts of its docstring as `metadata["help"]`, for `HfArgumentParser`."""
+    for field in fields(cls):  # type: ignore[arg-type]
+        text = argument_help(cls.__doc__ or "").get(field.name)
+        if text is not None:
+            field.metadata = MappingProxyType({"help": text.replace("%", "%%")})  # argparse formats with %
+    return cls
+
+
+def check_choices(config: Any, choices: Mapping[str, Sequence[str]]) -> None:
+    """Raises a `ValueError` for a field that is none of its `choices`, or of those in its type, a `Literal`."""
+    for field in fields(config):
+        parts = (field.type, *get_args(field.type))
+        of_type = (
+            []
+            if str in parts
+            else [choice for part in parts if get_origin(part) is Literal for choice in get_args(part)]
+        )
+        allowed = choices.get(field.name, of_type)
+        value = getattr(config, field.name)
+        if allowed and value not in (*allowed, field.default):
+            raise ValueError(f'{field.name} is "{value}"; it must be one of {", ".join(allowed)}.')
 
 
 def check_not_negative(config: Any, *names: str) -> None:
@@ -31,3 +63,21 @@ def check_positive(config: Any, *names: str) -> None:
         if value is not None and not (math.isfinite(value) and value > 0):
             hint = " (0.07 is the paper's value)" if name == "conr_temperature" else ""
             raise ValueError(f"{name} is {value}; it must be greater than 0{hint}.")
+
+
+def warn_without_effect(config: Any, needs: Mapping[str, tuple[bool, str]]) -> None:
+    """
+    Logs one warning that names all fields that are set and have no effect.
+
+    Args:
+        config: An instance of a dataclass.
+        needs (`Mapping[str, tuple[bool, str]]`): By field, whether it has an effect, and what that needs.
+    """
+    defaults = {field.name: field.default for field in fields(config)}
+    idle = [
+        f"{name} (needs {needed})"
+        for name, (is_used, needed) in needs.items()
+        if not is_used and getattr(config, name) != defaults[name]
+    ]
+    if idle:
+        logger.warning(f"Set, but without effect: {', '.join(idle)}.")

@@ -2,8 +2,11 @@
 
 import json
 import shutil
-from dataclasses import dataclass
+import subprocess
+import sys
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
+from typing import get_args
 
 import datasets
 import huggingface_hub.constants
@@ -35,10 +38,15 @@ from transformers import (
     TrainerState,
     ViTImageProcessor,
 )
+from transformers.trainer_utils import SchedulerType
+from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
 import conr_hf.cli.train
-from conr_hf.cli import recipe
+from conr_hf import ConRConfig
+from conr_hf.cli import options, recipe
+from conr_hf.imbalance.density import DensityMethod
+from conr_hf.imbalance.kernels import KernelName
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -382,6 +390,48 @@ def test_help_names_the_commands_and_the_options_of_a_recipe():
     assert "%%" not in options
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["--help"], 0), (["quickstart", "--lerning_rate", "1"], 2), (["quickstart", "--optim", "adamw"], 2)],
+)
+def test_help_and_mistyped_options_need_no_slow_imports(arguments, code):
+    script = (
+        "import sys\nfrom conr_hf.cli.main import main\n"
+        f"try:\n    main(['train', *{arguments}])\n"
+        "finally:\n    assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == code, ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_options_read_from_source_are_those_of_the_classes():
+    known = options.train_options()
+    by_name = {option.name: option for of in (recipe.Recipe, ConRConfig) for option in fields(of) if option.init}
+    assert set(known) == set(by_name)
+    ours = [option.name for option in fields(recipe.Recipe)] + ConRConfig.own_fields()
+    assert {name for name, option in known.items() if option.help} == set(ours)
+    for name in ours:
+        assert known[name].help == by_name[name].metadata["help"].replace("%%", "%"), name
+        if by_name[name].default is not MISSING:
+            assert known[name].default in (str(by_name[name].default), "1 / 14"), name
+    assert known["lr_scheduler_type"].choices == [kind.value for kind in SchedulerType]
+    assert known["optim"].choices == [kind.value for kind in OptimizerNames]
+    assert known["lds"].choices == ["none", *get_args(KernelName)]
+    assert known["resample"].choices == known["reweight"].choices == list(get_args(DensityMethod))
+    assert known["save_strategy"].choices == ["no", "steps", "epoch", "best"]
+    for name in ("debug", "report_to", "trackio_static_space_id", "conr_weight", "head", "label_columns"):
+        assert known[name].choices == [], name
+
+
+def test_options_of_a_recipe_without_effect_are_named_in_one_warning(caplog):
+    recipe.read_recipe(
+        ["recipes/own-data.yaml", "--data", "x", "--benchmark_source", "y", "--label_histogram", "x.csv"]
+    )
+    needs = "benchmark_source (needs benchmark), label_histogram (needs streaming)"
+    assert caplog.messages == [f"Set, but without effect: {needs}."]
+
+
 def test_an_option_in_yaml_means_what_it_looks_like(tmp_path):
     """YAML reads a bare `no` as false, `1e-3` as text and an empty list where a run reported to nothing."""
     (tmp_path / "r.yaml").write_text(
@@ -439,10 +489,11 @@ def train_refused(monkeypatch, tmp_path, file, *arguments):
         ("num_views: [1, 2]", ['r.yaml: "2" belongs to no option', "--name value"]),
         ("pretrained: maybe", ["r.yaml, pretrained", "maybe", "true/false"]),
         ("label_columns: []", ["r.yaml, label_columns", "at least one"]),
-        ("lr_scheduler_type: cosin", ["r.yaml, lr_scheduler_type", "'cosin'", "'cosine'"]),
-        ("eval_strategy: epochs", ['eval_strategy is "epochs"', "no, steps, epoch"]),
+        ("lr_scheduler_type: cosin", ['r.yaml: lr_scheduler_type is "cosin"', "linear, cosine, "]),
+        ("eval_strategy: epochs", ['r.yaml: eval_strategy is "epochs"', "no, steps, epoch"]),
         ("conr_temperature: 0", ["conr_temperature is 0.0", "greater than 0 (0.07"]),
-        ("conr_push: quadratic", ['conr_push is "quadratic"', "exponential, linear"]),
+        ("conr_push: quadratic", ['r.yaml: conr_push is "quadratic"', "exponential, linear"]),
+        ("train_sampling_strategy: group_by_length", ['train_sampling_strategy is "group_by_length"', "random"]),
         ("per_device_train_batch_size: 0", ["per_device_train_batch_size is 0", "1 or more"]),
         ("learning_rate: -1", ["learning_rate is -1.0", "0 or more"]),
         ("data: x", ["No model is named", "model: ..."]),
@@ -468,6 +519,8 @@ def test_a_recipe_that_is_no_text(monkeypatch, tmp_path):
         (["qqq.yaml"], ['"qqq.yaml"', "conr-hf recipes lists"]),
         (["quickstart", "--conr_wieght", "1"], ['command line: unknown option "conr_wieght"', '"conr_weight"?']),
         (["quickstart", "--conr-wieght=1"], ['command line: unknown option "conr-wieght"', '"conr_weight"?']),
+        (["quickstart", "--conr-push=quadratic"], ['command line: conr_push is "quadratic"', "exponential, linear"]),
+        (["quickstart", "--lds", "cubic"], ['command line: lds is "cubic"', "none, gaussian, triangular, laplace"]),
         (["quickstart", "--num_train_epochs", "many"], ["command line, num_train_epochs", "'many'"]),
         (["quickstart", "--seed"], ["command line, seed", "expected one argument"]),
         (["quickstart", "quickstart.yaml"], ['command line: "quickstart.yaml" belongs to no option']),

@@ -577,11 +577,3 @@ def test_the_command_line_streams(tmp_path, parquet, capsys, histogram):
     with pytest.raises(SystemExit) as ended:
         main(["report", str(run)])
     assert ended.value.code == 0, capsys.readouterr().err
-
-
-def test_a_histogram_is_for_streams_alone(parquet, capsys):
-    arguments = ["train", "--model", "timm/test_resnet", "--data", str(parquet), "--label_histogram", "x.csv"]
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    assert ended.value.code == 2
-    assert 'label_histogram is "x.csv", but streaming is false' in capsys.readouterr().err

@@ -9,13 +9,14 @@ import pickle
 import numpy as np
 import pytest
 import small
-from transformers import TrainingArguments
+from transformers import HfArgumentParser, TrainingArguments
 
 from conr_hf import ConRConfig
 from conr_hf.data.config import DataConfig
 from conr_hf.metrics import depth_metrics, shot_metrics
 from conr_hf.training.config.method_config import MethodConfig
 from conr_hf.training.config.resolved_config import ResolvedConfig, resolve
+from conr_hf.utils.fields import with_help
 
 
 @pytest.mark.parametrize(
@@ -48,7 +49,6 @@ from conr_hf.training.config.resolved_config import ResolvedConfig, resolve
         ("label_columns", [], "name one column"),
         ("label_columns", ["age", "age"], "several different"),
         ("remove_unused_columns", True, "must be false"),
-        ("batch_eval_metrics", True, "must be false"),
         ("prediction_loss_only", True, "must be false"),
         ("eval_do_concat_batches", False, "must be true"),
         ("train_sampling_strategy", "group_by_length", "random, sequential"),
@@ -68,6 +68,59 @@ def test_a_setting_that_cannot_be_meant_is_refused_by_name(name, value, says):
     with pytest.raises(ValueError, match=rf"^{name} is .*{says}") as refused:
         ConRConfig("out", **{name: value})
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"lds": "gaussian", "conr_weight": 0.0}, "lds (needs reweight, resample or, with ConR, conr_reweight)"),
+        (
+            {"lds": "gaussian", "conr_reweight": "none", "resample": "none"},
+            "lds (needs reweight, resample or, with ConR, conr_reweight)",
+        ),
+        (
+            {"lds": "gaussian", "freeze_backbone": True},
+            "lds (needs reweight, resample or, with ConR, conr_reweight)",
+        ),
+        ({"freeze_backbone": True, "rnc_weight": 1.0}, "rnc_weight (needs a backbone that is trained)"),
+        (
+            {"reweight": "inverse", "retrain_head": True, "ranksim_weight": 1.0},
+            "ranksim_weight (needs a backbone that is trained)",
+        ),
+        ({"scale_each": True, "label_scale": 2.0}, "label_scale (needs scale_each false)"),
+        (
+            {"huber_delta": 2.0, "focal_beta": 1.0, "noise_sigma": 3.0, "gai_components": 4, "fds_clip": 5.0},
+            "huber_delta (needs base_loss huber), focal_beta (needs base_loss focal_l1 or focal_mse), "
+            "noise_sigma (needs base_loss bmc, gai or bni), gai_components (needs base_loss gai), "
+            "fds_clip (needs fds)",
+        ),
+        (
+            {"lds_sigma": 1.0, "ranksim_interpolation": 1.0, "rnc_weight": 0.0, "rnc_temperature": 1.0},
+            "lds_sigma (needs lds), ranksim_interpolation (needs ranksim_weight), rnc_temperature (needs rnc_weight)",
+        ),
+        ({"cmixup_bandwidth": 1.0}, "cmixup_bandwidth (needs cmixup_alpha)"),
+    ],
+)
+def test_one_warning_names_all_options_without_effect(settings, named, caplog):
+    ConRConfig("out", use_cpu=True, **settings)
+    assert caplog.messages == [f"Set, but without effect: {named}."]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"base_loss": "huber", "huber_delta": 2.0},
+        {"base_loss": "focal_mse", "focal_beta": 2.0},
+        {"base_loss": "gai", "gai_components": 4, "noise_sigma": 3.0, "noise_learning_rate": 0.0},
+        {"lds": "gaussian", "lds_sigma": 1.0, "fds": "laplace", "fds_clip": 5.0, "ranksim_weight": 1.0},
+        {"ranksim_weight": 1.0, "ranksim_interpolation": 1.0, "rnc_temperature": 1.0, "label_scale": 2.0},
+        {"cmixup_alpha": 1.0, "cmixup_bandwidth": 1.0, "conr_weight": 0.0},
+    ],
+)
+def test_options_with_an_effect_are_not_warned_of(settings, caplog):
+    ConRConfig("out", use_cpu=True, **settings)
+    assert not caplog.messages
 
 
 def test_defaults():
@@ -154,6 +207,33 @@ def test_every_field_is_explained():
         assert evaluation or name in f"{ConRConfig.__doc__}{MethodConfig.__doc__}{DataConfig.__doc__}", name
 
 
+def test_help_is_what_the_docstring_says():
+    help_of = {name: field.metadata["help"] for name, field in ConRConfig.__dataclass_fields__.items() if field.init}
+    assert help_of["conr_window"] == "Labels within this distance are similar (the paper's omega). Unset: 0.01 R."
+    assert help_of["fds_sigma"] == "Width of the kernel of fds, in bins."
+    assert " ".join(HfArgumentParser(ConRConfig).format_help().split()).count(help_of["conr_window"]) == 1
+
+
+def test_percent_signs_in_a_docstring_reach_argparse_escaped():
+    @with_help
+    @dataclasses.dataclass
+    class Config:
+        """
+        Settings.
+
+        Args:
+            share (`float`, *optional*, defaults to `0.1`): Share of
+                rows: 10 %, as in `rows`.
+            other (`int`): Another.
+        """
+
+        share: float = 0.1
+        other: int = 1
+
+    assert Config.__dataclass_fields__["share"].metadata["help"] == "Share of rows: 10 %%, as in rows."
+    assert "10 %, as in rows." in " ".join(HfArgumentParser(Config).format_help().split())
+
+
 def test_one_label_column_may_be_given_by_its_name():
     assert ConRConfig("out", label_columns="age").label_columns == ["age"]
 
@@ -198,11 +278,11 @@ def test_unset_evaluation_fields_follow_the_evaluation_set_and_set_ones_stay(cas
     given, sets, expected = SETTLED[case]
     args = ConRConfig("out", **given)
     before = copy.deepcopy(args.to_dict())
-    settled = args.settled(sets)
+    settled = args.with_evaluation_defaults(sets)
     assert tuple(getattr(settled, name) for name in NAMES) == expected
     assert isinstance(settled, ConRConfig)
     assert args.to_dict() == before
-    again = settled.settled(None)  # what a second trainer makes of a first one's args
+    again = settled.with_evaluation_defaults(None)  # what a second trainer makes of a first one's args
     assert again.to_dict() == settled.to_dict()
 
 
@@ -229,25 +309,27 @@ def test_of_other_metrics_more_is_better_which_is_said(caplog):
 @pytest.mark.parametrize("steps", [7, 0.25])
 def test_evaluated_steps_are_saved_steps(wanted, steps):
     """Otherwise the best model would be one that was never saved."""
-    settled = ConRConfig("out", eval_strategy="steps", eval_steps=steps, load_best_model_at_end=wanted).settled([""])
+    settled = ConRConfig(
+        "out", eval_strategy="steps", eval_steps=steps, load_best_model_at_end=wanted
+    ).with_evaluation_defaults([""])
     assert (settled.eval_steps, settled.save_steps, settled.load_best_model_at_end) == (steps, steps, True)
-    chosen = ConRConfig("out", eval_strategy="steps", eval_steps=7, save_steps=14).settled([""])
+    chosen = ConRConfig("out", eval_strategy="steps", eval_steps=7, save_steps=14).with_evaluation_defaults([""])
     assert (chosen.eval_steps, chosen.save_steps) == (7, 14)
-    assert ConRConfig("out", save_strategy="steps", save_steps=3).settled(None).save_steps == 3
+    assert ConRConfig("out", save_strategy="steps", save_steps=3).with_evaluation_defaults(None).save_steps == 3
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, dataclasses.replace])
 def test_a_copy_still_knows_what_was_set(copied):
     args = copied(ConRConfig("out", conr_window=2.0))
-    assert args.settled([""]).eval_strategy == "epoch"
-    assert copied(ConRConfig("out", eval_strategy="no")).settled([""]).eval_strategy == "no"
+    assert args.with_evaluation_defaults([""]).eval_strategy == "epoch"
+    assert copied(ConRConfig("out", eval_strategy="no")).with_evaluation_defaults([""]).eval_strategy == "no"
     assert args.conr_window == 2.0
 
 
 def test_a_field_set_afterwards_wins_like_one_set_at_once():
     args = ConRConfig("out")
     args.eval_strategy, args.eval_steps = "steps", 5
-    settled = args.settled([""])
+    settled = args.with_evaluation_defaults([""])
     assert (settled.eval_strategy, settled.save_strategy, settled.save_steps) == ("steps", "steps", 5)
 
 
@@ -258,7 +340,7 @@ def test_settings_survive_json_and_pickle():
     read = {name: value for name, value in json.loads(args.to_json_string()).items() if name in init}
     for again in (ConRConfig(**read), pickle.loads(pickle.dumps(args))):
         assert again.to_dict() == args.to_dict()
-        assert again.settled([""]).to_dict() == args.settled([""]).to_dict()
+        assert again.with_evaluation_defaults([""]).to_dict() == args.with_evaluation_defaults([""]).to_dict()
 
 
 def test_a_trainer_leaves_the_users_settings_alone(tmp_path):

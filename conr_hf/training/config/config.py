@@ -1,10 +1,12 @@
 """The settings of a run: `ConRConfig`."""
 
 import copy
-from dataclasses import dataclass, field
-from typing import Any, get_args
+import os
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
+from accelerate import PartialState
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils import logging
@@ -12,9 +14,8 @@ from transformers.utils import logging
 from conr_hf.data.config import DataConfig
 from conr_hf.hub.card_template import read_template
 from conr_hf.imbalance.density import DensityMethod
-from conr_hf.losses.validation import FORMULATIONS, PUSHES, REDUCTIONS
 from conr_hf.training.config.method_config import MethodConfig
-from conr_hf.utils.fields import about, check_choices, check_not_negative, check_positive
+from conr_hf.utils.fields import check_choices, check_not_negative, check_positive, warn_without_effect, with_help
 
 logger = logging.get_logger(__name__)
 
@@ -27,27 +28,16 @@ _EVALUATION = {
     "save_steps": 500,
     "load_best_model_at_end": False,
 }
-_CHOICES = {
-    "conr_push": PUSHES,
-    "conr_formulation": FORMULATIONS,
-    "conr_reduction": REDUCTIONS,
-    "conr_distance": ("mean_abs", "euclidean", "angular"),
-    "conr_reweight": get_args(DensityMethod),
-    "conr_gather": ("all", "node", "none"),
-    "on_bad_loss": ("stop", "skip"),
-    "train_sampling_strategy": ("random", "sequential"),
-    "eval_strategy": ("no", "steps", "epoch"),
-    "save_strategy": ("no", "steps", "epoch", "best"),
-}
 
 
+@with_help
 @dataclass
 class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
     """
     Settings of [`ConRTrainer`]: those of `TrainingArguments`, [`MethodConfig`] and [`DataConfig`], and the ones
     below.
 
-    Everything is in label units, whatever they are. Unset fields are derived when training starts, from the training
+    Everything is in label units. Unset fields are derived when training starts, from the training
     labels (R is their range, s their label scale) and from what else is on.
 
     Args:
@@ -63,7 +53,7 @@ class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
         conr_push (`str`, *optional*, defaults to `"exponential"`):
             How the push grows with label distance d: `"exponential"`, exp(e d), or `"linear"`, e d.
         conr_push_scale (`float`, *optional*):
-            How fast it grows (the paper's e), per label unit. Unset: 1 / R.
+            How fast the push grows (the paper's e), per label unit. Unset: 1 / R.
         conr_formulation (`str`, *optional*, defaults to `"exact"`):
             `"exact"` is the paper's loss, `"reference"` what the authors' published code computes.
         conr_reduction (`str`, *optional*, defaults to `"mean"`):
@@ -72,40 +62,49 @@ class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
             Distance of labels of several dimensions: `"mean_abs"` or `"euclidean"`, or `"angular"`, the angle between
             directions, of two columns that are pitch and yaw in radians.
         conr_reweight (`str`, *optional*, defaults to `"sqrt_inverse"`):
-            Density weights of the push (the paper's eta), whatever `reweight` says: `"none"`, `"inverse"` or
+            Density weights of the push (the paper's eta), apart from `reweight`: `"none"`, `"inverse"` or
             `"sqrt_inverse"`.
         conr_gather (`str`, *optional*, defaults to `"all"`):
-            Whose rows are compared: those of `"all"` processes, so that any number of them trains as one would; of
-            those on the same `"node"`; or each process's own (`"none"`). Also for Rank-N-Contrast and RankSim. What a
-            process sends for it in a step grows with the number of processes compared.
+            Whose rows are compared: those of `"all"` processes, so that several train as one would; of those on the
+            same `"node"`; or each process's own (`"none"`). Also for Rank-N-Contrast and RankSim. What a process
+            sends in a step grows with the number of processes compared.
         conr_pixels (`int`, *optional*, defaults to 1024):
-            Of labels that are maps: pixels of each view that ConR compares with those of all others of the step, drawn
-            in proportion to the density weights that `conr_reweight` names, so that rare labels are among them. 0
-            compares whole views by the means of their pixels, as the paper's published code does.
+            With label maps: pixels of each view that ConR compares with those of all other views of the step, drawn
+            in proportion to the density weights of `conr_reweight`, so that rare labels are among them. 0 compares
+            whole views by the means of their pixels, as the paper's published code does.
         forward_batch_size (`int`, *optional*):
             Samples whose forward and backward fit in memory, on each device. The batch, whose samples are compared,
-            may then be as large as its features allow: each part of it goes through the model twice, which costs half
-            as much again, and gives the gradients of the whole batch. With batch norm a part is normalised by its own
+            may then be as large as its features allow: each part of it goes through the model twice, which takes half
+            as long again, and gives the gradients of the whole batch. Batch norm normalises each part by its own
             statistics. Unset: the whole batch at once.
         head (`str`, *optional*):
             Name of the layer that predicts, for a model with several; see `adopt_head`.
         lr_drop_epochs (`list[int]`, *optional*):
-            After so many epochs each, such as `[60, 80]`, the learning rate drops to a tenth, constant in between;
-            takes the place of `lr_scheduler_type`. Unset: that.
+            Epochs, such as 60 and 80, after each of which the learning rate drops to a tenth; constant in between.
+            Unset: `lr_scheduler_type`.
         on_bad_loss (`str`, *optional*, defaults to `"stop"`):
-            What becomes of a step whose loss, or whose gradient's norm, is not finite: `"stop"` ends training and
-            names its rows; `"skip"` goes on with a warning as if there had been none of them, up to 10 such steps in
-            a row, and waits for each step's loss to know. In float16 a gradient that overflows is left to the loss
-            scaler.
+            What to do in a step whose loss, or whose gradient's norm, is not finite: `"stop"` ends training and names
+            its rows; `"skip"` leaves the step out with a warning, up to 10 such steps in a row, and waits for each
+            step's loss to know. In float16 a gradient that overflows is left to the loss scaler.
         model_card_template (`str`, *optional*):
-            A Jinja template for the model card, in UTF-8; [`~conr_hf.hub.card_template.CardValues`] tells what it may
-            use. Unset: the package's own.
+            File with a Jinja template for the model card, in UTF-8, that uses the fields of
+            `conr_hf.hub.card_template.CardValues`. Unset: the package's own.
+        eval_strategy (`str`, *optional*):
+            When to evaluate: `"no"`, `"steps"` or `"epoch"`. Unset: `"epoch"` with an evaluation set.
+        save_strategy (`str`, *optional*):
+            When to save a checkpoint: `"no"`, `"steps"`, `"epoch"` or `"best"`. Unset: as `eval_strategy`.
+        save_steps (`float`, *optional*):
+            Steps between checkpoints. Unset: as `eval_steps`.
+        load_best_model_at_end (`bool`, *optional*):
+            Load the best checkpoint at the end. Unset: true with an evaluation set.
+        remove_unused_columns (`bool`, *optional*, defaults to `False`):
+            Must stay false, since images and labels are columns.
         dataloader_persistent_workers (`bool`, *optional*):
-            Keep the workers of training from epoch to epoch; those of evaluation end with it, whatever is set. Unset:
-            true, where there are workers (`dataloader_num_workers`).
+            Keep the workers of training from epoch to epoch; those of evaluation always end with it. Unset: true, if
+            there are workers (`dataloader_num_workers`).
 
     Raises:
-        `ValueError`: if a setting cannot be meant; the sentence names it and says what it may be.
+        `ValueError`: for a value that a setting cannot have; the sentence says which it may have.
 
     Example:
     ```python
@@ -115,75 +114,30 @@ class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
     ```
     """
 
-    conr_weight: float = field(
-        default=0.05,
-        metadata=about(
-            "Weight of ConR beside the base loss; 0 keeps the views and computes no ConR, nor what goes with it."
-        ),
-    )
-    conr_window: float | None = field(
-        default=None,
-        metadata=about(
-            "Labels within this distance, in label units, are similar. Unset: 1 %% of the labels' range R."
-        ),
-    )
-    conr_temperature: float = field(default=0.07, metadata=about("Temperature of the feature similarities."))
-    conr_push: str = field(
-        default="exponential", metadata=about("How the push grows with label distance: exponential or linear.")
-    )
-    conr_push_scale: float | None = field(
-        default=None, metadata=about("How fast the push grows, per label unit. Unset: 1 / R.")
-    )
-    conr_formulation: str = field(
-        default="exact", metadata=about("exact: the paper's loss; reference: what its published code computes.")
-    )
-    conr_reduction: str = field(default="mean", metadata=about("Mean over all rows (mean) or over anchors (anchors)."))
-    conr_distance: str = field(
-        default="mean_abs",
-        metadata=about("Distance of labels of several dimensions: mean_abs, euclidean, or angular for pitch and yaw."),
-    )
-    conr_reweight: DensityMethod = field(
-        default="sqrt_inverse", metadata=about("Density weights of the push: none, inverse or sqrt_inverse.")
-    )
-    conr_gather: str = field(
-        default="all",
-        metadata=about("Whose rows are compared: of all processes, of a node, or none but its own."),
-    )
-    conr_pixels: int = field(
-        default=1024, metadata=about("Pixels of each view that ConR compares, of maps; 0 compares means of views.")
-    )
-    forward_batch_size: int | None = field(
-        default=None,
-        metadata=about("Samples that fit in memory at once; the batch, whose samples are compared, may be larger."),
-    )
-    head: str | None = field(default=None, metadata=about("Layer that predicts, for a model with several heads."))
-    lr_drop_epochs: list[int] | None = field(
-        default=None, metadata=about("After each of these epochs, such as 60 80, the learning rate drops to a tenth.")
-    )
-    on_bad_loss: str = field(
-        default="stop", metadata=about("A step whose loss or gradient is not finite: stop, or skip it with a warning.")
-    )
-    model_card_template: str | None = field(
-        default=None, metadata=about("File with a Jinja template for the model card. Unset: the package's own.")
-    )
+    conr_weight: float = 0.05
+    conr_window: float | None = None
+    conr_temperature: float = 0.07
+    conr_push: Literal["exponential", "linear"] = "exponential"
+    conr_push_scale: float | None = None
+    conr_formulation: Literal["exact", "reference"] = "exact"
+    conr_reduction: Literal["mean", "anchors"] = "mean"
+    conr_distance: Literal["mean_abs", "euclidean", "angular"] = "mean_abs"
+    conr_reweight: DensityMethod = "sqrt_inverse"
+    conr_gather: Literal["all", "node", "none"] = "all"
+    conr_pixels: int = 1024
+    forward_batch_size: int | None = None
+    head: str | None = None
+    lr_drop_epochs: list[int] | None = None
+    on_bad_loss: Literal["stop", "skip"] = "stop"
+    model_card_template: str | None = None
 
-    # TrainingArguments' fields whose defaults depend on whether there is an evaluation set: None is "unset".
-    eval_strategy: str | None = field(  # type: ignore[assignment]
-        default=None, metadata=about("no, steps or epoch. Unset: epoch with an evaluation set.")
-    )
-    save_strategy: str | None = field(  # type: ignore[assignment]
-        default=None, metadata=about("no, steps, epoch or best. Unset: as eval_strategy.")
-    )
-    save_steps: float | None = field(  # type: ignore[assignment]
-        default=None, metadata=about("Steps between checkpoints. Unset: as eval_steps.")
-    )
-    load_best_model_at_end: bool | None = field(  # type: ignore[assignment]
-        default=None, metadata=about("Load the best checkpoint at the end. Unset: true with an evaluation set.")
-    )
-    dataloader_persistent_workers: bool | None = field(  # type: ignore[assignment]
-        default=None, metadata=about("Keep the workers of training from epoch to epoch. Unset: true.")
-    )
-    remove_unused_columns: bool = field(default=False, metadata=about("Must stay false: images are columns."))
+    # Fields of TrainingArguments whose defaults depend on whether there is an evaluation set; None is unset.
+    eval_strategy: IntervalStrategy | str | None = None  # type: ignore[assignment]
+    save_strategy: SaveStrategy | str | None = None  # type: ignore[assignment]
+    save_steps: float | None = None  # type: ignore[assignment]
+    load_best_model_at_end: bool | None = None  # type: ignore[assignment]
+    dataloader_persistent_workers: bool | None = None  # type: ignore[assignment]
+    remove_unused_columns: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.label_columns, str):
@@ -191,7 +145,7 @@ class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
         if isinstance(self.flipped_columns, str):
             self.flipped_columns = [self.flipped_columns]
         unset = [name for name in (*_EVALUATION, "metric_for_best_model") if getattr(self, name) is None]
-        # For now as TrainingArguments has them; with the best model asked for, evaluation and saving must agree.
+        # For now as TrainingArguments has them; where the best model is kept, evaluation and saving must agree.
         together: dict[str, Any] = {}
         if self.load_best_model_at_end or self.lr_scheduler_type == "reduce_lr_on_plateau":
             saves = self.save_strategy if self.save_strategy != "best" else None
@@ -204,8 +158,11 @@ class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
         if not torch.accelerator.is_available():
             # Without this, two processes that a launcher starts on a CPU do not find each other.
             self.use_cpu = True
+        if self.use_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            # Transformers starts the processes of a CPU without ddp_timeout; it then finds them started.
+            PartialState(cpu=True, backend=self.ddp_backend, timeout=self.ddp_timeout_delta)
         if self.metric_for_best_model is not None and self.greater_is_better is None:
-            # TrainingArguments takes every metric but a loss for one that should be large, and keeps the worst model.
+            # TrainingArguments maximises every metric but a loss, and would keep the worst model.
             name = self.metric_for_best_model.lower()
             self.greater_is_better = not name.endswith(ERRORS)
             if self.greater_is_better and not name.endswith(AGREEMENTS):
@@ -215,15 +172,16 @@ class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
                 )
         self.check()
         super().__post_init__()  # type: ignore[no-untyped-call]
-        for name in unset:  # until settled(), so that a copy by dataclasses.replace knows what its user set
+        for name in unset:  # so that a copy by dataclasses.replace knows what its user set
             setattr(self, name, None)
 
     def check(self) -> None:
         """
         Raises:
-            `ValueError`: for a setting that cannot be meant; it names it and says what it may be.
+            `ValueError`: for a value that a setting cannot have; the sentence says which it may have.
         """
-        check_choices(self, _CHOICES)
+        strategies = {"eval_strategy": tuple(IntervalStrategy), "save_strategy": tuple(SaveStrategy)}
+        check_choices(self, {"train_sampling_strategy": ("random", "sequential"), **strategies})
         if self.resample not in (None, "none") and self.train_sampling_strategy != "random":
             raise ValueError(
                 f"resample is {self.resample} and train_sampling_strategy {self.train_sampling_strategy}: rows that "
@@ -250,8 +208,10 @@ class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
             read_template(self.model_card_template)
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns is true; it must be false, since images and labels are columns.")
-        self.check_methods(self.label_columns, self.conr_weight, self.conr_reweight)
-        whole = {"batch_eval_metrics": False, "prediction_loss_only": False, "eval_do_concat_batches": True}
+        self.check_methods(self.label_columns, self.conr_weight)
+        needs = self.method_needs(self.conr_weight, self.conr_reweight)
+        warn_without_effect(self, {**needs, "label_scale": (not self.scale_each, "scale_each false")})
+        whole = {"prediction_loss_only": False, "eval_do_concat_batches": True}
         for name, needed in whole.items():
             if getattr(self, name) is not needed:
                 raise ValueError(
@@ -268,7 +228,7 @@ class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
                 "learning rate. Leave one of them out."
             )
 
-    def settled(self, evaluation_sets: list[str] | None) -> "ConRConfig":
+    def with_evaluation_defaults(self, evaluation_sets: list[str] | None) -> "ConRConfig":
         """
         A copy whose unset evaluation fields are settled; what the user set stays.
 
@@ -303,6 +263,10 @@ class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
             metric = "_".join(part for part in ("eval", first, "mae") if part)
             args.metric_for_best_model = metric if chooses else None
             args.greater_is_better = False if chooses else None
+        args.accelerator_config = copy.copy(args.accelerator_config)
+        if args.accelerator_config.dispatch_batches:
+            raise ValueError("dispatch_batches is true; leave it unset, since each process reads its own rows.")
+        args.accelerator_config.dispatch_batches = False  # unset, a stream's batches are dispatched
         return args
 
     @classmethod

@@ -1,30 +1,24 @@
 """The settings of the methods that ConR is compared and combined with: `MethodConfig`."""
 
 import math
-from dataclasses import dataclass, field
-from typing import get_args
+from dataclasses import dataclass
+from typing import Literal
 
 from conr_hf.imbalance.density import DensityMethod
 from conr_hf.imbalance.kernels import KernelName
-from conr_hf.utils.fields import about, check_choices, check_not_negative, check_positive
+from conr_hf.utils.fields import check_not_negative, check_positive, with_help
 
 BALANCED_LOSSES = ("bmc", "gai", "bni")  # Balanced MSE in its three forms
-_CHOICES = {
-    "base_loss": ("l1", "mse", "huber", "focal_l1", "focal_mse", *BALANCED_LOSSES),
-    "loss_space": ("label", "log1p"),
-    "reweight": get_args(DensityMethod),
-    "lds": ("none", *get_args(KernelName)),
-    "fds": ("none", *get_args(KernelName)),
-}
 
 
+@with_help
 @dataclass
 class MethodConfig:
     """
     Settings of the methods that ConR is compared and combined with; a part of [`ConRConfig`].
 
-    Each is off unless set, but for `resample` and `rnc_weight`, which go with ConR. They combine freely, but for what
-    corrects the same imbalance twice. Everything is in label units; s is the label scale.
+    Each is off unless set, except for `resample` and `rnc_weight`, which go with ConR. They combine freely, unless two
+    of them correct the same imbalance. Everything is in label units; s is the label scale.
 
     Args:
         base_loss (`str`, *optional*, defaults to `"l1"`):
@@ -35,125 +29,98 @@ class MethodConfig:
             `"log1p"` takes the base loss between log(1 + prediction) and log(1 + label), for labels that are not
             negative; s, `huber_delta`, `focal_beta` and `noise_sigma` then refer to the logarithm.
         huber_delta (`float`, *optional*):
-            Where Huber's loss turns linear. Unset: s.
+            Error at which Huber's loss becomes linear. Unset: s.
         focal_beta (`float`, *optional*):
-            How fast Focal-R counts a growing error in full, per label unit. Unset: 3 / s.
+            How fast Focal-R's weight of an error grows to 1, per label unit. Unset: 3 / s.
         noise_sigma (`float`, *optional*):
-            Standard deviation of Balanced MSE's noise at the start. Unset: 0.6 s, some 10 years for faces.
+            Standard deviation of Balanced MSE's noise at the start. Unset: 0.6 s, about 10 years for faces.
         noise_learning_rate (`float`, *optional*, defaults to 0.01):
-            Learning rate (Adam's) of that noise's logarithm; 0 keeps it.
+            Learning rate (Adam's) of the logarithm of Balanced MSE's noise; 0 keeps the noise as it is.
         gai_components (`int`, *optional*, defaults to 8):
-            Components of the Gaussian mixture.
+            Components of the Gaussian mixture of the base loss `"gai"`.
         reweight (`str`, *optional*, defaults to `"none"`):
             Density weights of the base loss: `"none"`, `"inverse"` or `"sqrt_inverse"`; their mean over the training
             set is 1. A column `sample_weight` multiplies them.
         resample (`str`, *optional*):
-            Draws training rows, with replacement, in proportion to such weights. Unset: `"sqrt_inverse"` with ConR,
-            whose rare anchors need company in the batch, unless `reweight`, Balanced MSE, a column `sample_weight` or
-            a loss of the user's own weighs already, or rows cannot be drawn at will (a stream, or sequentially); else
-            `"none"`.
+            Draw training rows, with replacement, in proportion to density weights: `"none"`, `"inverse"` or
+            `"sqrt_inverse"`. Unset: `"sqrt_inverse"` with ConR, whose rare anchors need others like them in the batch,
+            unless rows are weighted already (`reweight`, Balanced MSE, a column `sample_weight`, a loss of your own)
+            or come in a fixed order (a stream, or sequential sampling); else `"none"`.
         lds (`str`, *optional*, defaults to `"none"`):
-            Label distribution smoothing of all densities that weigh (`reweight`, `conr_reweight`, `resample`), by a
-            `"gaussian"`, `"triangular"` or `"laplace"` kernel.
-        lds_kernel_size, lds_sigma (`int` and `float`, *optional*, default to 5 and 2.0):
-            Size and width of that kernel, in bins.
+            Label distribution smoothing of the densities behind all weights (`reweight`, `conr_reweight`,
+            `resample`), by a `"gaussian"`, `"triangular"` or `"laplace"` kernel.
+        lds_kernel_size (`int`, *optional*, defaults to 5):
+            Size of the kernel of `lds` in bins, odd.
+        lds_sigma (`float`, *optional*, defaults to 2.0):
+            Width of the kernel of `lds`, in bins.
         fds (`str`, *optional*, defaults to `"none"`):
-            Feature distribution smoothing before the head, from the second epoch on, by such a kernel.
-        fds_kernel_size, fds_sigma (`int` and `float`, *optional*, default to 5 and 2.0):
-            Size and width of that kernel, in bins.
+            Feature distribution smoothing before the head, from the second epoch on, by a `"gaussian"`,
+            `"triangular"` or `"laplace"` kernel.
+        fds_kernel_size (`int`, *optional*, defaults to 5):
+            Size of the kernel of `fds` in bins, odd.
+        fds_sigma (`float`, *optional*, defaults to 2.0):
+            Width of the kernel of `fds`, in bins.
         fds_momentum (`float`, *optional*, defaults to 0.9):
-            How much of a bin's statistics an epoch keeps.
+            Share of a bin's feature statistics that `fds` keeps from epoch to epoch.
         fds_clip (`float`, *optional*, defaults to 10.0):
-            The largest change of a variance, up or down: 10 for ages, 5 for depth, 2 for texts in the paper.
+            Largest factor by which `fds` changes a variance, up or down: 10 for ages, 5 for depth, 2 for texts in the
+            paper.
         ranksim_weight (`float`, *optional*, defaults to 0.0):
             Weight of RankSim beside the base loss; the paper's 100, over raw ages, is 100 / s.
         ranksim_interpolation (`float`, *optional*, defaults to 2.0):
-            Its interpolation strength (lambda).
+            RankSim's interpolation strength (lambda).
         rnc_weight (`float`, *optional*):
             Weight of Rank-N-Contrast beside the base loss. Unset: 1 with ConR, else 0.
         rnc_temperature (`float`, *optional*, defaults to 2.0):
-            Its temperature.
+            Rank-N-Contrast's temperature.
         cmixup_alpha (`float`, *optional*, defaults to 0.0):
-            C-Mixup: each image is mixed with one of a similar label, by a share from Beta(alpha, alpha). 0: none.
+            C-Mixup: each image is mixed with one of a similar label, by a share from Beta(alpha, alpha). 0: off.
         cmixup_bandwidth (`float`, *optional*):
-            Standard deviation of the label distance of those partners. Unset: 0.1 s.
+            Standard deviation of the label distance between the two images of C-Mixup. Unset: 0.1 s.
         freeze_backbone (`bool`, *optional*, defaults to `False`):
-            Train the head alone (linear probing), batch-norm statistics frozen too. ConR is then skipped.
+            Train the head alone (linear probing), with frozen batch-norm statistics and without ConR.
         retrain_head (`bool`, *optional*, defaults to `False`):
-            Second stage of RRT: start the head of a trained model anew and train it alone, re-weighted.
+            Second stage of RRT: train a new head alone on a trained model, with re-weighting.
         layer_decay (`float`, *optional*):
-            The learning rate of each layer as a share of that of the next one up, such as 0.75. Unset: 1.
+            Learning rate of each layer as a share of that of the next one up, such as 0.75. Unset: 1.
         ema_decay (`float`, *optional*):
             Evaluate and save an exponential moving average of the weights with this decay, such as 0.999, smaller in
             the first steps. Unset: the weights themselves.
     """
 
-    base_loss: str = field(
-        default="l1", metadata=about("l1, mse, huber, focal_l1, focal_mse, or Balanced MSE: bmc, gai, bni.")
-    )
-    loss_space: str = field(default="label", metadata=about("label, or log1p for labels that are not negative."))
-    huber_delta: float | None = field(
-        default=None, metadata=about("Where Huber's loss turns linear, in label units. Unset: the label scale.")
-    )
-    focal_beta: float | None = field(
-        default=None, metadata=about("How fast Focal-R counts an error in full, per label unit. Unset: 3 / s.")
-    )
-    noise_sigma: float | None = field(
-        default=None, metadata=about("Balanced MSE's noise at the start, in label units. Unset: 0.6 s.")
-    )
-    noise_learning_rate: float = field(
-        default=0.01, metadata=about("Learning rate of the noise's logarithm; 0 keeps it.")
-    )
-    gai_components: int = field(default=8, metadata=about("Components of gai's Gaussian mixture."))
-    reweight: DensityMethod = field(
-        default="none", metadata=about("Density weights of the base loss: none, inverse or sqrt_inverse.")
-    )
-    resample: DensityMethod | None = field(
-        default=None,
-        metadata=about("Draw training rows in proportion to such weights. Unset: sqrt_inverse with ConR, else none."),
-    )
-    lds: str = field(
-        default="none", metadata=about("Kernel that smooths label densities: none, gaussian, triangular, laplace.")
-    )
-    lds_kernel_size: int = field(default=5, metadata=about("Its size in bins, odd."))
-    lds_sigma: float = field(default=2.0, metadata=about("Its width in bins."))
-    fds: str = field(
-        default="none", metadata=about("Kernel that smooths features over bins: none, gaussian, triangular, laplace.")
-    )
-    fds_kernel_size: int = field(default=5, metadata=about("Its size in bins, odd."))
-    fds_sigma: float = field(default=2.0, metadata=about("Its width in bins."))
-    fds_momentum: float = field(default=0.9, metadata=about("How much of a bin's statistics an epoch keeps."))
-    fds_clip: float = field(default=10.0, metadata=about("Largest change of a variance, up or down."))
-    ranksim_weight: float = field(default=0.0, metadata=about("Weight of RankSim beside the base loss."))
-    ranksim_interpolation: float = field(default=2.0, metadata=about("RankSim's interpolation strength."))
-    rnc_weight: float | None = field(
-        default=None,
-        metadata=about("Weight of Rank-N-Contrast beside the base loss. Unset: 1 with ConR, else 0."),
-    )
-    rnc_temperature: float = field(default=2.0, metadata=about("Rank-N-Contrast's temperature."))
-    cmixup_alpha: float = field(default=0.0, metadata=about("C-Mixup: shares from Beta(alpha, alpha); 0: none."))
-    cmixup_bandwidth: float | None = field(
-        default=None, metadata=about("Spread of the partners' label distance, in label units. Unset: 0.1 s.")
-    )
-    freeze_backbone: bool = field(default=False, metadata=about("Train the head alone (linear probing)."))
-    retrain_head: bool = field(
-        default=False, metadata=about("RRT's second stage: a new head on a trained, frozen model, re-weighted.")
-    )
-    layer_decay: float | None = field(
-        default=None, metadata=about("A layer's learning rate as a share of the next one's, such as 0.75.")
-    )
-    ema_decay: float | None = field(
-        default=None, metadata=about("Evaluate and save a moving average of the weights, such as 0.999.")
-    )
+    base_loss: Literal["l1", "mse", "huber", "focal_l1", "focal_mse", "bmc", "gai", "bni"] = "l1"
+    loss_space: Literal["label", "log1p"] = "label"
+    huber_delta: float | None = None
+    focal_beta: float | None = None
+    noise_sigma: float | None = None
+    noise_learning_rate: float = 0.01
+    gai_components: int = 8
+    reweight: DensityMethod = "none"
+    resample: DensityMethod | None = None
+    lds: Literal["none", KernelName] = "none"
+    lds_kernel_size: int = 5
+    lds_sigma: float = 2.0
+    fds: Literal["none", KernelName] = "none"
+    fds_kernel_size: int = 5
+    fds_sigma: float = 2.0
+    fds_momentum: float = 0.9
+    fds_clip: float = 10.0
+    ranksim_weight: float = 0.0
+    ranksim_interpolation: float = 2.0
+    rnc_weight: float | None = None
+    rnc_temperature: float = 2.0
+    cmixup_alpha: float = 0.0
+    cmixup_bandwidth: float | None = None
+    freeze_backbone: bool = False
+    retrain_head: bool = False
+    layer_decay: float | None = None
+    ema_decay: float | None = None
 
-    def check_methods(self, label_columns: list[str], conr_weight: float, conr_reweight: str) -> None:
+    def check_methods(self, label_columns: list[str], conr_weight: float) -> None:
         """
         Raises:
-            `ValueError`: for a value that cannot be meant, and for methods that make no sense together.
+            `ValueError`: for a value that a setting cannot have, and for methods that contradict each other.
         """
-        check_choices(self, _CHOICES)
-        if self.resample is not None:
-            check_choices(self, {"resample": get_args(DensityMethod)})
         check_not_negative(self, "noise_learning_rate", "ranksim_weight", "rnc_weight", "cmixup_alpha")
         check_positive(self, "huber_delta", "focal_beta", "noise_sigma", "lds_sigma", "fds_sigma")
         check_positive(self, "ranksim_interpolation", "rnc_temperature", "cmixup_bandwidth", "gai_components")
@@ -175,21 +142,11 @@ class MethodConfig:
                 f"{' and '.join(corrections)} each correct the base loss for the labels' imbalance, and together they "
                 "do it twice. Keep one of them; conr_reweight goes with any."
             )
-        frozen = "retrain_head" if self.retrain_head else "freeze_backbone" if self.freeze_backbone else None
-        if frozen:
+        if self.freeze_backbone or self.retrain_head:
             conr_weight = 0.0  # it has a weight by default, and is skipped
-        of_conr = {conr_reweight, self.resampling(conr_weight)} if conr_weight > 0 else set()
-        weighs = {*weighing.values(), *of_conr} != {"none"}
-        if self.lds != "none" and not weighs:
-            raise ValueError(
-                f"lds is {self.lds}, but there is no density to smooth. Set reweight, resample or, with ConR, "
-                "conr_reweight to sqrt_inverse or inverse."
-            )
         weights = {"conr_weight": conr_weight, "ranksim_weight": self.ranksim_weight}
         weights["rnc_weight"] = self.rank_n_contrast_weight(conr_weight)
         for name, weight in weights.items():
-            if frozen and weight > 0:
-                raise ValueError(f"{name} is {weight}, but with {frozen} no feature can follow it. Set it to 0.")
             if self.cmixup_alpha > 0 and weight > 0:
                 raise ValueError(
                     f"cmixup_alpha is {self.cmixup_alpha} and {name} {weight}: a mixture of two images has no label "
@@ -216,15 +173,45 @@ class MethodConfig:
                 f"{len(label_columns)}. Set fds to none."
             )
 
+    def method_needs(self, conr_weight: float, conr_reweight: str) -> dict[str, tuple[bool, str]]:
+        """By option, whether it has an effect beside the others, and what it needs for that."""
+        only_head = self.freeze_backbone or self.retrain_head
+        conr_weight = 0.0 if only_head else conr_weight
+        density = [self.reweight, self.resampling(conr_weight), *([conr_reweight] if conr_weight > 0 else [])]
+        balanced = self.base_loss in BALANCED_LOSSES, "base_loss bmc, gai or bni"
+        lds, fds = (self.lds != "none", "lds"), (self.fds != "none", "fds")
+        backbone = not only_head, "a backbone that is trained"
+        return {
+            "huber_delta": (self.base_loss == "huber", "base_loss huber"),
+            "focal_beta": (self.base_loss in ("focal_l1", "focal_mse"), "base_loss focal_l1 or focal_mse"),
+            "noise_sigma": balanced,
+            "noise_learning_rate": balanced,
+            "gai_components": (self.base_loss == "gai", "base_loss gai"),
+            "lds": (any(method != "none" for method in density), "reweight, resample or, with ConR, conr_reweight"),
+            "lds_kernel_size": lds,
+            "lds_sigma": lds,
+            "fds_kernel_size": fds,
+            "fds_sigma": fds,
+            "fds_momentum": fds,
+            "fds_clip": fds,
+            "ranksim_weight": backbone,
+            "ranksim_interpolation": (self.ranksim_weight > 0, "ranksim_weight"),
+            "rnc_weight": backbone,
+            "rnc_temperature": (self.rank_n_contrast_weight(conr_weight) > 0, "rnc_weight"),
+            "cmixup_bandwidth": (self.cmixup_alpha > 0, "cmixup_alpha"),
+        }
+
     def resampling(self, conr_weight: float, may_resample: bool = True) -> DensityMethod:
-        """`resample`, and what it comes to unset, where rows may be drawn so."""
+        """`resample`, or what it is if unset."""
         if self.resample is not None:
             return self.resample
         corrected = self.reweight != "none" or self.base_loss in BALANCED_LOSSES
         return "sqrt_inverse" if conr_weight > 0 and may_resample and not corrected else "none"
 
     def rank_n_contrast_weight(self, conr_weight: float) -> float:
-        """`rnc_weight`, and what it comes to unset."""
+        """`rnc_weight`, or what it is if unset; 0 where only the head is trained."""
+        if self.freeze_backbone or self.retrain_head:
+            return 0.0
         if self.rnc_weight is not None:
             return self.rnc_weight
         return 1.0 if conr_weight > 0 else 0.0
