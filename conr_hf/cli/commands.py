@@ -65,7 +65,7 @@ def predict(options: argparse.Namespace) -> int:
         print(f"{count} map{'s' * (count != 1)} written to {options.output}, as {what}")
         if no_pictures:
             print(f"No pictures: {no_pictures}")
-        return _told_unreadable(unreadable)
+        return _print_unreadable(unreadable)
     if options.output is not None and Path(options.output).suffix not in (".csv", ".json"):
         raise ValueError(f'--output "{options.output}" must end in .csv or .json.')
 
@@ -78,10 +78,10 @@ def predict(options: argparse.Namespace) -> int:
     elif predictions:
         rows = [[str(path), *(f"{value:.5g}" for value in values)] for path, values in predictions.items()]
         print(format_table([["image", *targets], *rows]))
-    return _told_unreadable(unreadable)
+    return _print_unreadable(unreadable)
 
 
-def _told_unreadable(unreadable: dict[Path, str]) -> int:
+def _print_unreadable(unreadable: dict[Path, str]) -> int:
     for path, reason in unreadable.items():
         print(f"conr-hf: {path} cannot be read: {reason}.", file=sys.stderr)
     return 2 if unreadable else 0

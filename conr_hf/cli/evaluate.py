@@ -36,11 +36,11 @@ def evaluate_saved(
     """
     Prints the errors of a saved model on a split, per shot, and writes them into `output` if it is given.
 
-    Bins and shots are those saved beside the model; a model without them is judged by the data's training split. Maps
-    are read as the run read its own, unless `map_scale` or `map_invalid` is given.
+    Bins and shots are those saved beside the model, or, without any, those of the data's training split. Maps are read
+    as in training, unless `map_scale` or `map_invalid` is given.
 
     Raises:
-        `ValueError`: if model, data or split cannot be had.
+        `ValueError`: if the model, the data or the split cannot be read.
     """
     if output is not None:
         check_writable(output)

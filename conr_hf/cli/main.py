@@ -23,23 +23,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         sys.exit(_run(given))
     except ValueError as error:
-        sys.exit(_told(error, 2))
+        sys.exit(_print_error(error, 2))
     except KeyboardInterrupt as error:
-        if not error.args:  # training says itself where it stopped
+        if not error.args:  # training has printed where it stopped
             print("\nInterrupted.", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(141)
     except (ConnectionError, FloatingPointError) as error:
-        sys.exit(_told(error, 1))
+        sys.exit(_print_error(error, 1))
     except OSError as error:
-        if error.errno is not None:  # the system's, and not a sentence of ours
+        if error.errno is not None:  # the system's, not a sentence of ours
             raise
-        sys.exit(_told(error, 1))
+        sys.exit(_print_error(error, 1))
 
 
-def _told(error: Exception, code: int) -> int:
+def _print_error(error: Exception, code: int) -> int:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     # A data-loader worker's error carries the worker's traceback; its last line is the sentence.
     sentence = (
@@ -166,7 +166,7 @@ def _add_split(subparsers: Any) -> None:
     parser.add_argument("--label", nargs="+", required=True, metavar="COLUMN", help="columns of the label")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the Parquet files and README.md go")
     parser.add_argument("--group", help="column of what must not be in two splits: a person, a photograph")
-    parser.add_argument("--id", help="column that tells rows apart, so that their order does not matter")
+    parser.add_argument("--id", help="column with a different value in each row, so that their order does not matter")
     parser.add_argument("--cap", type=_positive, default=30, help="most rows of a bin in test (default: 30)")
     parser.add_argument("--share", type=_fraction, default=1 / 3, help="largest share of a bin in test (default: 1/3)")
     parser.add_argument("--bin_width", type=_width, nargs="+", help="of the label bins (default: range / 100)")

@@ -1,6 +1,6 @@
 """
-The options of `conr-hf train`, read from the source files of the configuration classes: importing those takes seconds,
-and nobody should wait that long for `--help` or to hear of a mistyped option.
+The options of `conr-hf train`, read from the source files of the configuration classes: importing these takes seconds,
+too long for `--help` or a mistyped option.
 """
 
 import ast
@@ -126,7 +126,7 @@ def _choices(annotation: ast.expr | None, module: str) -> list[str]:
 
 
 def _definition(name: str, module: str) -> ast.AST | None:
-    """The class or the value that a name stands for at the top of a module, or of one that it is imported from."""
+    """The class or value of a name at the top level of a module, or of the module that it is imported from."""
     for node in _statements(module):
         match node:
             case ast.ClassDef(name=found) if found == name:
@@ -141,7 +141,7 @@ def _definition(name: str, module: str) -> ast.AST | None:
 @cache
 def _statements(module: str) -> list[ast.stmt]:
     package, *parts = module.split(".")
-    spec = find_spec(package)  # asked for a module inside it, this would import the package
+    spec = find_spec(package)  # for a module inside it, this would import the package
     if spec is None or not spec.submodule_search_locations:
         return []
     file = Path(spec.submodule_search_locations[0], *parts).with_suffix(".py")

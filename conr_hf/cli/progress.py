@@ -1,4 +1,4 @@
-"""What a run prints in the terminal while it trains: what with, and a line for every log."""
+"""What a run prints while it trains: its method, and a line for each log."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from conr_hf.training.trainer import ConRTrainer
 
 
 def describe_method(settings: ResolvedConfig) -> str:
-    """A line on what is trained with, for the terminal."""
+    """The method of a run, in one line."""
     parts = [f"base loss {settings.base_loss}"]
     weights = {"ConR": settings.weight, "Rank-N-Contrast": settings.rnc_weight}
     parts += [f"{name} (weight {weight:g})" for name, weight in weights.items() if weight > 0]
@@ -20,7 +20,7 @@ def describe_method(settings: ResolvedConfig) -> str:
 
 
 def use_brief_logging(trainer: ConRTrainer) -> None:
-    """Prints a line a log instead of every figure."""
+    """Prints one line per log instead of all figures."""
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     if not trainer.args.disable_tqdm:

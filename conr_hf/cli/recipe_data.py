@@ -1,4 +1,4 @@
-"""The data that a recipe names: its splits, its stream, its labels."""
+"""The data of a recipe: its splits, its stream, its labels."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from conr_hf.training.config.config import ConRConfig
 
 
 def load_data(recipe: Recipe, args: ConRConfig) -> tuple[dict[str, Any], list[str], str]:
-    """The splits of a recipe's data, what its labels are called, and their unit."""
+    """The splits of a recipe's data, the names of its targets, and their unit."""
     if recipe.benchmark is not None:
         data = load_benchmark(recipe.benchmark, recipe.benchmark_source, streaming=recipe.streaming)
         benchmark = BENCHMARKS[recipe.benchmark]
@@ -38,7 +38,7 @@ def shuffled(stream: IterableDataset, recipe: Recipe, args: ConRConfig) -> Itera
 
 
 def labels_of_stream(recipe: Recipe, args: ConRConfig) -> np.ndarray | Bins | None:
-    """What a recipe tells of its stream's labels, or what can be read of them alone; else `None`."""
+    """The labels of a recipe's stream, or their bins, if they can be known without its images; else `None`."""
     if recipe.label_histogram is not None:
         return read_histogram(recipe.label_histogram)
     if recipe.data is None:

@@ -18,7 +18,7 @@ from conr_hf.data.columns import read_labels, unreadable_rows
 from conr_hf.data.local import load_local
 from conr_hf.data.splits import SPLITS, BinCount, dir_split, key_cells, split_counts
 from conr_hf.utils.files import check_writable
-from conr_hf.utils.tables import format_bin, format_table
+from conr_hf.utils.tables import format_bin, format_table, markdown_table
 
 CARD = """\
 # {name}, split for imbalanced regression
@@ -46,7 +46,7 @@ made these files with conr_hf. Images and labels keep the licence of their sourc
 @dataclass(frozen=True)
 class SplitOptions:
     """
-    What `conr-hf split` is asked for.
+    The options of `conr-hf split`.
 
     Args:
         data (`str`): As in [`~conr_hf.data.local.load_local`]; the splits it has are pooled.
@@ -75,7 +75,7 @@ class SplitOptions:
         return self.bin_width[0] if self.bin_width is not None and len(self.bin_width) == 1 else self.bin_width
 
     def command(self) -> str:
-        """The command line that repeats it; of folders and files it tells the name, not where they lie."""
+        """The command line that repeats the split, with names of folders and files instead of their paths."""
         data = Path(self.data).name if Path(self.data).exists() else self.data
         words = ["conr-hf", "split", data, "--label", *self.label]
         for name, value in (("group", self.group), ("id", self.id)):
@@ -90,7 +90,7 @@ class SplitOptions:
 
 def write_split(options: SplitOptions) -> datasets.DatasetDict:
     """
-    Splits a data set, writes it with a data card that the Hub reads, and prints what came of it.
+    Splits a data set, writes it with a data card that the Hub reads, and prints the result.
 
     The Parquet files hold the images themselves and no path but the name of each file. A column `split` is left out.
 
@@ -160,8 +160,8 @@ def _refuse(wrong: dict[int, str], name: str) -> None:
         row = min(wrong)
         more = f" {len(wrong) - 1:,} more rows cannot be used." if len(wrong) > 1 else ""
         raise ValueError(
-            f"{name}, row {row:,}, {wrong[row]}.{more} Mend the data, or leave such rows out; conr-hf inspect lists "
-            "them."
+            f"{name}, row {row:,}, {wrong[row]}.{more} Correct the data, or leave such rows out; conr-hf inspect "
+            "lists them."
         )
 
 
@@ -177,7 +177,7 @@ def _pooled(data: datasets.DatasetDict, label: Sequence[str]) -> datasets.Datase
 
 
 def _write_parquet(rows: datasets.Dataset, path: Path) -> int:
-    """A file that is there is whole: it gets its name last. Returns the size of its rows in memory, in bytes."""
+    """Writes a file that gets its name when it is complete; returns the size of its rows in memory, in bytes."""
     unfinished = path.with_suffix(".tmp")
     size = 0
     with pq.ParquetWriter(unfinished, rows.features.arrow_schema) as writer:
@@ -203,12 +203,12 @@ def _split_table(splits: datasets.DatasetDict, options: SplitOptions, counts: Se
 
 def _how(options: SplitOptions, bins: dict[str, BinCount]) -> str:
     widths = {count.dimension: f"{count.high - count.low:g}" for count in bins.values()}
-    told = (
+    text = (
         f"In bins of width {' and '.join(widths.values())}, validation and test get a share of {options.share:.3g} of "
         f"a bin's rows each, rounded down and at most {options.cap} (the bin's quota); training gets the rest."
     )
     if options.group is None:
-        return told
+        return text
     misses = {
         (split, name): abs(count.rows[split] - count.quota)
         for name, count in bins.items()
@@ -216,7 +216,7 @@ def _how(options: SplitOptions, bins: dict[str, BinCount]) -> str:
     }
     split, name = max(misses, key=misses.__getitem__)
     return (
-        f'{told} No "{options.group}" is in two splits, so quotas are met as nearly as whole groups allow: on average '
+        f'{text} No "{options.group}" is in two splits, so quotas are met as nearly as whole groups allow: on average '
         f"{np.mean(list(misses.values())):.2g} rows off, at most {misses[split, name]}: {split} has "
         f"{bins[name].rows[split]} rows of {name} where the quota is {bins[name].quota}."
     )
@@ -248,10 +248,10 @@ def _card(
         name=name,
         rows=sum(len(rows) for rows in splits.values()),
         labels="`, `".join(options.label),
-        splits=_markdown(table),
+        splits=markdown_table(table),
         how=how,
         command=options.command(),
-        bins=_markdown([["label", "quota", *splits], *of_bins]),
+        bins=markdown_table([["label", "quota", *splits], *of_bins]),
     )
     return f"---\n{header}---\n\n{text}"
 
@@ -263,8 +263,3 @@ def _bin_names(splits: datasets.DatasetDict, label: Sequence[str], counts: Seque
     if len(label) == 1:
         return holds
     return [f"{label[count.dimension]} {held}" for count, held in zip(counts, holds, strict=True)]
-
-
-def _markdown(table: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(row)} |" for row in table]
-    return "\n".join([lines[0], "|" + "---|" * len(table[0]), *lines[1:]])

@@ -1,4 +1,4 @@
-"""What a run tells its trackers (`report_to`) beyond what `Trainer` does: a name of its own, and its pictures."""
+"""What a run sends to its trackers (`report_to`) beyond what `Trainer` does: its name and its pictures."""
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -17,21 +17,20 @@ from transformers.integrations.integration_utils import (
 
 
 def name_run(args: TrainingArguments) -> None:
-    """Names a nameless run after its folder and the time: Trackio then keeps its test errors with the others."""
+    """Names a run without a name after its folder and the time, so that Trackio keeps all its errors in one run."""
     if args.report_to and args.run_name is None:
         args.run_name = f"{Path(str(args.output_dir)).name}-{datetime.now():%Y-%m-%d-%H-%M-%S}"
 
 
 def log_pictures(trainer: Trainer, pictures: Sequence[Path]) -> None:
     """
-    Hands pictures to those of a finished run's trackers that take some: TensorBoard, Trackio, MLflow and Weights &
-    Biases.
+    Sends pictures to the trackers of a finished run that take any: TensorBoard, Trackio, MLflow and Weights & Biases.
 
-    A tracker that fails is told on the terminal and stops nothing.
+    A tracker that fails is reported on the terminal and stops nothing.
 
     Args:
         trainer (`Trainer`): After `train()`.
-        pictures (`Sequence[pathlib.Path]`): PNG files; their stems are what they are called.
+        pictures (`Sequence[pathlib.Path]`): PNG files; their stems become their names.
     """
     if not trainer.is_world_process_zero():
         return

@@ -20,7 +20,7 @@ from conr_hf.data.columns import column_names, label_values
 from conr_hf.data.map_statistics import has_maps
 from conr_hf.hub.provenance import hub_ids
 from conr_hf.imbalance import Bins
-from conr_hf.inference.evaluate import _evaluated, evaluate
+from conr_hf.inference.evaluate import evaluate
 from conr_hf.inference.feature_index import write_index
 from conr_hf.models.factory import load_regressor
 from conr_hf.training.checkpoints import last_complete_checkpoint
@@ -32,23 +32,23 @@ from conr_hf.utils.files import check_writable, writing
 
 def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: str) -> dict[str, Any]:
     """
-    Trains as the recipe says and writes into `args.output_dir`: the model and its processor, `recipe.yaml` with every
-    option, `results.json`, `predictions.csv` (of maps `maps.png` in its place), `density.png` and the model card
-    `README.md`. With `args.push_to_hub` it goes to the Hub at the end.
+    Trains a recipe and writes into `args.output_dir`: the model and its processor, `recipe.yaml` with every option,
+    `results.json`, `predictions.csv` (`maps.png` for maps), `density.png` and the model card `README.md`. With
+    `args.push_to_hub` it is pushed at the end.
 
     Args:
-        recipe ([`~conr_hf.cli.recipe.Recipe`]): What is trained on what.
-        args ([`ConRConfig`]): How.
-        options (`dict[str, Any]`): What the user gave, for the record.
+        recipe ([`~conr_hf.cli.recipe.Recipe`]): Model and data.
+        args ([`ConRConfig`]): Settings of the training.
+        options (`dict[str, Any]`): The user's options, for the record.
         command (`str`): The command line, for the record.
 
     Returns:
-        `dict`: what `results.json` holds.
+        `dict`: the content of `results.json`.
 
     Raises:
-        `ValueError`: for anything that cannot be trained with or pushed, before training starts; or for what the Hub
-            refuses at the end, when all is written.
-        `ConnectionError`: if the Hub cannot be reached, likewise.
+        `ValueError`: before training, for anything that cannot be trained with or pushed; after it, when everything
+            is written, if the Hub refuses the push.
+        `ConnectionError`: if the Hub cannot be reached, before or after training.
         `OSError`: if the disk is full.
     """
     check_writable(args.output_dir)
@@ -58,11 +58,12 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
     if recipe.stage_one is not None:
         recipe = after_stage_one(recipe, args, options, command)
         if resume in ("true", "True") and not last_complete_checkpoint(str(args.output_dir)):
-            resume = None  # it ended in its first stage
+            resume = None  # it was interrupted in its first stage
     data, targets, unit = load_data(recipe, args)
     if "train" not in data:
         raise ValueError(f'The data has no split "train"; it has {", ".join(data)}.')
-    for split in ("train", *_evaluated(data)):
+    held_out = {split: data[split] for split in ("validation", "test") if split in data}
+    for split in ("train", *held_out):
         label_values(dict.fromkeys(column_names(data[split])), args.label_columns, f'split "{split}"')
     train_labels: np.ndarray | Bins | None = None
     if recipe.streaming:
@@ -72,7 +73,7 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
     if of_maps and recipe.feature_index:
         raise ValueError("feature_index is true, but there are no features of whole images beside maps. Leave it out.")
     name_run(args)
-    set_seed(args.seed)  # a model without pretrained weights starts where the recipe says
+    set_seed(args.seed)  # a model without pretrained weights starts from the recipe's seed
     model, processor = load_regressor(
         recipe.model,
         targets,
@@ -91,11 +92,11 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
         train_labels=train_labels,
     )
     use_brief_logging(trainer)
-    trainer.check_data()
+    trainer.data.check()
     if trainer.is_world_process_zero():
         print(describe_method(trainer.resolved))
-    for split in _evaluated(data):  # the test split's rows too are read before training, not after it
-        trainer.usable(data[split], f"{split} data", before_training=True)
+    for split, rows in held_out.items():  # bad rows of the test split end a run before training, not after it
+        trainer.data.load_split(rows, f"{split} data", before_training=True)
     outcome = trainer.train(resume_from_checkpoint=resume)
     results: dict[str, Any] = {
         "schema": 1,
@@ -113,11 +114,13 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
         "unit": unit,
     }
     saved = last_complete_checkpoint(str(args.output_dir))
-    go_on = "go on with --resume_from_checkpoint true: the checkpoints are whole" if saved else "train again"
-    with writing(Path(str(args.output_dir)), go_on):
-        results = write_run(trainer, data, targets, results, with_index=recipe.feature_index)
+    advice = "resume with --resume_from_checkpoint true: the checkpoints are complete" if saved else "train again"
+    with writing(Path(str(args.output_dir)), advice):
+        results = write_run(trainer, held_out, targets, results)
+        if recipe.feature_index and trainer.is_world_process_zero():
+            write_feature_index(trainer, data["train"])
     if args.push_to_hub:
-        logging.disable_progress_bar()  # which training turns on where it pushes
+        logging.disable_progress_bar()  # training turned it on
         commit = trainer.push_to_hub()
         if isinstance(commit, CommitInfo):
             print(f"Pushed to {commit.repo_url}")
@@ -125,25 +128,16 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
 
 
 def write_run(
-    trainer: ConRTrainer, data: dict[str, Any], targets: list[str], results: dict[str, Any], *, with_index: bool
+    trainer: ConRTrainer, held_out: dict[str, Any], targets: list[str], results: dict[str, Any]
 ) -> dict[str, Any]:
-    """Writes the folder of a run that is done, with its results on the splits it was not trained on, which it adds."""
+    """Writes the folder of a finished run; returns `results` with those on the held-out splits."""
     folder = Path(str(trainer.args.output_dir))
-    trainer.save_model(_internal_call=True)  # not pushed, as it is not all yet
-    trainer.save_state()  # how training went, when its checkpoints are gone
+    trainer.save_model(_internal_call=True)  # no push yet, as files are missing
+    trainer.save_state()  # the logs outlive the checkpoints
     if trainer.is_world_process_zero():
         text = yaml.safe_dump(results["recipe"], sort_keys=False, allow_unicode=True)
         Path(folder, "recipe.yaml").write_text(f"# {results['command']}\n{text}", encoding="utf-8")
-        if with_index:
-            processor = trainer.processing_class
-            assert processor is not None
-            rows = np.asarray(trainer.usable(data["train"], "train_dataset")[0].indices)
-            try:
-                write_index(trainer.args, processor, data["train"], rows, trainer.training_labels())
-            except ValueError as error:
-                print(f"No feature index: {error}")
-    splits = {split: data[split] for split in _evaluated(data)}
-    results = evaluate(trainer, splits, targets, results["unit"], results, folder)
+    results = evaluate(trainer, held_out, targets, results["unit"], results, folder)
     log_pictures(trainer, sorted(folder.glob("*.png")))
     trainer.create_model_card()
     if trainer.is_world_process_zero():
@@ -151,8 +145,19 @@ def write_run(
     return results
 
 
+def write_feature_index(trainer: ConRTrainer, dataset: Any) -> None:
+    """Writes features of training images beside the model, or prints why there are none."""
+    processor = trainer.processing_class
+    assert processor is not None
+    rows = np.asarray(trainer.data.load_split(dataset, "train_dataset")[0].indices)
+    try:
+        write_index(trainer.args, processor, dataset, rows, trainer.data.training_labels())
+    except ValueError as error:
+        print(f"No feature index: {error}")
+
+
 def after_stage_one(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: str) -> Recipe:
-    """Trains a recipe's first stage, but for what a resumed run has of it; the recipe with its result as model."""
+    """Trains a recipe's first stage, unless a resumed run has done so; returns the recipe of the second stage."""
     folder = f"{args.output_dir}/stage-one"
     resumes = args.resume_from_checkpoint not in (None, "false", "False")
     first = stage_one_options(recipe, options) | {"output_dir": folder}
@@ -180,6 +185,6 @@ def stage_one_options(recipe: Recipe, options: dict[str, Any]) -> dict[str, Any]
         changed = None
     if not isinstance(changed, dict):
         raise ValueError(f'stage_one is "{recipe.stage_one}"; it must name options, as in {{reweight: none}}.')
-    of_the_second = {"stage_one", "retrain_head", "freeze_backbone", "feature_index"}
-    left_out = of_the_second | {"output_dir", "resume_from_checkpoint", "push_to_hub"}
-    return {name: value for name, value in options.items() if name not in left_out} | changed
+    second_only = {"stage_one", "retrain_head", "freeze_backbone", "feature_index"}
+    second_only |= {"output_dir", "resume_from_checkpoint", "push_to_hub"}
+    return {name: value for name, value in options.items() if name not in second_only} | changed

@@ -19,7 +19,7 @@ from conr_hf.utils.fields import check_choices, check_not_negative, check_positi
 
 logger = logging.get_logger(__name__)
 
-# Metrics of which less is better, and of which more is.
+# Metrics that should be small, and those that should be large.
 ERRORS = ("mae", "mse", "rmse", "gm", "bmae", "abs_rel", "log10", "error", "loss")
 AGREEMENTS = ("pearson", "spearman", "delta1", "delta2", "delta3")
 _EVALUATION = {
@@ -263,10 +263,11 @@ class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
             metric = "_".join(part for part in ("eval", first, "mae") if part)
             args.metric_for_best_model = metric if chooses else None
             args.greater_is_better = False if chooses else None
-        args.accelerator_config = copy.copy(args.accelerator_config)
-        if args.accelerator_config.dispatch_batches:
+        accelerator_config: Any = copy.copy(args.accelerator_config)
+        if accelerator_config.dispatch_batches:
             raise ValueError("dispatch_batches is true; leave it unset, since each process reads its own rows.")
-        args.accelerator_config.dispatch_batches = False  # unset, a stream's batches are dispatched
+        accelerator_config.dispatch_batches = False  # unset, a stream's batches are dispatched
+        args.accelerator_config = accelerator_config
         return args
 
     @classmethod
