@@ -62,7 +62,7 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
     data, targets, unit = load_data(recipe, args)
     if "train" not in data:
         raise ValueError(f'The data has no split "train"; it has {", ".join(data)}.')
-    held_out = {split: data[split] for split in ("validation", "test") if split in data}
+    held_out: dict[str, Any] = {split: data[split] for split in ("validation", "test") if split in data}
     for split in ("train", *held_out):
         label_values(dict.fromkeys(column_names(data[split])), args.label_columns, f'split "{split}"')
     train_labels: np.ndarray | Bins | None = None

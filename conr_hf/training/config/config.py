@@ -171,7 +171,7 @@ class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
                     "If less of it is better, set greater_is_better to false."
                 )
         self.check()
-        super().__post_init__()  # type: ignore[no-untyped-call]
+        super().__post_init__()
         for name in unset:  # so that a copy by dataclasses.replace knows what its user set
             setattr(self, name, None)
 
