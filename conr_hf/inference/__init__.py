@@ -1,1 +1,1 @@
-"""What a trained model is used for: evaluation, prediction, intervals, features, export."""
+"""Uses of a trained model: evaluation, prediction, intervals, features, export."""

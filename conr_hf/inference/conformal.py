@@ -1,4 +1,4 @@
-"""Prediction intervals: how far off predictions like this one were, by split conformal prediction."""
+"""Prediction intervals by split conformal prediction, with a width for each range of predictions."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from conr_hf.imbalance import Bins
-from conr_hf.metrics.shots import shot_masks
+from conr_hf.metrics.shots import sample_shots
 from conr_hf.models.saved import companion_file
 from conr_hf.utils.files import write_json
 from conr_hf.utils.run_folder import INTERVALS, read_json
@@ -25,12 +25,12 @@ Splits = Mapping[str, tuple[npt.NDArray[np.int64], npt.NDArray[Any], npt.NDArray
 @dataclass(frozen=True)
 class Group:
     """
-    Predictions that share an interval.
+    A range of predictions that share an interval width.
 
     Args:
-        low, high (`float`, *optional*): From where up to where they lie, in label units; `None` is an open end.
+        low, high (`float`, *optional*): Ends of the range, in label units; `None` is an open end.
         half_width (`float`): The label is at most this far from the prediction, at the promised coverage.
-        n (`int`): Rows that this was found on.
+        n (`int`): Calibration rows of the group.
     """
 
     low: float | None
@@ -42,18 +42,18 @@ class Group:
 @dataclass(frozen=True)
 class PredictionIntervals:
     """
-    For each target, half the width of the interval around a prediction, by the group that the prediction falls into.
+    Half the width of the interval around a prediction, for each target and each group of predictions.
 
     Args:
-        coverage (`float`): Share of labels that the intervals promise to hold.
+        coverage (`float`): Share of labels that the intervals promise to contain.
         unit (`str`): Unit of the labels, or `""`.
-        targets (`list[str]`): What the T predictions are called.
-        calibrated_on (`str`): Split that the widths come from.
+        targets (`list[str]`): Names of the T predictions.
+        calibrated_on (`str`): The calibration split.
         groups (`dict[str, list[Group]]`): The groups of each target, ascending, without gaps.
         coverage_by_shot (`dict`):
-            For each other split, target and shot (and `"all"`): samples `n`, how many are `covered`, and `kept`,
-            whether that is no fewer than the 2.5 % quantile `low` of what the promise makes likely; `high` is the
-            97.5 % one.
+            For each other split, target and shot (and `"all"`): samples `n`; how many are `covered`; the 2.5 % and
+            97.5 % quantiles `low` and `high` of that number if the promise holds; and `kept`, whether it is at least
+            `low`.
     """
 
     coverage: float
@@ -78,12 +78,12 @@ def calibrate(
     bins: Bins, predictions: npt.NDArray[Any], labels: npt.NDArray[Any], coverage: float = COVERAGE
 ) -> list[list[Group]]:
     """
-    Groups of predictions by bin, and how far from the prediction a share `coverage` of labels lies in each.
+    Groups predictions by bin, and finds for each group the distance within which a share `coverage` of labels lies.
 
-    Neighbouring bins are joined, from the lowest on, until each group has 20 rows. In a group of n rows the half width
+    Neighbouring bins are merged, from the lowest on, until each group has 20 rows. In a group of n rows the half width
     is the `ceil((n + 1) coverage)`-th smallest of their absolute errors. A new label then lies within it with a
-    probability of at least `coverage` where its image comes from the same source as these rows, which no training
-    step may have seen.
+    probability of at least `coverage` if its image comes from the same distribution as these rows, which must not
+    have been trained on.
 
     Args:
         bins ([`~conr_hf.imbalance.Bins`]): Bins of the training labels.
@@ -112,7 +112,7 @@ def calibrate(
     found = []
     for edges, own, true in zip(bins.edges, predictions.T, labels.T, strict=True):
         errors = np.abs(own.astype(np.float64) - true.astype(np.float64))
-        bounds = _joined(edges[1:-1], own)
+        bounds = _merged_edges(edges[1:-1], own)
         place = np.searchsorted(bounds, own, side="right")
         groups = []
         for number, (low, high) in enumerate(zip([None, *bounds], [*bounds, None], strict=True)):
@@ -127,7 +127,7 @@ def make_intervals(
     bins: Bins, splits: Splits, targets: Sequence[str], unit: str, coverage: float = COVERAGE
 ) -> PredictionIntervals:
     """
-    Intervals from the first of the `splits`, and how many labels of the others lie in them, per shot.
+    Intervals calibrated on the first of the `splits`, and their coverage per shot on the others.
 
     Args:
         bins ([`~conr_hf.imbalance.Bins`]): Bins of the training labels.
@@ -148,16 +148,16 @@ def make_intervals(
     intervals = PredictionIntervals(coverage, unit, list(targets), first, groups, {})
     for split, (labels, predictions) in others:
         inside = np.abs(predictions.astype(np.float64) - labels) <= intervals.half_widths(predictions)
-        shots = {"all": np.ones(len(labels), bool), **shot_masks(bins.train_count_of(labels))}
+        shots = {"all": np.ones(len(labels), bool), **sample_shots(labels, bins)}
         intervals.coverage_by_shot[split] = {
-            target: {shot: _kept(column[mask], coverage) for shot, mask in shots.items() if mask.any()}
+            target: {shot: _coverage(column[mask], coverage) for shot, mask in shots.items() if mask.any()}
             for target, column in zip(targets, inside.T, strict=True)
         }
     return intervals
 
 
 def coverage_table(intervals: PredictionIntervals) -> str:
-    """How far the promise is kept, per split, target and shot, ready to print; `""` where nothing was looked at."""
+    """Coverage per split, target and shot, ready to print; `""` without other splits than the calibration's."""
     rows = [["intervals", "samples", "covered", "promised", "likely", ""]]
     for split, of_target in intervals.coverage_by_shot.items():
         for target, of_shot in of_target.items():
@@ -180,7 +180,7 @@ def load_intervals(name: str) -> PredictionIntervals | None:
     The intervals beside a model, a folder or an id on the Hub; or `None`.
 
     Raises:
-        `ValueError`: for a file that holds something else.
+        `ValueError`: for a file with other content.
     """
     path = companion_file(name, INTERVALS)
     if path is None:
@@ -188,7 +188,7 @@ def load_intervals(name: str) -> PredictionIntervals | None:
     try:
         saved = read_json(path)
         if saved.pop("schema") != 1:
-            raise ValueError("its schema is another")
+            raise ValueError("another schema")
         groups = {target: [Group(**group) for group in of_target] for target, of_target in saved["groups"].items()}
         intervals = PredictionIntervals(**{**saved, "groups": groups})
         intervals.half_widths(np.zeros((1, len(intervals.targets))))
@@ -197,8 +197,8 @@ def load_intervals(name: str) -> PredictionIntervals | None:
     return intervals
 
 
-def _joined(edges: npt.NDArray[np.float64], predictions: npt.NDArray[Any]) -> list[float]:
-    """Those of the edges between which there are always `SMALLEST` predictions or more."""
+def _merged_edges(edges: npt.NDArray[np.float64], predictions: npt.NDArray[Any]) -> list[float]:
+    """The edges that remain when bins are merged until each range has at least `SMALLEST` predictions."""
     counts = np.bincount(np.searchsorted(edges, predictions, side="right"), minlength=len(edges) + 1)
     bounds: list[float] = []
     since, left = 0, int(counts.sum())
@@ -210,7 +210,7 @@ def _joined(edges: npt.NDArray[np.float64], predictions: npt.NDArray[Any]) -> li
     return bounds
 
 
-def _kept(inside: npt.NDArray[np.bool_], coverage: float) -> dict[str, Any]:
+def _coverage(inside: npt.NDArray[np.bool_], coverage: float) -> dict[str, Any]:
     from scipy.stats import binom
 
     n, covered = len(inside), int(inside.sum())

@@ -1,4 +1,4 @@
-"""`conr-hf export`: a saved model in files of other runtimes, each checked against the model before it is kept."""
+"""`conr-hf export`: a saved model as a file for other runtimes, checked against the model before it is kept."""
 
 import json
 import os
@@ -25,33 +25,33 @@ from conr_hf.utils.run_folder import STATE
 BATCH_SIZES = (1, 2, 5)
 TOLERANCE = 1e-4  # label scales
 FILES = {"onnx": "model.onnx", "torch-export": "model.pt2", "timm": "timm.safetensors"}
-LARGEST_ONNX = 2 * 10**9  # bytes; its files hold no more
+LARGEST_ONNX = 2 * 10**9  # bytes; the limit of its files
 
 Predict = Callable[[Tensor], Tensor]
 
 
 def export(model_name: str, form: str, output: str | None) -> Path:
     """
-    Writes a saved model as a file that needs neither this package nor, but for timm's, the model's code.
+    Writes a saved model as a file that needs neither this package nor (except for timm's format) the model's code.
 
-    The file takes `pixel_values`, a float32 tensor of shape `(N, C, H, W)` for any N, and gives `predictions`, float32
-    of shape `(N, T)` in label units. With it go the targets, their unit, and how an image becomes pixel values. It is
-    read back and compared with the model on batches of 1, 2 and 5 images.
+    The file maps `pixel_values`, float32 of shape `(N, C, H, W)` for any N, to `predictions`, float32 of shape
+    `(N, T)` in label units. Its metadata are the targets, their unit, and the preprocessing of images. It is read back
+    and compared with the model on batches of 1, 2 and 5 images.
 
     Args:
         model_name (`str`): Run folder, checkpoint or Hub id.
         form (`str`):
-            `"onnx"`, `"torch-export"` (a `.pt2` file of `torch.export`) or `"timm"` (a state dict of timm's own, in
+            `"onnx"`, `"torch-export"` (a `.pt2` file of `torch.export`) or `"timm"` (timm's own state dict, in
             safetensors).
         output (`str`, *optional*): The file. Unset: `model.onnx`, `model.pt2` or `timm.safetensors`, in the model's
-            folder or, for a model of the Hub, here.
+            folder or, for a model of the Hub, in the current one.
 
     Returns:
         `pathlib.Path`: The file.
 
     Raises:
-        `ValueError`: without the packages that the format needs, for a model that it cannot hold, and if the file's
-            predictions are off by more than 1e-4 label scales. Then no file is left.
+        `ValueError`: without the packages that the format needs, for a model that cannot be exported to it, and if the
+            file's predictions differ by more than 1e-4 label scales. No file is left then.
     """
     path = _path(model_name, form, output)
     if form == "onnx" and (missing := [name for name in ("onnxscript", "onnxruntime") if find_spec(name) is None]):
@@ -73,11 +73,11 @@ def export(model_name: str, form: str, output: str | None) -> Path:
         file = Path(scratch, path.name)
         try:
             predict = _WRITERS[form](predictor, batches[1], facts, file)
-        except Exception as error:  # of a tracer that meets what it does not know
+        except Exception as error:  # tracers raise errors of many kinds
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
             raise ValueError(f'"{model_name}" cannot be exported as {form}: {reason}.') from error
         _check(predict, batches, expected, _tolerance(model_name, expected), form)
-        del predict  # and with it the file, which Windows moves only when nobody reads it
+        del predict  # closes the file, which Windows cannot move while it is open
         os.replace(file, path)
     print(
         f"Written to {path}: {', '.join(target_names(model))}, the same as the model on batches of 1, 2 and 5 images."
@@ -107,8 +107,8 @@ def _pixels(processor: BaseImageProcessor, size: int) -> Tensor:
 
 
 def _facts(model: PreTrainedModel, processor: BaseImageProcessor, unit: str) -> dict[str, str]:
-    """What a user of the file must know, as texts: lists and the processor's settings in JSON."""
-    # By what becomes of black and white, whatever a processor calls its settings.
+    """Metadata for users of the file, as strings: lists and the processor's settings in JSON."""
+    # Mean and std from the pixel values of black and white, as processors name their settings differently.
     sides = [Image.new("RGB", (64, 64), colour) for colour in ("black", "white")]
     black, white = processor(images=sides, return_tensors="pt")["pixel_values"]
     std = 1 / (white - black).mean(dim=(1, 2))
@@ -126,7 +126,7 @@ def _facts(model: PreTrainedModel, processor: BaseImageProcessor, unit: str) -> 
 def _tolerance(model_name: str, expected: list[Tensor]) -> float:
     try:
         saved = load_state(model_name)
-    except ValueError:  # of another version of this package
+    except ValueError:  # written by another version of this package
         saved = None
     largest = max(float(predictions.abs().max()) for predictions in expected)
     return TOLERANCE * (saved[0].label_scale if saved is not None else max(1.0, largest))
@@ -160,7 +160,7 @@ class Predictor(nn.Module):
 
 
 def _write_onnx(predictor: Predictor, pixels: Tensor, facts: dict[str, str], file: Path) -> Predict:
-    predictor.model.set_attn_implementation("eager")  # of which every operation is known to ONNX
+    predictor.model.set_attn_implementation("eager")  # ONNX has all of its operations
     program = torch.onnx.export(
         predictor,
         (pixels,),

@@ -1,4 +1,4 @@
-"""Features of training images beside a model: which of them an image is most like."""
+"""Features of training images saved beside a model, to find those most similar to an image."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +24,12 @@ NEAREST = 3
 @dataclass(frozen=True, eq=False)
 class FeatureIndex:
     """
-    What the head reads for training images, and their labels.
+    Features of training images at the head, and their labels.
 
     Args:
         features (`np.ndarray` of shape `(N, D)`): float16.
         labels (`np.ndarray` of shape `(N, T)`): In label units, float64.
-        head (`str`, *optional*): Name of the head, where it was given one.
+        head (`str`, *optional*): Name of the head, if one was set.
     """
 
     features: npt.NDArray[np.float16]
@@ -38,8 +38,8 @@ class FeatureIndex:
 
     def nearest_labels(self, features: npt.NDArray[np.float32], k: int = NEAREST) -> npt.NDArray[np.float64]:
         """
-        Labels of the `k` images with the least Euclidean distance to `features` of shape `(D,)`, nearest first:
-        shape `(k, T)`, fewer where there are not so many.
+        Labels of the `k` images with the least Euclidean distance to `features` of shape `(D,)`, nearest first: an
+        array of shape `(min(k, N), T)`.
         """
         distances = np.linalg.norm(self.features.astype(np.float32) - features, axis=1)
         return self.labels[np.argsort(distances, kind="stable")[:k]]
@@ -59,11 +59,11 @@ def write_index(
         args ([`ConRConfig`]): Settings of the run; its seed draws the rows.
         processor (`BaseImageProcessor`): The model's processor.
         dataset (`datasets.Dataset`): The training data.
-        rows (`np.ndarray` of shape `(N,)`): Rows of it to choose from; 5,000 at most are drawn.
+        rows (`np.ndarray` of shape `(N,)`): Its usable rows, of which at most 5,000 are drawn.
         labels (`np.ndarray` of shape `(N,)` or `(N, T)`): Their labels, in label units.
 
     Raises:
-        `ValueError`: as [`~conr_hf.inference.features.embed`], and for features beyond what float16 holds.
+        `ValueError`: as [`~conr_hf.inference.features.embed`], and for features beyond the range of float16.
     """
     folder = Path(str(args.output_dir))
     model = AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32)
@@ -73,7 +73,7 @@ def write_index(
     )
     largest, most = float(np.abs(features).max()), float(np.finfo(np.float16).max)
     if not largest <= most:
-        raise ValueError(f"features at the head reach {largest:g}, and it holds {most:g} at most.")
+        raise ValueError(f"features at the head reach {largest:g}; the index holds at most {most:g}.")
     tensors: dict[str, np.ndarray] = {
         "features": features.astype(np.float16),
         "labels": label_columns(labels)[drawn[kept]],
@@ -86,7 +86,7 @@ def load_index(name: str) -> FeatureIndex | None:
     The feature index beside a model, a folder or an id on the Hub; or `None`.
 
     Raises:
-        `ValueError`: for a file that holds something else.
+        `ValueError`: for a file with other content.
     """
     path = companion_file(name, FEATURE_INDEX)
     if path is None:

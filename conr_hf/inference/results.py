@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from conr_hf.imbalance import Bins
-from conr_hf.metrics import shot_masks
+from conr_hf.metrics import sample_shots
 from conr_hf.utils.files import write_json
 from conr_hf.utils.run_folder import RESULTS
 from conr_hf.utils.tables import format_table
@@ -66,7 +66,7 @@ def write_predictions(
         table = pd.DataFrame(np.column_stack([labels, predictions]), columns=numbers)
         table.insert(0, "row", ids)
         table.insert(0, "split", split)
-        shots = shot_masks(bins.train_count_of(labels), bins.thresholds)
+        shots = sample_shots(labels, bins)
         table["shot"] = np.select(list(shots.values()), list(shots), default="")
         table["bin"] = ["/".join(map(str, index)) for index in bins.index(labels)]
         tables.append(table)

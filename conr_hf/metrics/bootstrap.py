@@ -1,4 +1,4 @@
-"""How sure errors on a test set are: bootstrap intervals."""
+"""Bootstrap intervals of errors on a test set."""
 
 import numpy as np
 import numpy.typing as npt
@@ -29,8 +29,8 @@ def shot_intervals(
     A resample draws as many test samples as there are, with replacement and from all of them, whatever their shot: so
     a shot's number of samples varies between resamples, too. With `groups`, whole groups are drawn instead, as many as
     there are, which is right where samples of a group (photos of a person, tiles of a map) err alike. Predictions,
-    bins, and which shot a sample belongs to, stay as they are: the intervals tell what another test set would change,
-    not what another training would. From a dozen samples or fewer they are too narrow.
+    bins, and which shot a sample belongs to, stay as they are: the intervals show what another test set would change,
+    not what another training run would. From a dozen samples or fewer they are too narrow.
 
     A resample in which a shot has no sample, or a correlation is undefined, does not count there.
 
@@ -40,9 +40,9 @@ def shot_intervals(
         bins ([`~conr_hf.imbalance.Bins`]):
             Bins of the training labels; [`~conr_hf.imbalance.make_bins`] makes them.
         thresholds (`tuple`, *optional*, defaults to those of the bins): As in [`~conr_hf.metrics.shot_metrics`].
-        groups (`array_like` of shape `(N,)`, *optional*): What each sample belongs to, numbers or strings.
+        groups (`array_like` of shape `(N,)`, *optional*): Each sample's group, numbers or strings.
         level (`float`, *optional*, defaults to 0.95): Share of the resamples inside the interval.
-        resamples (`int`, *optional*, defaults to 1000): How often it is drawn.
+        resamples (`int`, *optional*, defaults to 1000): Number of resamples.
         seed (`int`, *optional*, defaults to 0): Of the draws; the same seed gives the same intervals.
 
     Returns:
@@ -92,7 +92,7 @@ def shot_intervals(
 
 
 def _multiplicities(generator: np.random.Generator, resamples: int, size: int) -> FloatArray:
-    """How often each of `size` things is in each of `resamples` draws of `size`: `(resamples, size)`."""
+    """How often each of `size` items is in each of `resamples` draws of `size`: `(resamples, size)`."""
     drawn = generator.integers(size, size=(resamples, size))
     places = (drawn + size * np.arange(resamples)[:, None]).ravel()
     return np.bincount(places, minlength=resamples * size).reshape(resamples, size).astype(np.float64)

@@ -1,4 +1,4 @@
-"""Errors of depth maps, gathered batch by batch."""
+"""Errors of depth maps, accumulated batch by batch."""
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ class DepthErrors:
     All pixels count alike, whichever map they are from. For the shots of depth, keep one for each shot and pass
     `mask & shot`.
 
-    `sums`, a float64 `np.ndarray` of shape `(8,)`, is all that is kept. Over several processes, add them up:
+    Only `sums` is kept, a float64 `np.ndarray` of shape `(8,)`. Over several processes, add them up:
     `errors.sums = accelerator.reduce(torch.tensor(errors.sums, device=accelerator.device)).cpu().numpy()`.
 
     Example:
@@ -72,7 +72,7 @@ class DepthErrors:
     def compute(self) -> dict[str, float]:
         """
         Returns:
-            `dict`: what [`depth_metrics`] returns, over all batches; `{"n": 0}` if no pixel counted.
+            `dict`: as [`depth_metrics`], over all batches; `{"n": 0}` if no pixel counted.
         """
         n = int(self.sums[0])
         if n == 0:
@@ -123,7 +123,7 @@ def depth_metrics(
 
 def depth_errors(p: Tensor, y: Tensor) -> tuple[Tensor, ...]:
     """
-    What the means of [`depth_metrics`] are taken of, for each pixel: of each of `FIGURES` a tensor of shape `(N,)`.
+    The terms of each pixel in the means of [`depth_metrics`]: for each of `FIGURES` a tensor of shape `(N,)`.
 
     Args:
         p, y (`torch.Tensor` of shape `(N,)`): Predicted and true depths, float64, the latter greater than 0.

@@ -1,4 +1,4 @@
-"""What the errors of a set of samples come to, for many weightings of the samples at once."""
+"""Errors of a set of samples, for many weightings of the samples at once."""
 
 import numpy as np
 import numpy.typing as npt
@@ -51,11 +51,11 @@ def errors(p: FloatArray, y: FloatArray, index: IntArray, floor: float, weights:
 
 def average_ranks(values: FloatArray, weights: FloatArray) -> FloatArray:
     """
-    Ranks of values from 1, equal ones sharing the mean of theirs, where a value of weight 2 is there twice.
+    Ranks of values from 1, equal ones sharing the mean of theirs; a value of weight 2 counts as two values.
 
     Args:
-        values (`np.ndarray` of shape `(N,)`): What is ranked.
-        weights (`np.ndarray` of shape `(R, N)`): How often each value is there.
+        values (`np.ndarray` of shape `(N,)`): The values.
+        weights (`np.ndarray` of shape `(R, N)`): How often each value counts.
 
     Returns:
         `np.ndarray` of shape `(R, N)`, float64; without meaning where the weight is 0.

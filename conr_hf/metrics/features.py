@@ -1,4 +1,4 @@
-"""What features say: whether they are ordered as the labels are, and where rare labels lie among frequent ones."""
+"""Metrics of features: whether they are ordered as the labels, and whether rare samples lie among frequent ones."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,12 +19,12 @@ def distance_pairs(
     features: npt.ArrayLike, labels: npt.ArrayLike | Tensor, *, most: int = MOST_PAIRS, seed: int = 0
 ) -> tuple[FloatArray, FloatArray]:
     """
-    Label distance and feature distance of pairs of samples: of all pairs, or of `most` drawn ones if there are more.
+    Label distance and feature distance of pairs of samples: all pairs, or `most` random ones if there are more.
 
     Args:
         features (`array_like` of shape `(N, D)`): Features at the head.
         labels (`array_like` or `torch.Tensor` of shape `(N,)` or `(N, T)`): Labels, in label units.
-        most (`int`, *optional*, defaults to 200,000): Most pairs to look at.
+        most (`int`, *optional*, defaults to 200,000): Largest number of pairs.
         seed (`int`, *optional*, defaults to 0): Seed of the draw, which may hold a pair twice.
 
     Returns:
@@ -78,13 +78,13 @@ def rank_correlation(first: npt.ArrayLike, second: npt.ArrayLike) -> float | Non
 
 def nearest(features: npt.ArrayLike, among: npt.ArrayLike | None = None, k: int = K) -> IntArray:
     """
-    The samples whose features have the least cosine distance to those of each sample, nearest first.
+    The nearest neighbours of each sample by the cosine distance of features, nearest first.
 
     Args:
         features (`array_like` of shape `(N, D)`): Features at the head.
         among (`array_like` of shape `(M, D)`, *optional*):
-            Features of the samples to look among. Unset: `features` themselves, each sample left out of its own.
-        k (`int`, *optional*, defaults to 5): How many; fewer where there are not so many.
+            Features of the candidates. Unset: `features` themselves, each sample left out of its own neighbours.
+        k (`int`, *optional*, defaults to 5): Number of neighbours; at most all candidates are returned.
 
     Returns:
         `np.ndarray` of shape `(N, min(k, M))`, int64: indices into `among`; unset, `(N, min(k, N - 1))` into
@@ -107,14 +107,14 @@ def knn_error(
     bins: Bins, labels: npt.ArrayLike | Tensor, of_neighbours: npt.ArrayLike | Tensor, neighbours: IntArray
 ) -> dict[str, float]:
     """
-    MAE, over all samples and by shot, of the mean label of each sample's neighbours: how much of the label the
-    features hold, whatever the head makes of it.
+    MAE, over all samples and by shot, of the mean label of each sample's neighbours: how well the features predict the
+    label without the head.
 
     Args:
         bins ([`~conr_hf.imbalance.Bins`]): Bins of the training labels.
         labels (`array_like` or `torch.Tensor` of shape `(N,)` or `(N, T)`): Labels, in label units.
-        of_neighbours (`array_like` or `torch.Tensor` of shape `(M,)` or `(M, T)`): Labels that `neighbours` points to.
-        neighbours (`np.ndarray` of shape `(N, K)`, int64): What [`nearest`] returned.
+        of_neighbours (`array_like` or `torch.Tensor` of shape `(M,)` or `(M, T)`): Labels that `neighbours` indexes.
+        neighbours (`np.ndarray` of shape `(N, K)`, int64): The result of [`nearest`].
 
     Returns:
         `dict`: MAE in label units for "all", "many", "median" and "few"; a shot without samples is absent.
@@ -140,8 +140,8 @@ def rare_among_frequent(
 
     Args:
         bins, labels: As in [`knn_error`].
-        train_labels (`array_like` or `torch.Tensor` of shape `(M,)` or `(M, T)`): Labels that `neighbours` points to.
-        neighbours (`np.ndarray` of shape `(N, K)`, int64): What [`nearest`] returned among the training samples.
+        train_labels (`array_like` or `torch.Tensor` of shape `(M,)` or `(M, T)`): Labels that `neighbours` indexes.
+        neighbours (`np.ndarray` of shape `(N, K)`, int64): The result of [`nearest`] among the training samples.
         thresholds (`tuple[float, float]`, *optional*, defaults to those of the bins):
             As in [`~conr_hf.metrics.shot_metrics`].
 

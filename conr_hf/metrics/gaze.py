@@ -1,4 +1,4 @@
-"""Errors of gaze: the angle between where eyes look and where they are said to."""
+"""Errors of gaze: the angle between predicted and true direction."""
 
 import math
 
@@ -18,7 +18,7 @@ def angular_error(predictions: npt.ArrayLike | Tensor, labels: npt.ArrayLike | T
     """
     Angles between predicted and true directions of gaze.
 
-    (pitch p, yaw y) stands for the unit vector (-cos p sin y, -sin p, -cos p cos y), as in MPIIGaze. The angle is
+    (pitch p, yaw y) is the unit vector (-cos p sin y, -sin p, -cos p cos y), as in MPIIGaze. The angle is
     taken from cross and dot product together, which is exact for small angles and opposite directions too, where the
     arc cosine of the dot product loses half of the digits.
 
@@ -64,8 +64,8 @@ def label_errors(
     predictions: np.ndarray, labels: np.ndarray, bins: Bins, columns: list[str]
 ) -> dict[str, dict[str, float]]:
     """
-    [`~conr_hf.metrics.shot_metrics_from_bins`], and of pitch and yaw `angular_error` too: the mean angle between true
-    and predicted direction, in degrees. It is left out where the labels are no radians.
+    [`~conr_hf.metrics.shot_metrics_from_bins`], and for pitch and yaw in radians also `angular_error`, the mean angle
+    between true and predicted direction, in degrees.
 
     Args:
         predictions (`np.ndarray` of shape `(N,)` or `(N, T)`): In label units.

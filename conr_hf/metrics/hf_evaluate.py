@@ -15,21 +15,20 @@ from conr_hf.metrics.shots import Thresholds, flat, shot_metrics_from_bins
 class ShotMetrics(evaluate.Metric):  # type: ignore[misc]
     """
     [`~conr_hf.metrics.shot_metrics`] as an `evaluate.Metric`: `add` or `add_batch(predictions=..., references=...)`,
-    then `compute`, which is told the training labels, or the bins made from them. Results are named as by
+    then `compute` with the training labels or the bins made from them. Results are named as by
     [`~conr_hf.metrics.flat`].
 
-    `evaluate.combine` hands what its `compute` is told on to every metric, also to those that do not know it: there,
-    give the bins here.
+    `evaluate.combine` passes all arguments of `compute` to every metric, which others do not accept: pass the bins to
+    this class instead.
 
-    Nothing is downloaded. Predictions are kept in memory, where `evaluate` would write them to its cache; with
-    `num_process` greater than 1 it does, below `cache_dir`, as its processes share them through files, and leaves
-    empty lock files there.
+    Nothing is downloaded. Predictions are kept in memory; only with `num_process` greater than 1 they are written to
+    `cache_dir`, through which the processes share them, and empty lock files are left there.
 
     Args:
-        bins ([`~conr_hf.imbalance.Bins`], *optional*): Bins of the training labels. Unset: `compute` is told.
+        bins ([`~conr_hf.imbalance.Bins`], *optional*): Bins of the training labels. Unset: an argument of `compute`.
         thresholds (`tuple`, *optional*, defaults to those of the bins): As in [`~conr_hf.metrics.shot_metrics`].
-        keep_in_memory (`bool`, *optional*, defaults to `True`): As in `evaluate.Metric`; files with several processes.
-        **kwargs: What `evaluate.Metric` takes.
+        keep_in_memory (`bool`, *optional*, defaults to `True`): As in `evaluate.Metric`; not with several processes.
+        **kwargs: Other arguments of `evaluate.Metric`.
 
     `compute` takes, beside `predictions` and `references`, either `train_labels`, with `bin_width` or `edges`, as in
     [`~conr_hf.metrics.shot_metrics`], or `bins`; and other `thresholds`.

@@ -25,10 +25,10 @@ def shot_metrics(
     thresholds: Thresholds = THRESHOLDS,
 ) -> dict[str, dict[str, float]]:
     """
-    Errors of predictions, over all samples and over those with common, middling and rare labels.
+    Errors of predictions, over all samples and over those with common, less common and rare labels.
 
-    A sample's shot follows from the number of training labels in its label's bin (in its rarest coordinate's): many,
-    median or few. A label outside all bins is few. With errors meant over the label dimensions:
+    The number of training labels in a label's bin (that of its rarest coordinate) decides its shot: many, median or
+    few. A label outside all bins is few. With errors averaged over the label dimensions:
 
     - `n`: samples;
     - `mae`, `mse`, `rmse`: mean absolute error, in label units, mean squared error, in their square, and its root;
@@ -37,8 +37,8 @@ def shot_metrics(
     - `bmae`: balanced MAE, the mean over bins of the bin's MAE, in label units: over the bins that hold labels of the
       shot, labels outside all bins forming one more, and then over label dimensions;
     - `pearson`, `spearman`: correlation of predictions and labels, and of their ranks, equal values sharing the mean
-      of theirs; meant over label dimensions, without unit; absent where undefined in a dimension, with a single sample
-      or with constant labels or predictions.
+      of theirs; averaged over label dimensions, without unit; absent where undefined in a dimension, with a single
+      sample or with constant labels or predictions.
 
     Source: the protocol of [Delving into Deep Imbalanced Regression](https://huggingface.co/papers/2102.09554);
     balanced MAE from [Balanced MSE](https://huggingface.co/papers/2203.16427).
@@ -77,7 +77,7 @@ def shot_metrics_from_bins(
     thresholds: Thresholds | None = None,
 ) -> dict[str, dict[str, float]]:
     """
-    [`shot_metrics`] where the bins with their training counts are at hand, saved with a model for example.
+    [`shot_metrics`] from existing bins with their training counts, saved with a model for example.
 
     Args:
         predictions (`array_like` or `torch.Tensor` of shape `(N,)`, `(N, 1)` or `(N, T)`): In label units.
@@ -97,7 +97,7 @@ def shot_metrics_from_bins(
 
 def sample_shots(labels: npt.ArrayLike | Tensor, bins: Bins, thresholds: Thresholds | None = None) -> Masks:
     """
-    Which samples are many, median and few shots: few where a coordinate of the label is, many where all are.
+    Which samples are many-, median- and few-shot: few if any coordinate of the label is, many if all are.
 
     Args:
         labels (`array_like` or `torch.Tensor` of shape `(N,)` or `(N, T)`): In label units.
@@ -127,13 +127,13 @@ def sample_shots(labels: npt.ArrayLike | Tensor, bins: Bins, thresholds: Thresho
 
 def shot_masks(train_counts: npt.ArrayLike, thresholds: Thresholds = THRESHOLDS) -> Masks:
     """
-    Which bins (or samples) are many, median and few shots, by the number of their training labels.
+    Which bins (or samples) are many-, median- and few-shot, by the number of their training labels.
 
     Args:
         train_counts (`array_like` of any shape): Numbers of training labels.
         thresholds (`tuple`, *optional*, defaults to `(20, 100)`):
-            Few are below the first number, many above the second, median all others. An array of the counts' shape in
-            place of a number has one for each of them.
+            Few are below the first number, many above the second, median all others. An array of the counts' shape has
+            a threshold for each of them.
 
     Returns:
         `dict`: `{"many": mask, "median": mask, "few": mask}`, boolean arrays of the counts' shape; every entry is true
@@ -169,11 +169,11 @@ def shot_masks(train_counts: npt.ArrayLike, thresholds: Thresholds = THRESHOLDS)
 
 def flat(metrics: Mapping[str, Mapping[str, float]], prefix: str = "") -> dict[str, float]:
     """
-    The metrics of [`shot_metrics`] in one level, as trainers log them.
+    The metrics of [`shot_metrics`] as a flat dictionary, as trainers log them.
 
     Args:
-        metrics (`Mapping`): What [`shot_metrics`] returned.
-        prefix (`str`, *optional*, defaults to `""`): Put before every name, `"eval_"` for example.
+        metrics (`Mapping`): The result of [`shot_metrics`].
+        prefix (`str`, *optional*, defaults to `""`): Prefix of every name, `"eval_"` for example.
 
     Returns:
         `dict`: The `"all"` metrics under their names, those of a shot under `<shot>_<name>`.
@@ -191,7 +191,7 @@ def flat(metrics: Mapping[str, Mapping[str, float]], prefix: str = "") -> dict[s
 
 def constant_median(train_labels: npt.ArrayLike | Tensor, n: int) -> FloatArray:
     """
-    The baseline that looks at no image: the median training label, of each dimension, for each of `n` samples.
+    The baseline that ignores the image: the median training label, of each dimension, for each of `n` samples.
 
     Args:
         train_labels (`array_like` or `torch.Tensor` of shape `(M,)` or `(M, T)`): Labels of the training set.
@@ -218,8 +218,8 @@ def prepared(
     predictions: npt.ArrayLike | Tensor, labels: npt.ArrayLike | Tensor, bins: Bins, thresholds: Thresholds | None
 ) -> tuple[FloatArray, FloatArray, IntArray, float, Masks]:
     """
-    What errors per shot are computed from: predictions, labels and bin indices, `(N, T)` each, the floor of errors in
-    the geometric mean, and a mask for each shot that has samples, `"all"` first.
+    The inputs of errors per shot: predictions, labels and bin indices, `(N, T)` each, the floor of errors in the
+    geometric mean, and a mask for each shot that has samples, `"all"` first.
     """
     y = label_columns(labels)
     p = like_labels(predictions, labels).reshape(y.shape)

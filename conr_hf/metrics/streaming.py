@@ -1,4 +1,4 @@
-"""Errors of label maps by how common their labels are in training, gathered batch by batch."""
+"""Errors of label maps by how common their labels are in training, accumulated batch by batch."""
 
 from collections.abc import Sequence
 
@@ -11,20 +11,20 @@ from conr_hf.imbalance import Bins
 from conr_hf.imbalance.bins import FLOAT32_EPS, FloatArray, IntArray
 from conr_hf.metrics.depth import FIGURES, depth_errors
 from conr_hf.metrics.shots import shot_masks
-from conr_hf.metrics.validation import DIVERGED, as_float64, as_tensor, refuse_shapes, refuse_where
+from conr_hf.metrics.validation import DIVERGED, as_float64, as_tensor, refuse_where, reshaped
 
-# Pixels that are counted at once: on CPU what they come to stays in the cache of a core.
+# Pixels that are processed at once: on a CPU they fit into the cache of a core.
 PIXELS_CPU, PIXELS_GPU = 2**16, 2**22
-_SMALLEST_SPREAD = 1e-13  # of values in their mean; less of it is rounding
+_SMALLEST_SPREAD = 1e-13  # relative to the mean; less is rounding error
 
 
 class StreamedErrors:
     """
-    What [`~conr_hf.metrics.shot_metrics_from_bins`] finds, of more pixels than fit into memory: `update` with each
-    batch of maps, then `compute`.
+    [`~conr_hf.metrics.shot_metrics_from_bins`] for more pixels than fit into memory: `update` with each batch of maps,
+    then `compute`.
 
-    All pixels with a label count alike, whichever map they are from. Sums and moments per bin are all that is kept.
-    Tensors are counted on their device, in float64.
+    All pixels with a label count alike, whichever map they are from. Only sums and moments per bin are kept. Tensors
+    are processed on their device, in float64.
 
     Args:
         bins ([`~conr_hf.imbalance.Bins`]): Bins of the training pixels, of one label dimension.
@@ -68,9 +68,7 @@ class StreamedErrors:
                 infinite where there is a label (naming the first one's index). Nothing of such a batch is counted.
         """
         y, p = as_tensor(labels), as_tensor(predictions)
-        if p.squeeze().shape != y.squeeze().shape:
-            refuse_shapes(p.shape, y.shape, "predictions")
-        p = p.reshape(y.shape).to(y.device)
+        p = reshaped(p, y, "predictions").to(y.device)
         if bool((y.isinf() | ~(y.isnan() | p.isfinite())).any()):
             refuse_where(y.isinf().cpu().numpy(), as_float64(y), "labels", "Write NaN where there is no label.")
             refuse_where((~y.isnan() & ~p.isfinite()).cpu().numpy(), as_float64(p), "predictions", DIVERGED)
@@ -125,7 +123,7 @@ class StreamedErrors:
         row = torch.where(row < 0, outside, row)
         error, positive = (p - y).abs(), y > 0
         floor = FLOAT32_EPS * float(np.ptp(self.bins.edges[0]))
-        # Where a label is not positive there is no depth, and none is told.
+        # A label that is not positive is no depth; `compute` then leaves depth errors out.
         depth = depth_errors(p, torch.where(positive, y, 1))
         parts = [error, error.square(), error.clamp(min=floor).log(), *depth]
         self._is_depth &= bool(positive.all())
@@ -134,10 +132,10 @@ class StreamedErrors:
 
     def _moments_of(self, p: Tensor, y: Tensor, row: Tensor) -> Tensor:
         """
-        Of each row: how many pixels, means of predictions and labels, and the sums of squares and products of what
-        differs from them: `(B + 1, 6)`.
+        For each row: number of pixels, means of predictions and labels, and the sums of squares and of products of
+        their deviations: `(B + 1, 6)`.
         """
-        # Differences from a pixel of the same row, whichever: none where all are equal, and small beside a large mean.
+        # Relative to some pixel of the same row: exactly 0 where all are equal, and small where the mean is large.
         like = [torch.zeros(len(self._sums), dtype=values.dtype, device=row.device) for values in (p, y)]
         like = [some.scatter_(0, row, values) for some, values in zip(like, (p, y), strict=True)]
         a, b = p - like[0].index_select(0, row), y - like[1].index_select(0, row)
@@ -156,7 +154,7 @@ class StreamedErrors:
 
 def _together(parts: FloatArray) -> FloatArray:
     """
-    Moments of several parts `(G, ..., 6)` as those of their union `(..., 6)`.
+    Moments of the union `(..., 6)` from those of several parts `(G, ..., 6)`.
 
     Source: Chan, Golub and LeVeque, ["Algorithms for Computing the Sample
     Variance"](https://doi.org/10.1080/00031305.1983.10483115), 1983.

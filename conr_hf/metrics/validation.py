@@ -1,7 +1,6 @@
-"""Predictions beside their labels: of one shape, and finite."""
+"""Checks of predictions against their labels: same shape, and finite."""
 
-from collections.abc import Sequence
-from typing import NoReturn
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +10,8 @@ from torch import Tensor
 from conr_hf.imbalance import label_columns
 from conr_hf.imbalance.bins import FloatArray
 
+Maps = TypeVar("Maps", FloatArray, Tensor)
+
 DIVERGED = "The model may have diverged; try a lower learning rate."
 
 
@@ -18,7 +19,7 @@ def like_labels(predictions: npt.ArrayLike | Tensor, labels: npt.ArrayLike | Ten
     """
     Predictions in the shape of the labels: `(N, 1)` from a model with one output becomes `(N,)` where labels are.
 
-    Subtracting `(N,)` from `(N, 1)` would silently give `(N, N)`; all metrics go through here instead.
+    Subtracting `(N,)` from `(N, 1)` would silently give `(N, N)`; all metrics use this instead.
 
     Args:
         predictions (`array_like` or `torch.Tensor` of shape `(N,)` or `(N, T)`): Predictions.
@@ -56,23 +57,17 @@ def as_tensor(values: npt.ArrayLike | Tensor) -> Tensor:
     return torch.from_numpy(np.asarray(values, np.float64))
 
 
-def refuse_shapes(values: Sequence[int], labels: Sequence[int], name: str) -> NoReturn:
+def reshaped(values: Maps, labels: Maps, name: str) -> Maps:
     """
-    Raises:
-        `ValueError`: That these two shapes do not fit together.
-    """
-    raise ValueError(f"{name} is of shape {tuple(values)} and labels of {tuple(labels)}. Pass maps of one shape.")
-
-
-def reshaped(values: FloatArray, labels: FloatArray, name: str) -> FloatArray:
-    """
-    Maps in the shape of the labels, but for axes of length 1.
+    Maps in the shape of the labels, from which they may differ by axes of length 1.
 
     Raises:
         `ValueError`: For another shape.
     """
     if values.squeeze().shape != labels.squeeze().shape:
-        refuse_shapes(values.shape, labels.shape, name)
+        raise ValueError(
+            f"{name} is of shape {tuple(values.shape)} and labels of {tuple(labels.shape)}. Pass maps of one shape."
+        )
     return values.reshape(labels.shape)
 
 

@@ -1,1 +1,1 @@
-"""`conr-hf compare`: methods and seeds beside each other."""
+"""`conr-hf compare`: methods and seeds compared."""

@@ -1,4 +1,4 @@
-"""Comparisons: methods x seeds x recipes, one run after another, and on again where an earlier call ended."""
+"""Comparisons: a grid of methods, seeds and recipes, trained run by run; an interrupted one is resumed."""
 
 import itertools
 import os
@@ -24,16 +24,16 @@ _KEYS = ("recipes", "methods", "seeds", "baseline", "options", "output_dir", "ac
 @dataclass(frozen=True)
 class Comparison:
     """
-    What is compared, as one YAML file says it.
+    A grid of runs.
 
     Args:
-        recipes (`dict[str, dict]`): Options of each recipe by its name, with those of all runs over its file's.
-        methods (`dict[str, dict]`): Options that a method adds to a recipe's, by its name. `stage_one` may name a
-            method before it, whose model of the same seed it then starts from.
+        recipes (`dict[str, dict]`): Options of each recipe by its name.
+        methods (`dict[str, dict]`): Options that each method adds to a recipe's, by its name. `stage_one` may name an
+            earlier method, whose model of the same seed it then starts from.
         seeds (`list[int]`): Every method is trained with each.
-        baseline (`str`): The method that the others are set against.
-        output_dir (`str`): Where the runs and tables go.
-        accelerate (`str`, *optional*): A configuration for `accelerate launch`, which then starts each run.
+        baseline (`str`): The method that the others are compared with.
+        output_dir (`str`): Folder of the runs and tables.
+        accelerate (`str`, *optional*): A configuration file for `accelerate launch`, which then starts each run.
     """
 
     recipes: dict[str, dict[str, Any]]
@@ -46,7 +46,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Run:
-    """One training of the grid: its place in it, its folder, and every option."""
+    """One training run of the grid, its folder, and all its options."""
 
     recipe: str
     method: str
@@ -66,16 +66,17 @@ class Run:
 
 def read_comparison(path: str, output_dir: str | None = None) -> Comparison:
     """
-    Reads a comparison.
+    Reads a comparison from YAML.
 
     Args:
-        path (`str`): The YAML file, or the name of one that comes with the package. Its keys: `recipes`, files or
-            packaged names, or such a `recipe` with other options under a name of its own; `methods`, options by name;
-            `seeds`; and perhaps `baseline` (else the first method), `options`, `output_dir` and `accelerate`.
-        output_dir (`str`, *optional*): In place of the file's.
+        path (`str`): The file, or the name of one that comes with the package. Its keys: `recipes`, a list of files or
+            packaged names, or a dictionary of names to a `recipe` and the options to change; `methods`, options by
+            name; `seeds`; and optionally `baseline` (default: the first method), `options` for all runs (over those of
+            the recipes' files), `output_dir` and `accelerate`.
+        output_dir (`str`, *optional*): Replaces the file's.
 
     Raises:
-        `ValueError`: for what is missing or unknown, in the file and in every recipe and method; it says where.
+        `ValueError`: for what is missing, unknown or of the wrong kind.
     """
     file = Path(path) if os.path.isfile(path) else packaged(path)
     content = read_yaml(file)
@@ -84,14 +85,14 @@ def read_comparison(path: str, output_dir: str | None = None) -> Comparison:
     for key in content:
         if key not in _KEYS:
             raise ValueError(f'{path}: unknown key "{key}". A comparison has {", ".join(_KEYS)}.')
-    if not isinstance(content.get("seeds"), list) or not content["seeds"]:
-        raise ValueError(f"{path}: seeds is {content.get('seeds')!r}; it must be a list, as in seeds: [1, 2, 3].")
+    seeds = content.get("seeds")
+    whole = isinstance(seeds, list) and seeds and all(isinstance(seed, int) for seed in seeds)
+    if not whole or len(set(seeds)) < len(seeds):
+        raise ValueError(f"{path}: seeds is {seeds!r}; write different whole numbers, as in seeds: [1, 2, 3].")
     recipes = _recipes(content.get("recipes"), content.get("options") or {}, path)
     methods = content.get("methods")
     if not isinstance(methods, dict) or not all(isinstance(value, dict) for value in methods.values()) or not methods:
         raise ValueError(f"{path}: methods must name options, as in methods: {{vanilla: {{conr_weight: 0}}}}.")
-    if not all(isinstance(seed, int) for seed in content["seeds"]) or len({*content["seeds"]}) < len(content["seeds"]):
-        raise ValueError(f"{path}: seeds is {content['seeds']}; they must be different whole numbers.")
     for kind, names in (("recipe", recipes), ("method", methods)):
         for name in names:
             if PureWindowsPath(str(name)).name != str(name) or str(name).startswith("."):  # / and \, and C:
@@ -99,24 +100,15 @@ def read_comparison(path: str, output_dir: str | None = None) -> Comparison:
     baseline = content.get("baseline", next(iter(methods)))
     if baseline not in methods:
         raise ValueError(f'{path}: baseline is "{baseline}"; it must be one of the methods {", ".join(methods)}.')
-    comparison = Comparison(
-        recipes=recipes,
-        methods=methods,
-        seeds=content["seeds"],
-        baseline=baseline,
-        output_dir=output_dir or content.get("output_dir") or f"runs/{file.stem}",
-        accelerate=content.get("accelerate"),
-    )
-    if comparison.accelerate is not None and not os.path.isfile(comparison.accelerate):
-        comparison = Comparison(**{**vars(comparison), "accelerate": str(packaged(comparison.accelerate))})
-    return comparison
+    accelerate = content.get("accelerate")
+    if accelerate is not None and not os.path.isfile(accelerate):
+        accelerate = str(packaged(accelerate))
+    folder = output_dir or content.get("output_dir") or f"runs/{file.stem}"
+    return Comparison(recipes, methods, seeds, baseline, folder, accelerate)
 
 
 def _recipes(listed: Any, of_all: dict[str, Any], path: str) -> dict[str, dict[str, Any]]:
-    """
-    Options of each recipe by its name: a file's own, or one that is given to a file with other options; `of_all` are
-    over the file's and under the others.
-    """
+    """Options of each recipe by its name: those of its file, then `of_all`, then its own changes."""
     if isinstance(listed, list) and listed and all(isinstance(name, str) for name in listed):
         return {Path(name).stem: {**options_of(name), **of_all} for name in listed}
     if not isinstance(listed, dict) or not listed:
@@ -138,18 +130,18 @@ def _recipes(listed: Any, of_all: dict[str, Any], path: str) -> dict[str, dict[s
 
 def plan(comparison: Comparison) -> list[Run]:
     """
-    All runs, seed by seed, so that a comparison that is cut short has every method once. Their options are written to
-    `wanted.yaml` in their folders, and checked.
+    All runs, seed by seed, so that an interrupted comparison has every method for its first seeds. The options of each
+    run are checked and written to `wanted.yaml` in its folder.
 
     Raises:
-        `ValueError`: for options that cannot be meant, and for a folder that holds a run of other options.
+        `ValueError`: for invalid options, and for a folder that holds a run of other options.
     """
     runs = []
     for seed, recipe, method in itertools.product(comparison.seeds, comparison.recipes, comparison.methods):
         options = {**comparison.recipes[recipe], **comparison.methods[method], "seed": seed}
         run = Run(recipe, method, seed, _folder(comparison, recipe, method, seed), options)
         first = options.get("stage_one")
-        if first in comparison.methods:  # trained before, by this comparison
+        if first in comparison.methods:  # trained earlier in this comparison
             del options["stage_one"]
             options |= {"model": str(_folder(comparison, recipe, first, seed)), "pretrained": True, "weights": None}
         runs.append(run)
@@ -169,17 +161,17 @@ def plan(comparison: Comparison) -> list[Run]:
 
 def train_all(comparison: Comparison, after_run: Callable[[list[Run]], None]) -> tuple[list[Run], dict[str, str]]:
     """
-    Trains what is not finished yet, one run after another.
+    Trains the unfinished runs, one after another. A run that fails does not stop the others.
 
     Args:
         comparison ([`Comparison`]): What to train.
-        after_run (function of all runs): Called after each that was trained.
+        after_run (`Callable`): Called with all runs after each run that was trained.
 
     Returns:
-        All runs; and `dict[str, str]`: why runs failed, by name; the others were trained all the same.
+        All runs, and `dict[str, str]`: the names of the failed ones, each with its error.
 
     Raises:
-        `ValueError`: as [`plan`], and if another process trains this comparison.
+        `ValueError`: as [`plan`], and if another process is training this comparison.
     """
     failed: dict[str, str] = {}
     with lock_folder(Path(comparison.output_dir)) as environment:
@@ -192,7 +184,7 @@ def train_all(comparison: Comparison, after_run: Callable[[list[Run]], None]) ->
             code = _train(run, comparison.accelerate, begun, environment)
             if code:
                 failed[run.name] = reason = _last_line(run.folder / "log.txt") or f"exit code {code}"
-                print(f"  failed: {reason} (all it said: {run.folder / 'log.txt'})", flush=True)
+                print(f"  failed: {reason} (its output: {run.folder / 'log.txt'})", flush=True)
             else:
                 after_run(runs)
     return runs, failed
@@ -203,7 +195,7 @@ def _folder(comparison: Comparison, recipe: str, method: str, seed: int) -> Path
 
 
 def _train(run: Run, accelerate: str | None, resume: bool, environment: dict[str, str]) -> int:
-    """Trains a run in a process of its own, which prints to `log.txt` in the run's folder; its exit code."""
+    """Trains a run in a process of its own, which prints to `log.txt` in the run's folder; returns its exit code."""
     launcher = ["-m", "accelerate.commands.launch", "--config_file", accelerate] if accelerate else []
     command = [sys.executable, *launcher, "-m", "conr_hf", "train", str(run.folder / "wanted.yaml")]
     command += ["--output_dir", str(run.folder), "--disable_tqdm", "true"]
@@ -212,7 +204,7 @@ def _train(run: Run, accelerate: str | None, resume: bool, environment: dict[str
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | environment)
         try:
             return process.wait()
-        except BaseException:  # an interruption, which the run must not survive
+        except BaseException:  # the run must not outlive an interruption
             process.terminate()
             process.wait()
             raise

@@ -1,6 +1,4 @@
-"""
-A lock that a comparison holds as long as it lives, so that no run of it goes on without it and no second one starts.
-"""
+"""A lock on a folder: one comparison at a time, whose runs end with it, even if it is killed."""
 
 import os
 import threading
@@ -14,17 +12,16 @@ from filelock import FileLock, Timeout
 
 VARIABLE = "CONR_HF_LIFELINE"
 _SECONDS = 0.2
-_OWNER = ".owner"  # the token of who holds the lock, whose own file Windows lets nobody else read
+_OWNER = ".owner"  # holds the owner's token; on Windows nobody else can read the locked file itself
 
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[dict[str, str]]:
     """
-    Within it, this process owns `folder`.
+    This process owns `folder` inside the block.
 
     Yields:
-        `dict[str, str]`: what the environment of its child processes must have, so that they end with it, even if it
-        is killed.
+        `dict[str, str]`: environment variables for child processes, with which they end when this process does.
 
     Raises:
         `ValueError`: if another process owns the folder.
@@ -32,12 +29,12 @@ def lock_folder(folder: Path) -> Iterator[dict[str, str]]:
     folder.mkdir(parents=True, exist_ok=True)
     lock, owner, token = _lock(folder), folder / _OWNER, uuid.uuid4().hex
     try:
-        lock.acquire(timeout=_SECONDS)  # a run left behind may be looking at it just now
+        lock.acquire(timeout=_SECONDS)  # a run left behind may be trying the lock
     except Timeout as error:
         raise ValueError(f'A comparison is running in "{folder}". Wait for it, or name another folder.') from error
     try:
         if owner.is_file():
-            time.sleep(4 * _SECONDS)  # what an owner that was killed left running ends by itself
+            time.sleep(4 * _SECONDS)  # runs left behind by a killed owner end by themselves
         owner.write_text(token, encoding="utf-8")
         yield {VARIABLE: f"{token}:{folder.resolve()}"}
         owner.unlink()
@@ -46,7 +43,7 @@ def lock_folder(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def exit_with_owner() -> None:
-    """In a child process: ends it when the owner of the lock has ended. Without an owner it does nothing."""
+    """In a child process: ends it as soon as the owner of the lock has ended. Does nothing without an owner."""
     token, _, folder = os.environ.get(VARIABLE, "").partition(":")
     if token:
         threading.Thread(target=_watch, args=(token, Path(folder)), daemon=True).start()

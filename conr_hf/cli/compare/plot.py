@@ -1,4 +1,4 @@
-"""A comparison in pictures: the error of every run, by method and shot, and what methods change by recipe."""
+"""Plots of a comparison: the error of every run by method and shot, and differences to the baseline by recipe."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +12,8 @@ from conr_hf.plots.style import COLOURS, FAINT, INK, heading, new_figure, run_li
 
 def draw_comparison(comparison: Comparison, runs: Sequence[Run]) -> list[Path]:
     """
-    Writes `RECIPE.png` for each recipe: a panel a shot, in it a dot for each seed of each method, their mean as a bar,
-    and the baseline's mean as a line, on the test split where there is one. Of several recipes also `recipes.png`.
+    Writes `RECIPE.png` for each recipe: a panel for each shot, with a dot for each seed of each method, their mean as
+    a bar and the baseline's mean as a line, on the test split if there is one. For several recipes also `recipes.png`.
 
     Returns:
         `list[pathlib.Path]`: the files.
