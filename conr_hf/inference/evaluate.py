@@ -39,7 +39,8 @@ def evaluate(
     for split, rows in splits.items():
         output = trainer.predict(rows, metric_key_prefix=split)
         labels = np.asarray(output.label_ids)
-        predictions[split] = np.asarray(trainer.usable(rows, split)[0].indices), labels, np.asarray(output.predictions)
+        indices = np.asarray(trainer.data.load_split(rows, split)[0].indices)
+        predictions[split] = indices, labels, np.asarray(output.predictions)
         medians[split] = np.tile(trainer.resolved.label_median, (len(labels), 1)).reshape(labels.shape)
         columns = trainer.args.label_columns
         results[split] = label_errors(predictions[split][2], labels, bins, columns)
@@ -75,7 +76,3 @@ def evaluate(
                 print(f"No plot: {error}")
         write_results(folder, results)
     return results
-
-
-def _evaluated(data: dict[str, Any]) -> list[str]:
-    return [split for split in ("validation", "test") if split in data]

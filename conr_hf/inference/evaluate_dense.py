@@ -84,6 +84,22 @@ def evaluate_maps(
     return results
 
 
+def streamed_errors(trainer: ConRTrainer, dataset: datasets.Dataset, split: str) -> StreamedErrors:
+    """
+    Errors by bin on the maps of a data set, of which no two batches are in memory at once. (`predict` returns all
+    predictions.)
+
+    Args:
+        trainer ([`ConRTrainer`]): Has the model.
+        dataset (`datasets.Dataset`): Rows with an image and a map.
+        split (`str`): What it is called.
+    """
+    with trainer.ema.applied():
+        trainer.evaluation_loop(trainer.get_test_dataloader(dataset), "Evaluation", metric_key_prefix=split)
+    assert trainer.metrics.streamed is not None
+    return trainer.metrics.streamed
+
+
 def map_errors(trainer: ConRTrainer, dataset: datasets.Dataset, split: str) -> MapErrors:
     """
     Predicts a split, and gathers its errors and those of the constant median.
@@ -93,7 +109,7 @@ def map_errors(trainer: ConRTrainer, dataset: datasets.Dataset, split: str) -> M
         dataset (`datasets.Dataset`): Rows with an image and a map.
         split (`str`): What it is called.
     """
-    model = trainer.map_errors(dataset, split)
+    model = streamed_errors(trainer, dataset, split)
     median, rows, means, rarest = StreamedErrors(trainer.bins), [], [], []
     for row, labels in _label_maps(trainer, dataset, split):
         median.update(np.full(labels.shape, trainer.resolved.label_median[0]), labels)
@@ -179,7 +195,7 @@ def _label_maps(
     trainer: ConRTrainer, dataset: datasets.Dataset, split: str
 ) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
     """The usable rows and their maps; no image is read, but by a transform, which needs its columns."""
-    indices = [int(row) for row in trainer.usable(dataset, split)[0].indices]
+    indices = [int(row) for row in trainer.data.load_split(dataset, split)[0].indices]
     if dataset.format["type"] != "custom":
         dataset = dataset.select_columns(trainer.args.label_columns)
     for row in indices:

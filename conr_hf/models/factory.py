@@ -20,8 +20,9 @@ from transformers import (
     TimmWrapperConfig,
 )
 
-from conr_hf.models.adopt_head import AmbiguousHeadError, find_head
+from conr_hf.models.adopt_head import AmbiguousHeadError, adopt_head, find_head
 from conr_hf.models.dense import load_map_model
+from conr_hf.models.head import Head
 from conr_hf.models.image_processors import config_image_size, default_processor, resized
 from conr_hf.models.outputs import predicts_maps
 from conr_hf.models.peft import has_adapter
@@ -279,3 +280,39 @@ def _renew_head(
         nn.init.normal_(layer.weight, 0.0, 0.02)
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
+
+
+def prepare_model(model: nn.Module, pixel_values: Tensor, columns: Sequence[str], head_name: str | None) -> Head:
+    """
+    Makes a model ready for training: adopts its head, and checks what could not be trained or saved right.
+
+    Args:
+        model (`nn.Module`): The model, in float32; changed in place.
+        pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): Any input that it accepts.
+        columns (`Sequence[str]`): The T label columns.
+        head_name (`str`, *optional*): Name of its head, for a model with several.
+
+    Returns:
+        `Head`: the layer that predicts.
+
+    Raises:
+        `ValueError`: if the model is in another dtype, predicts another number of values, or has no single head.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.dtype in (torch.float16, torch.bfloat16):
+            raise ValueError(
+                f"The model's {name} is {parameter.dtype}, in which a prediction of 63.37 becomes 63.25. Load it "
+                "in float32, by load_regressor or dtype=torch.float32; bf16=True trains in mixed precision."
+            )
+    head = adopt_head(model, pixel_values, head_name)
+    outputs = head.weight.shape[0]
+    if outputs != len(columns):
+        raise ValueError(
+            f"The model predicts {outputs} values, but label_columns names {len(columns)} ({', '.join(columns)}). "
+            "Load it with load_regressor(..., target=...), one target for each column."
+        )
+    if isinstance(model, PreTrainedModel):
+        check_matches_config(model)
+    config: Any = model.config
+    config.problem_type = "regression"  # unset, pipelines put a sigmoid on a single output
+    return head

@@ -35,10 +35,20 @@ def check_head_is_saved(model: nn.Module, head: nn.Module) -> None:
         )
 
 
-def frozen_norms(model: nn.Module) -> list[nn.Module]:
+def adapter_norms(model: nn.Module, head: nn.Module) -> list[nn.Module]:
     """
-    Batch norms that do not learn. Of a model with adapters they are the pretrained model's, whose running statistics
-    no adapter holds: training must leave them as they are.
+    Batch norms beneath adapters that do not learn: they are the pretrained model's, whose running statistics no
+    adapter holds, and training must leave them as they are. None in a model without adapters.
+
+    Args:
+        model (`nn.Module`): The model.
+        head (`nn.Module`): Its head.
+
+    Raises:
+        `ValueError`: if a model with adapters would neither train the head nor save it with them.
     """
+    if not has_adapter(model):
+        return []
+    check_head_is_saved(model, head)
     norms = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
     return [norm for norm in norms if not any(parameter.requires_grad for parameter in norm.parameters())]

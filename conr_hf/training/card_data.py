@@ -1,155 +1,104 @@
-"""`DescribingTrainer`: the model card of a training."""
+"""What the model card says of a run: from its files, or from a trainer's data, settings and log."""
 
-import dataclasses
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers.utils import logging
+from transformers import PreTrainedModel, TrainerState
 
 from conr_hf.data.benchmarks.loading import benchmark_of
-from conr_hf.hub.card_metadata import SHOTS, ModelCardOptions
-from conr_hf.hub.card_template import OURS, read_template
-from conr_hf.hub.model_card import TrainingSummary, card, pictures_in, read_trained
+from conr_hf.hub.card_metadata import SHOTS
+from conr_hf.hub.model_card import TrainingSummary, read_run
 from conr_hf.hub.provenance import hub_ids
 from conr_hf.metrics.gaze import label_errors
 from conr_hf.models.peft import has_adapter
-from conr_hf.training.optimizer import LearningTrainer
+from conr_hf.training.config.config import ConRConfig
+from conr_hf.training.data_module import DataModule
 from conr_hf.training.state import load_state
 from conr_hf.utils.environment import hardware, versions
-from conr_hf.utils.run_folder import CARD
 
-logger = logging.get_logger(__name__)
-
-_OPTIONS = ("num_train_epochs", "learning_rate", "weight_decay", "lr_scheduler_type", "warmup_steps")
-_OF_SOME = ("rmse", "abs_rel", "delta1", "angular_error")  # figures of maps, of depth, of gaze
-_BATCHES = ("per_device_train_batch_size", "gradient_accumulation_steps")
+_OPTIONS = (
+    *("num_train_epochs", "learning_rate", "weight_decay", "lr_scheduler_type", "warmup_steps"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "metric_for_best_model"),
+)
 
 
-class DescribingTrainer(LearningTrainer):
+def training_summary(
+    folder: Path, model: PreTrainedModel, args: ConRConfig, state: TrainerState, data: DataModule, own_loss: bool
+) -> TrainingSummary:
     """
-    What [`ConRTrainer`] tells of a model: its card.
+    What a card is written from: the files that `conr-hf train` wrote of this training into `folder`, or else what the
+    trainer knows.
 
     Args:
-        args, kwargs: As in [`ConRTrainer`].
+        folder (`Path`): Folder of the card.
+        model (`PreTrainedModel`): The trained model, unwrapped.
+        args ([`ConRConfig`]), state (`TrainerState`), data ([`DataModule`]): The trainer's.
+        own_loss (`bool`): Whether it was trained with a loss of the user's own.
     """
-
-    def create_model_card(
-        self,
-        language: str | list[str] | None = None,
-        license: str | None = None,
-        tags: str | list[str] | None = None,
-        model_name: str | None = None,
-        finetuned_from: str | None = None,
-        tasks: str | list[str] | None = None,
-        dataset_tags: str | list[str] | None = None,
-        dataset: str | list[str] | None = None,
-        dataset_args: str | list[str] | None = None,
-    ) -> None:
-        """
-        Writes `README.md` into `args.output_dir`, by `args.model_card_template` or the package's own template: from
-        the files of the run where `conr-hf train` wrote them, else from what the trainer knows, with the errors that
-        were logged last (of the best checkpoint, if that was loaded).
-
-        Args:
-            language, license, tags, model_name, finetuned_from, tasks, dataset_tags, dataset, dataset_args
-                (*optional*): As in `Trainer`; of several tasks or names of data sets the first is used.
-        """
-        if not self.is_world_process_zero():
-            return
-        folder = Path(str(self.args.output_dir))
-        told = ModelCardOptions(
-            model_id=self.hub_model_id or self.args.hub_model_id,
-            language=language,
-            license=license,
-            tags=_listed(tags),
-            base_model=finetuned_from,
-            task=next(iter(_listed(tasks)), None),
-            datasets=_listed(dataset_tags) or None,
-            dataset_name=next(iter(_listed(dataset)), None),
-            dataset_args=dataset_args,
-        )
-        trained = self._written(folder) or self._known()
-        name = model_name or (told.model_id or folder.resolve().name).rpartition("/")[2]
-        ours = OURS.read_text(encoding="utf-8")
-        try:
-            given = self.args.model_card_template
-            text = card(trained, name, told, ours if given is None else read_template(given))
-        except ValueError as error:  # of the user's template: no reason to lose a run or its upload
-            logger.warning(f"The model card is written by the package's template: {error}")
-            text = card(trained, name, told, ours)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CARD).write_text(text, encoding="utf-8", newline="\n")
-
-    def _written(self, folder: Path) -> TrainingSummary | None:
-        """What `conr-hf train` wrote of this training, and not of another into the same folder."""
-        if not self._knows_labels() or not (folder / "results.json").is_file():
-            return None
-        try:
-            trained = read_trained(folder)
-        except ValueError:
-            return None
-        ours = {"conr": dataclasses.asdict(self.resolved), "steps": self.state.global_step, "seed": self.args.seed}
-        same = all(trained.results.get(name) == value for name, value in json.loads(json.dumps(ours)).items())
-        return trained if same else None
-
-    def _known(self) -> TrainingSummary:
-        """What the trainer knows."""
-        model: Any = self.accelerator.unwrap_model(self.model)
-        options = self.args.to_dict()  # type: ignore[no-untyped-call]
-        names = [*self.args.own_fields(), *_OPTIONS, *_BATCHES, "metric_for_best_model"]
-        recipe = {name: options[name] for name in names if options[name] is not None}
-        source = model.config._name_or_path
-        ids = hub_ids(model=source, pretrained=True, weights=None, data=None)
-        results: dict[str, Any] = {"seed": self.args.seed, "versions": versions(), "hub_ids": ids, "recipe": recipe}
-        if source:
-            recipe["model"] = source
-        if self.state.global_step:
-            seconds = [entry["train_runtime"] for entry in self.state.log_history if "train_runtime" in entry]
-            results |= {"steps": self.state.global_step, "hardware": hardware()}
-            results |= {"train_seconds": seconds[-1]} if seconds else {}
-        if self._knows_labels():
-            results |= {"conr": dataclasses.asdict(self.resolved), "bins": self.bins.to_dict(), **self._errors()}
-            if self.compute_loss_func is not None:
-                results["conr"]["base_loss"] = "own"
-        if self.train_dataset is not None:
-            benchmark = benchmark_of(self.train_dataset, self.training_labels())
-            if benchmark is not None:
-                results["unit"], recipe["benchmark"] = benchmark.unit, benchmark.name
-        config = {**model.config.to_dict(), "architectures": [type(model).__name__]}
-        pictures = pictures_in(Path(str(self.args.output_dir)))
-        return TrainingSummary(results, config, dataclasses.asdict(self.state), None, pictures, has_adapter(model))
-
-    def _knows_labels(self) -> bool:
-        return self.train_dataset is not None or load_state(self.model.config._name_or_path) is not None
-
-    def _errors(self) -> dict[str, Any]:
-        """Errors of the evaluation sets as `results.json` has them, from the log."""
-        sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
-        errors: dict[str, Any] = {"baseline_median": {}}
-        for name, rows in sets.items():
-            prefix = f"eval_{name}_" if name else "eval_"
-            logged = [entry for entry in self.state.log_history if f"{prefix}mae" in entry]
-            if self.args.load_best_model_at_end and self.state.best_global_step is not None:
-                logged = [entry for entry in logged if entry["step"] == self.state.best_global_step] or logged
-            if not logged:
-                continue
-            split = name or "validation"
-            errors[split] = {}
-            for shot in SHOTS:
-                of_shot = prefix if shot == "all" else f"{prefix}{shot}_"
-                figures = {figure: logged[-1].get(of_shot + figure) for figure in ("n", "mae", "gm", "bmae")}
-                if None not in figures.values():
-                    more = {name: logged[-1].get(of_shot + name) for name in _OF_SOME}
-                    errors[split][shot] = figures | {name: value for name, value in more.items() if value is not None}
-            labels = None if rows is None else self.usable(rows, split)[1]
-            errors["baseline_median"][split] = {}
-            if labels is not None:
-                median = np.tile(self.resolved.label_median, (len(labels), 1)).reshape(labels.shape)
-                errors["baseline_median"][split] = label_errors(median, labels, self.bins, self.args.label_columns)
-        return errors
+    settings: dict[str, Any] = {}
+    if data.train_dataset is not None or load_state(model.config._name_or_path) is not None:
+        settings = asdict(data.resolved)
+    if settings and (run := _written(folder, {"conr": settings, "steps": state.global_step, "seed": args.seed})):
+        return run
+    options = args.to_dict()
+    recipe = {name: options[name] for name in (*args.own_fields(), *_OPTIONS) if options[name] is not None}
+    source = model.config._name_or_path
+    if source:
+        recipe["model"] = source
+    ids = hub_ids(model=source, pretrained=True, weights=None, data=None)
+    results: dict[str, Any] = {"seed": args.seed, "versions": versions(), "hub_ids": ids, "recipe": recipe}
+    if state.global_step:
+        seconds = [entry.get("train_runtime") for entry in state.log_history if "train_runtime" in entry]
+        results |= {
+            "steps": state.global_step,
+            "hardware": hardware(),
+            "train_seconds": seconds[-1] if seconds else None,
+        }
+    if settings:
+        settings |= {"base_loss": "own"} if own_loss else {}
+        results |= {"conr": settings, "bins": data.bins.to_dict(), **_errors(args, state, data)}
+    if data.train_dataset is not None:
+        benchmark = benchmark_of(data.train_dataset, data.training_labels())
+        if benchmark is not None:
+            results["unit"], recipe["benchmark"] = benchmark.unit, benchmark.name
+    config = {**model.config.to_dict(), "architectures": [type(model).__name__]}
+    return TrainingSummary(folder, results, config, asdict(state), {}, has_adapter(model))
 
 
-def _listed(given: str | list[str] | None) -> list[str]:
-    return [given] if isinstance(given, str) else list(given or [])
+def _written(folder: Path, of_run: dict[str, Any]) -> TrainingSummary | None:
+    """What `conr-hf train` wrote of this training, and not of another into the same folder."""
+    try:
+        run = read_run(folder)
+    except ValueError:
+        return None
+    same = all(run.results.get(name) == value for name, value in json.loads(json.dumps(of_run)).items())
+    return run if same else None
+
+
+def _errors(args: ConRConfig, state: TrainerState, data: DataModule) -> dict[str, Any]:
+    """Errors of the evaluation sets as `results.json` has them, from the log."""
+    sets = data.eval_dataset if isinstance(data.eval_dataset, dict) else {"": data.eval_dataset}
+    errors: dict[str, Any] = {"baseline_median": {}}
+    for name, rows in sets.items():
+        prefix = f"eval_{name}_" if name else "eval_"
+        logged = [entry for entry in state.log_history if f"{prefix}mae" in entry]
+        if args.load_best_model_at_end and state.best_global_step is not None:
+            logged = [entry for entry in logged if entry["step"] == state.best_global_step] or logged
+        if not logged:
+            continue
+        split = name or "validation"
+        prefixes = {shot: prefix if shot == "all" else f"{prefix}{shot}_" for shot in SHOTS}
+        errors[split] = {
+            shot: {key.removeprefix(start): value for key, value in logged[-1].items() if key.startswith(start)}
+            for shot, start in prefixes.items()
+            if f"{start}bmae" in logged[-1]
+        }
+        labels = None if rows is None else data.load_split(rows, split)[1]
+        if labels is not None:
+            median = np.tile(data.resolved.label_median, (len(labels), 1)).reshape(labels.shape)
+            baseline = label_errors(median, labels, data.bins, args.label_columns)
+        errors["baseline_median"][split] = {} if labels is None else baseline
+    return errors

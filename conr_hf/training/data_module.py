@@ -1,11 +1,14 @@
-"""`LabelledTrainer`: which rows of a trainer's data sets can be used, and the labels they have."""
+"""`DataModule`: the rows of a trainer's data sets that can be used, their labels, and what follows from these."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
+from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
-from transformers import Trainer
+from transformers import PreTrainedModel
 
 from conr_hf.data.benchmarks.loading import benchmark_of
 from conr_hf.data.benchmarks.registry import Benchmark
@@ -16,20 +19,32 @@ from conr_hf.data.validation import (
     check_columns,
     check_has_rows,
     check_one_size,
+    check_train_labels,
+    labels_of,
     streamed_labels,
     valid_maps,
     valid_rows,
 )
+from conr_hf.imbalance import Bins, make_bins
 from conr_hf.imbalance.bins import THRESHOLDS
 from conr_hf.training.config.config import ConRConfig
+from conr_hf.training.config.resolved_config import ResolvedConfig, resolve
+from conr_hf.training.state import load_state
 
 DataSets = Dataset[Row] | dict[str, Dataset[Row]]
+Collator = Callable[[list[Row]], dict[str, Any]]
 
 
-class _Usable(NamedTuple):
+class LoadedSplit(NamedTuple):
     """
-    What is known of a data set: its usable rows, their labels, one number a row or maps, the benchmark that they are
-    of where they are those of training, and whether every image that there is to read was read.
+    A data set that was read.
+
+    Args:
+        rows ([`SampledDataset`]): Its valid rows.
+        labels (`np.ndarray` of shape `(N,)` or `(N, T)`, *optional*): Their labels, if they are numbers.
+        maps ([`MapStatistics`], *optional*): Their labels, if they are maps.
+        benchmark ([`Benchmark`], *optional*): The benchmark whose training rows these are.
+        images_were_read (`bool`): Whether every image was read, where there are any to read.
     """
 
     rows: SampledDataset
@@ -39,36 +54,44 @@ class _Usable(NamedTuple):
     images_were_read: bool
 
 
-class LabelledTrainer(Trainer):
-    """What [`ConRTrainer`] knows of its data: each row is checked, and its label read, once."""
+class DataModule:
+    """
+    The data sets of a trainer. Each row is checked, and its label read, once.
 
-    args: ConRConfig
-    train_dataset: Any
-    eval_dataset: Any
-    _user_collator: Callable[[list[Row]], dict[str, Any]] | None
-    _usable: dict[int, _Usable]
-    _streamed_labels: np.ndarray | None
+    Args:
+        args ([`ConRConfig`]): The trainer's settings.
+        train_dataset, eval_dataset, data_collator, train_labels, compute_loss_func, label_distance: As in
+            [`ConRTrainer`]. With a loss of the user's own, rows are not resampled unless that is asked for.
 
-    def check_data(self) -> None:
-        """Reads every label and image of all data sets once, so that no bad one ends a run in its middle."""
-        for name, dataset in named(self.train_dataset, self.eval_dataset).items():
-            if isinstance(dataset, IterableDataset):
-                check_columns(dataset, name, self.args, with_image=self._user_collator is None)
-                self.training_labels()
-            else:
-                self.usable(dataset, name, before_training=True)
+    Raises:
+        `ValueError`: for data sets without rows, and for `train_labels` that do not fit.
+    """
 
-    def usable(
-        self, dataset: Dataset[Row], name: str, before_training: bool = False
-    ) -> tuple[SampledDataset, np.ndarray | None]:
-        """
-        The rows of a data set that can be used, and their labels unless these are maps; each is read once. Before
-        training, images are read and labels must be there; otherwise labels are read where there are any.
-        """
-        found = self._read(dataset, name, before_training)
-        if found.maps is not None and name != "train_dataset":
-            check_one_size(found.maps, np.asarray(found.rows.indices), name)
-        return found.rows, found.labels
+    def __init__(
+        self,
+        args: ConRConfig,
+        train_dataset: Dataset[Row] | None,
+        eval_dataset: DataSets | None,
+        data_collator: Collator | None,
+        train_labels: npt.ArrayLike | Bins | None = None,
+        compute_loss_func: Callable[..., Tensor] | None = None,
+        label_distance: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> None:
+        self.args, self.data_collator = args, data_collator
+        self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
+        self.model: PreTrainedModel  # whose saved state is asked where there is no training set
+        self._own_loss, self._own_distance = compute_loss_func is not None, label_distance is not None
+        self._splits: dict[int, LoadedSplit] = {}
+        self._streamed_labels: np.ndarray | None = None
+        self._given_bins = train_labels if isinstance(train_labels, Bins) else None
+        self._resolved: ResolvedConfig | None = None
+        self._bins: Bins | None = None
+        for name, dataset in self.named_datasets().items():
+            if not (self.is_stream and dataset is train_dataset):
+                check_has_rows(dataset, name)
+        if train_labels is not None:
+            check_train_labels(train_labels, args, self.is_stream)
+            self._streamed_labels = labels_of(train_labels)
 
     @property
     def is_stream(self) -> bool:
@@ -78,37 +101,68 @@ class LabelledTrainer(Trainer):
     @property
     def labels_are_maps(self) -> bool:
         """Whether the labels of the training data, or else of the evaluation data, are maps."""
-        data_sets = named(self.train_dataset, self.eval_dataset)
-        return any(has_maps(dataset, self.args.label_columns, name) for name, dataset in list(data_sets.items())[:1])
+        first = list(self.named_datasets().items())[:1]
+        return any(has_maps(dataset, self.args.label_columns, name) for name, dataset in first)
+
+    def named_datasets(self) -> dict[str, Dataset[Row]]:
+        """The data sets that there are, by the names that messages call them."""
+        training = {} if self.train_dataset is None else {"train_dataset": self.train_dataset}
+        return training | self._evaluation()
+
+    def _evaluation(self) -> dict[str, Dataset[Row]]:
+        if isinstance(self.eval_dataset, dict):
+            return {f"eval_dataset[{name!r}]": dataset for name, dataset in self.eval_dataset.items()}
+        return {} if self.eval_dataset is None else {"eval_dataset": self.eval_dataset}
+
+    # ---- Rows and labels -----------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Reads every label and image of all data sets once, so that no bad one ends a run halfway."""
+        for name, dataset in self.named_datasets().items():
+            if isinstance(dataset, IterableDataset):
+                check_columns(dataset, name, self.args, with_image=self.data_collator is None)
+                self.training_labels()
+            else:
+                self.load_split(dataset, name, before_training=True)
+
+    def load_split(
+        self, dataset: Dataset[Row], name: str, before_training: bool = False
+    ) -> tuple[SampledDataset, np.ndarray | None]:
+        """
+        The valid rows of a data set, and their labels unless these are maps; each is read once. Before training,
+        images are read and labels must be there; otherwise labels are read where there are any.
+        """
+        split = self._load(dataset, name, before_training)
+        if split.maps is not None and name != "train_dataset":
+            check_one_size(split.maps, np.asarray(split.rows.indices), name)
+        return split.rows, split.labels
 
     def all_labels(self) -> dict[str, np.ndarray]:
         """Labels of the training set, and of the evaluation sets whose labels are numbers in columns, by name."""
-        found = {name: self.usable(rows, name)[1] for name, rows in named(None, self.eval_dataset).items()}
+        found = {name: self.load_split(rows, name)[1] for name, rows in self._evaluation().items()}
         read = {name: labels for name, labels in found.items() if labels is not None}
         return {"train_dataset": self.training_labels(), **read}
 
     def training_labels(self) -> np.ndarray:
         """
-        Labels of the usable training rows, in label units: `np.ndarray` of shape `(N,)` or `(N, T)`. Of maps: those of
+        Labels of the valid training rows, in label units: `np.ndarray` of shape `(N,)` or `(N, T)`. Of maps: those of
         the valid pixels, `(P,)`, float32; of more than 10 million of them a sample, the same share of each map's.
         """
         if self.is_stream:
             if self._streamed_labels is None:
-                self._streamed_labels = streamed_labels(self.train_dataset, "train_dataset", self.args)
+                self._streamed_labels = streamed_labels(self.train_dataset, "train_dataset", self.args)  # type: ignore[arg-type]
             return self._streamed_labels
-        found = self._read(self.train_dataset, "train_dataset")
-        labels = found.labels if found.maps is None else found.maps.values
+        split = self._training_split()
+        labels = split.labels if split.maps is None else split.maps.values
         assert labels is not None
         return labels
 
     def training_rows(self) -> int:
-        """Number of usable training rows."""
-        if self.is_stream:
-            return len(self.training_labels())
-        return len(self._read(self.train_dataset, "train_dataset").rows)
+        """Number of valid training rows."""
+        return len(self.training_labels() if self.is_stream else self._training_split().rows)
 
     def pixel_rows(self) -> np.ndarray:
-        """Which usable training row each of the pixels' labels is of: `np.ndarray` of shape `(P,)`, int64."""
+        """The valid training row of each pixel's label: `np.ndarray` of shape `(P,)`, int64."""
         counts = self._training_maps().counts
         return np.repeat(np.arange(len(counts)), counts)
 
@@ -116,19 +170,41 @@ class LabelledTrainer(Trainer):
         """Mean share of valid pixels of a training map."""
         return self._training_maps().valid_share
 
+    # ---- What follows from the training labels -------------------------------------------------------------------
+
+    @property
+    def resolved(self) -> ResolvedConfig:
+        """The settings with every unset one derived from the training labels; or as saved with the model."""
+        if self._resolved is None and self.train_dataset is not None:
+            weighted = "sample_weight" in column_names(self.train_dataset)
+            may_resample = not (self._own_loss or self.is_stream or weighted)
+            self._resolved = resolve(self.args, self.training_labels(), may_resample, self.labels_are_maps)
+            if self._own_distance:
+                self._resolved = dataclasses.replace(self._resolved, distance="own")
+        return self._resolved if self._resolved is not None else self._saved()[0]
+
+    @property
+    def bins(self) -> Bins:
+        """Bins of the training labels with their counts; without these, as saved with the model."""
+        if self._bins is None and self.train_dataset is not None:
+            self._bins = self._given_bins or make_bins(self.training_labels(), self.bin_width())
+            if (thresholds := self.shot_thresholds()) is not None:
+                self._bins = dataclasses.replace(self._bins, thresholds=thresholds)
+        return self._bins if self._bins is not None else self._saved()[1]
+
+    def resolve_anew(self) -> None:
+        """Forgets settings and bins, as the user or a search may have changed what they are derived from."""
+        self._resolved = self._bins = None
+
     def shot_thresholds(self) -> tuple[float, float] | None:
         """
-        Below and above how many of [`~LabelledTrainer.training_labels`] in a bin the labels of maps are few and many:
-        the benchmark's numbers, or else 20 and 100, times the pixels that a map has of them. `None` where labels are
-        no maps.
+        Below and above how many labels in a bin those of maps are few and many: the benchmark's numbers, or else 20
+        and 100, times the pixels of a map. `None` where labels are no maps.
         """
-        if self.is_stream:
+        if self.is_stream or (split := self._training_split()).maps is None:
             return None
-        rows, _, maps, benchmark, _ = self._read(self.train_dataset, "train_dataset")
-        if maps is None:
-            return None
-        few, many = (benchmark.shot_thresholds if benchmark is not None else None) or THRESHOLDS
-        pixels = len(maps.values) / len(rows)
+        few, many = (split.benchmark.shot_thresholds if split.benchmark is not None else None) or THRESHOLDS
+        pixels = len(split.maps.values) / len(split.rows)
         return few * pixels, many * pixels
 
     def bin_width(self) -> float | None:
@@ -136,34 +212,42 @@ class LabelledTrainer(Trainer):
         if self.args.bin_width is not None:
             return self.args.bin_width
         if self.is_stream:
-            benchmark = benchmark_of(self.train_dataset, self.training_labels())
+            benchmark = benchmark_of(self.train_dataset, self.training_labels())  # type: ignore[arg-type]
         else:
-            benchmark = self._read(self.train_dataset, "train_dataset").benchmark
+            benchmark = self._training_split().benchmark
         return None if benchmark is None else benchmark.bin_width
 
+    def _saved(self) -> tuple[ResolvedConfig, Bins]:
+        saved = load_state(self.model.config._name_or_path)
+        if saved is None:
+            raise ValueError(
+                "The label scale and the shots come from training labels: give train_dataset, or a model that "
+                "ConRTrainer saved."
+            )
+        return saved
+
+    # ---- Reading -------------------------------------------------------------------------------------------------
+
+    def _training_split(self) -> LoadedSplit:
+        assert self.train_dataset is not None
+        return self._load(self.train_dataset, "train_dataset")
+
     def _training_maps(self) -> MapStatistics:
-        maps = self._read(self.train_dataset, "train_dataset").maps
+        maps = self._training_split().maps
         if maps is None:
             raise ValueError("The training labels are no maps, so they have no pixels.")
         return maps
 
-    def _read(self, dataset: Dataset[Row], name: str, before_training: bool = False) -> _Usable:
-        if isinstance(dataset, IterableDataset):
-            check_has_rows(dataset, name)  # a stream is refused
+    def _load(self, dataset: Dataset[Row], name: str, before_training: bool = False) -> LoadedSplit:
+        check_has_rows(dataset, name)
         want_images = before_training or self.args.skip_bad_rows
-        found = self._usable.get(id(dataset))
-        if found is not None and (found.images_were_read or not want_images):
-            return found
-        names = column_names(dataset)
-        is_own = self._user_collator is not None
+        split = self._splits.get(id(dataset))
+        if split is not None and (split.images_were_read or not want_images):
+            return split
+        names, is_own = column_names(dataset), self.data_collator is not None
         raw = "pixel_values" not in names and not is_own
-        with_images = raw and want_images
         is_training = dataset is self.train_dataset
-        reads: Any = {
-            "with_images": with_images,
-            "processor": self.processing_class,
-            "show_progress": not self.args.disable_tqdm,
-        }
+        reads: Any = {"with_images": raw and want_images, "show_progress": not self.args.disable_tqdm}
         labels: np.ndarray | None = None
         maps: MapStatistics | None = None
         if (is_training or not is_own) and has_maps(dataset, self.args.label_columns, name):
@@ -173,15 +257,6 @@ class LabelledTrainer(Trainer):
             indices, labels = valid_rows(dataset, name, self.args, with_labels=labelled or is_training, **reads)
         of_training = (labels if maps is None else maps.values) if is_training else None
         benchmark = None if of_training is None else benchmark_of(dataset, of_training)
-        found = _Usable(SampledDataset(dataset, name, indices), labels, maps, benchmark, want_images or not raw)
-        self._usable[id(dataset)] = found
-        return found
-
-
-def named(train_dataset: Dataset[Row] | None, eval_dataset: DataSets | None) -> dict[str, Dataset[Row]]:
-    """The data sets that there are, by the names messages call them."""
-    if isinstance(eval_dataset, dict):
-        evaluation: dict[str, Any] = {f"eval_dataset[{name!r}]": data for name, data in eval_dataset.items()}
-    else:
-        evaluation = {"eval_dataset": eval_dataset}
-    return {name: data for name, data in {"train_dataset": train_dataset, **evaluation}.items() if data is not None}
+        split = LoadedSplit(SampledDataset(dataset, name, indices), labels, maps, benchmark, want_images or not raw)
+        self._splits[id(dataset)] = split
+        return split

@@ -1,14 +1,62 @@
-"""What breaks around a training run, in one sentence each: a disk that is full or locked, a process that is lost."""
+"""What breaks around a training run, in one sentence each: a full disk, a lost process, a dead worker."""
 
-import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 
 from torch.distributed import DistError
+from transformers import TrainingArguments
 
-# What gloo, NCCL and the store by which processes find each other say where one of them is gone, or does not answer.
-_GONE = ("closed by peer", "reset by peer", "Broken pipe", "recvValue failed", "remote process", "Connection was")
-_LATE = ("Timed out waiting", "collective operation timeout", "wait timeout", "Socket Timeout")
+from conr_hf.models.safe_loading import reason_of
+from conr_hf.training.checkpoints import last_complete_checkpoint
+from conr_hf.training.dataloader_workers import describe_dead_worker, is_dead_worker
+from conr_hf.utils.distributed import world_size
+
+
+@contextmanager
+def training_errors(args: TrainingArguments, resumed_from: str | None) -> Iterator[None]:
+    """
+    Around training: errors of torch that a user cannot act on end in a sentence, with torch's own as the cause.
+
+    Args:
+        args (`TrainingArguments`): The run's settings.
+        resumed_from (`str`, *optional*): The checkpoint that it goes on from.
+
+    Raises:
+        `ValueError`: for a checkpoint that would run code as it is read.
+        `ChildProcessError`: for a data-loader worker that died.
+        `ConnectionError`: if another process of the run ended, or has not answered for `ddp_timeout` seconds.
+    """
+    try:
+        with reading_errors(args):
+            yield
+    except UnpicklingError as error:
+        if resumed_from is None:
+            raise
+        raise ValueError(f'The checkpoint "{resumed_from}" cannot be read: {reason_of(error)}.') from error
+    except RuntimeError as error:
+        if world_size() == 1 or not _is_of_processes(error):
+            raise
+        checkpoint = last_complete_checkpoint(str(args.output_dir))
+        raise ConnectionError(describe_lost_process(args.ddp_timeout, checkpoint)) from error
+
+
+@contextmanager
+def reading_errors(args: TrainingArguments) -> Iterator[None]:
+    """
+    Around whatever reads batches.
+
+    Raises:
+        `ChildProcessError`: for a data-loader worker that died.
+    """
+    try:
+        yield
+    except (RuntimeError, EOFError, ConnectionError) as error:
+        if args.dataloader_num_workers == 0 or not is_dead_worker(error):
+            raise
+        raise ChildProcessError(describe_dead_worker(args.dataloader_num_workers)) from error
 
 
 def describe_full_disk(folder: Path, needed: int) -> str:
@@ -28,28 +76,22 @@ def describe_full_disk(folder: Path, needed: int) -> str:
     )
 
 
-def describe_lost_process(error: RuntimeError, timeout: int, checkpoint: Path | None) -> str | None:
+def describe_lost_process(timeout: int, checkpoint: Path | None) -> str:
     """
-    What to do where another process of the run ended or hangs, if that is what an error says.
+    What to do where another process of the run ended or hangs.
 
     Args:
-        error (`RuntimeError`): What a collective raised.
         timeout (`int`): `ddp_timeout`, in seconds.
         checkpoint (`Path`, *optional*): The last complete one.
     """
-    text = str(error)
-    if not (isinstance(error, DistError) or "gloo" in text or "NCCL" in text):
-        return None
-    if any(sign in text for sign in _LATE):
-        what = f"Another process of this run hangs: it did not answer within ddp_timeout, which is {timeout} s"
-    elif any(sign in text for sign in _GONE):
-        what = "Another process of this run has ended"
-    else:
-        return None
     where = f"The last complete checkpoint is {checkpoint}" if checkpoint else "There is no checkpoint yet"
     go_on = "; then go on with --resume_from_checkpoint true" if checkpoint else ""
-    reason = re.sub(r"^\[[^]]*\] *", "", text.splitlines()[0]).split(". ")[0]  # without the line of gloo's source
     return (
-        f"{what}, so that this one cannot go on ({reason.strip().rstrip('.')}). {where}. See what "
-        f"that process wrote last, or whether memory ran out there{go_on}."
+        f"Another process of this run has ended, or did not answer within ddp_timeout, which is {timeout} s. {where}. "
+        f"See what that process wrote last, or whether memory ran out there{go_on}."
     )
+
+
+def _is_of_processes(error: RuntimeError) -> bool:
+    """Whether a collective raised it; gloo's and NCCL's errors come as plain ones, too, and name their source."""
+    return isinstance(error, DistError) or any(name in str(error) for name in ("gloo", "NCCL"))

@@ -1,38 +1,64 @@
-"""`PushingTrainer`: a run goes to the Hub, and a push that fails costs nothing but the push."""
+"""`HubMixin`: the model card of a run, and its way to the Hub."""
 
-import shutil
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import CommitInfo
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import logging
 
-from conr_hf.hub.api import create_repo, run_in_background, upload
-from conr_hf.hub.files import Content, checkpoint_upload_files, upload_files
-from conr_hf.hub.push import _link, _send_run
-from conr_hf.training.card_data import DescribingTrainer
+from conr_hf.hub import api
+from conr_hf.hub.card_metadata import ModelCardOptions, as_list
+from conr_hf.hub.card_template import read_template
+from conr_hf.hub.model_card import card
+from conr_hf.hub.push import link_checkpoint, upload_checkpoint, upload_run
+from conr_hf.training.card_data import training_summary
+from conr_hf.training.config.config import ConRConfig
+from conr_hf.training.data_module import DataModule
 from conr_hf.training.state import save_state
-from conr_hf.utils.run_folder import STATE
+from conr_hf.utils.run_folder import CARD
 
 logger = logging.get_logger(__name__)
 
 
-class PushingTrainer(DescribingTrainer):
+class HubMixin(Trainer):
     """
-    What [`ConRTrainer`] sends to the Hub: of the run's folder what [`upload_files`] names, with the hub strategies
-    `"checkpoint"` and `"all_checkpoints"` also checkpoints to go on from.
-
-    Args:
-        args, kwargs: As in [`ConRTrainer`].
+    Writes the model card and sends to the Hub what [`~conr_hf.hub.files.upload_files`] names; with the hub strategies
+    `"checkpoint"` and `"all_checkpoints"` also checkpoints to resume from. A push that fails costs nothing else.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._pushes: list[tuple[str, Future[None]]] = []  # during training, with their messages
-        super().__init__(*args, **kwargs)
+    args: ConRConfig
+    data: DataModule
+    is_sharded: bool
+    _pushes: tuple[tuple[str, Future[None]], ...] = ()  # during training, with their messages
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """
+        Writes `README.md` into `args.output_dir`, by `args.model_card_template` or the package's own template: from
+        the files of the run where `conr-hf train` wrote them, else from what the trainer knows, with the errors that
+        were logged last (of the best checkpoint, if that was loaded).
+
+        Args:
+            args, kwargs: As in `Trainer`; of several tasks or names of data sets the first is used.
+        """
+        if not self.is_world_process_zero():
+            return
+        folder = Path(str(self.args.output_dir))
+        options = ModelCardOptions(*args, **{"model_id": self.hub_model_id or self.args.hub_model_id, **kwargs})
+        if options.model_name is None and options.model_id is not None:
+            options = replace(options, model_name=Path(options.model_id).name)
+        model = self.accelerator.unwrap_model(self.model)
+        summary = training_summary(folder, model, self.args, self.state, self.data, self.compute_loss_func is not None)
+        try:
+            text = card(summary, options, read_template(self.args.model_card_template))
+        except ValueError as error:  # of the user's template: no reason to lose a run or its upload
+            logger.warning(f"The model card is written by the package's template: {error}")
+            text = card(summary, options, read_template(None))
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CARD).write_text(text, encoding="utf-8", newline="\n")
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """
@@ -50,7 +76,7 @@ class PushingTrainer(DescribingTrainer):
                 f"hub_strategy is {HubStrategy(args.hub_strategy).value}, but under FSDP and DeepSpeed a checkpoint "
                 "lies in parts, which are not sent. Set it to every_save or end."
             )
-        self.hub_model_id = create_repo(  # type: ignore[assignment]
+        self.hub_model_id = api.create_repo(  # type: ignore[assignment]
             args.hub_model_id or Path(str(args.output_dir)).absolute().name,
             token if token is not None else args.hub_token,
             private if private is not None else args.hub_private_repo,
@@ -70,12 +96,7 @@ class PushingTrainer(DescribingTrainer):
         Saves the model and its card, and sends the run to the Hub.
 
         Args:
-            commit_message (`str`, *optional*, defaults to `"End of training"`): Message of the commit.
-            blocking (`bool`, *optional*, defaults to `True`): Return when it is there.
-            token (`str`, *optional*): Unset: `hub_token`, or the one that is logged in.
-            revision (`str`, *optional*): A branch. Unset: `hub_revision`, or the main one.
-            private (`bool`, *optional*): Whether the repository is private, if it is made. Unset: `hub_private_repo`.
-            kwargs (*optional*): For `create_model_card`.
+            commit_message, blocking, token, revision, private, kwargs (*optional*): As in `Trainer`.
 
         Returns:
             `CommitInfo`, or its `Future` without `blocking`; `None` on all processes but the first.
@@ -91,53 +112,35 @@ class PushingTrainer(DescribingTrainer):
             self.init_hf_repo(token, private)
         if not self.is_world_process_zero():
             return None
-        repo, folder = str(self.hub_model_id), Path(str(self.args.output_dir))
         if isinstance(self.model, PreTrainedModel) and self.model.model_tags is not None:
-            given = kwargs.get("tags", [])
-            tags = [given] if isinstance(given, str) else given
-            kwargs["tags"] = list(dict.fromkeys([*tags, *self.model.model_tags]))
-        self.create_model_card(**{"model_name": Path(repo).name, **kwargs})
+            kwargs["tags"] = list(dict.fromkeys([*as_list(kwargs.get("tags")), *self.model.model_tags]))
+        self.create_model_card(**kwargs)
         self._finish_current_push()
         revision = revision if revision is not None else self.args.hub_revision
-        if blocking:
-            return _send_run(folder, repo, commit_message, token, revision)
-        return run_in_background(_send_run, folder, repo, commit_message, token, revision)
+        run = (Path(str(self.args.output_dir)), str(self.hub_model_id), commit_message, token, revision)
+        return upload_run(*run) if blocking else api.HUB.run_as_future(upload_run, *run)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+        args = self.args
+        if not self.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
             return
-        if not self.args.hub_always_push and any(not push.done() for _, push in self._pushes):
+        if not args.hub_always_push and any(not push.done() for _, push in self._pushes):
             return
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        by_step = self.args.save_strategy == SaveStrategy.STEPS
+        self.callback_handler.on_push_begin(args, self.state, self.control)
+        by_step = args.save_strategy == SaveStrategy.STEPS
         where = f"step {self.state.global_step}" if by_step else f"epoch {int(self.state.epoch or 0)}"
         message = f"Training in progress, {where}"
-        # Linked, as training may delete the checkpoint before it is sent.
-        kept = TemporaryDirectory(prefix=".push-", dir=self.args.output_dir)
-        checkpoint = shutil.copytree(checkpoint_folder, Path(kept.name, "checkpoint"), copy_function=_link)
-        save_state(kept.name, self.resolved, self.bins)  # without what only a resume needs
-        place: str | None = None
-        if self._sends_checkpoints():
-            every = self.args.hub_strategy == HubStrategy.ALL_CHECKPOINTS
-            place = Path(checkpoint_folder).name if every else "last-checkpoint"
-        self._pushes.append((message, run_in_background(self._send_checkpoint, kept, checkpoint, place, message)))
-
-    def _send_checkpoint(
-        self, kept: TemporaryDirectory[str], checkpoint: Path, place: str | None, message: str
-    ) -> None:
-        repo, token, revision = str(self.hub_model_id), self.args.hub_token, self.args.hub_revision
-        with kept:
-            model: dict[str, Content] = {**upload_files(checkpoint), STATE: Path(kept.name, STATE)}
-            upload(model, repo, message, token, revision)
-            if place is not None:
-                files = {f"{place}/{name}": content for name, content in checkpoint_upload_files(checkpoint).items()}
-                upload(files, repo, f"{message}, checkpoint", token, revision)
+        kept = link_checkpoint(Path(checkpoint_folder), Path(str(args.output_dir)))
+        save_state(kept.name, self.data.resolved, self.data.bins)  # without what only a resume needs
+        every = args.hub_strategy == HubStrategy.ALL_CHECKPOINTS
+        place = (Path(checkpoint_folder).name if every else "last-checkpoint") if self._sends_checkpoints() else None
+        to = (str(self.hub_model_id), message, args.hub_token, args.hub_revision)
+        self._pushes += ((message, api.HUB.run_as_future(upload_checkpoint, kept, place, *to)),)
 
     def _finish_current_push(self) -> None:
         """Waits for the pushes that training began, and warns of those that failed."""
-        pushes, self._pushes = self._pushes, []
-        errors = [(message, push.exception()) for message, push in pushes]
-        failed = [(message, error) for message, error in errors if error is not None]
+        pushes, self._pushes = self._pushes, ()
+        failed = [(message, error) for message, push in pushes if (error := push.exception()) is not None]
         if failed:
             message, error = failed[-1]
             logger.warning(

@@ -1,140 +1,93 @@
-"""`LearningTrainer`: which parameters learn, and at which rate."""
+"""Which parameters learn, and at which rate: the head at its own, lower layers more slowly, a frozen backbone not."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from timm.models import group_parameters
 from torch import Tensor, nn
+from transformers import Trainer
 from transformers.models.timm_wrapper import TimmWrapperForImageClassification
 from transformers.trainer_optimizer import is_optimizer_factory
-from transformers.trainer_utils import BestRun
 from transformers.training_args import OptimizerNames
 
 from conr_hf.models.head import Head, of_rows
-from conr_hf.models.peft import check_head_is_saved, frozen_norms, has_adapter
-from conr_hf.training.checkpoint_mixin import KeepingTrainer
-from conr_hf.training.scheduler import multistep_schedule
-from conr_hf.training.sharding import check_full_state_dict, set_wrap_classes
+from conr_hf.training.config.config import ConRConfig
+from conr_hf.training.config.resolved_config import ResolvedConfig
 
 _IN_BACKWARD = (OptimizerNames.LOMO, OptimizerNames.ADALOMO)  # they step as each gradient comes
 
 
-class LearningTrainer(KeepingTrainer):
+def only_head_trains(args: ConRConfig) -> bool:
+    """Whether the backbone is frozen."""
+    return args.freeze_backbone or args.retrain_head
+
+
+def makes_plain_groups(trainer: Trainer) -> bool:
+    """Whether an optimizer that the trainer makes has plain groups of parameters, which may be changed."""
+    chosen = trainer.optimizer_cls_and_kwargs
+    is_factory = chosen is not None and is_optimizer_factory(chosen[0])
+    return not is_factory and trainer.args.optim not in _IN_BACKWARD
+
+
+def steps_in_backward(trainer: Trainer) -> bool:
+    """Whether a step is done before the gradients of all processes are known."""
+    return trainer.is_deepspeed_enabled or trainer.args.optim in _IN_BACKWARD
+
+
+def trained_names(model: nn.Module) -> list[str]:
+    """What an optimizer is made for: the names of the parameters that learn, and which model they are of."""
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return [*names, f"of model {id(model)}"]  # sharding makes other parameters of them
+
+
+@contextmanager
+def frozen_backbone(model: nn.Module, head: Head) -> Iterator[None]:
+    """Within it, no parameter but the head's learns."""
+    own = {id(parameter) for parameter in head.parameters()}
+    frozen = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
+    for parameter in frozen:
+        parameter.requires_grad = False
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad = True
+
+
+def scale_learning(
+    trainer: Trainer,
+    optimizer: torch.optim.Optimizer,
+    head: Head,
+    resolved: ResolvedConfig,
+    layer_decay: float | None,
+) -> float | Tensor:
     """
-    What [`ConRTrainer`] does with parameters: the head learns at its own rate, lower layers more slowly if wanted, and
-    a frozen backbone not at all.
+    Gives a new optimizer the learning rates of a run in which labels have no unit, if it has plain groups.
 
     Args:
-        args, kwargs: As in [`ConRTrainer`].
+        trainer (`Trainer`): It made the optimizer, for its model.
+        optimizer (`torch.optim.Optimizer`): The optimizer; changed in place.
+        head (`Head`): The model's head.
+        resolved ([`ResolvedConfig`]): The run's settings.
+        layer_decay (`float`, *optional*): See [`apply_layer_decay`].
+
+    Returns:
+        `float` or `torch.Tensor` of shape `(T,)`: what the head's gradient is to be multiplied by in training.
     """
-
-    head: Head
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._frozen: list[nn.Parameter] = []
-        self._learned: list[str] = []  # names of the parameters of the last train(); sharding makes others of them
-        self._made_optimizer = False
-        self.frozen_norms: list[nn.Module] = []  # beneath adapters
-        # Of the head's gradient; kept here since a second train() keeps its optimizer.
-        self._head_factor: float | Tensor = 1.0
-        super().__init__(*args, **kwargs)
-
-    def head_alone(self) -> bool:
-        """Whether the backbone is frozen."""
-        return self.args.freeze_backbone or self.args.retrain_head
-
-    def plain_optimizer(self) -> bool:
-        """Whether the trainer makes the optimizer itself, over groups of parameters that may be changed."""
-        return (self.optimizer is None or self._made_optimizer) and not self._optimizer_groups_itself()
-
-    def steps_early(self) -> bool:
-        """Whether a step is done before the gradients of all processes are known."""
-        return self.is_deepspeed_enabled or self.args.optim in _IN_BACKWARD
-
-    def start_learning(self) -> None:
-        """Freezes what does not learn; an optimizer of other parameters, of an earlier `train()`, is made anew."""
-        if self.model is self.sharded_model and (self.is_deepspeed_enabled or self.args.retrain_head):
-            cause = "retrain_head" if self.is_fsdp_enabled else "DeepSpeed"
-            raise ValueError(
-                f"An earlier train() has sharded the model, with which {cause} cannot start again. Save it, and give "
-                "it to a new trainer."
-            )
-        check_full_state_dict(self.accelerator)
-        if self.head_alone():
-            own = {id(parameter) for parameter in self.head.parameters()}
-            self._frozen = [p for p in self.model.parameters() if p.requires_grad and id(p) not in own]
-            for parameter in self._frozen:
-                parameter.requires_grad = False
-        self.frozen_norms = []
-        if has_adapter(self.model):
-            check_head_is_saved(self.model, self.head)
-            self.frozen_norms = frozen_norms(self.model)
-        learns = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
-        learns.append(f"of model {id(self.model)}")
-        if self._made_optimizer and learns != self._learned:
-            self.optimizer = self.lr_scheduler = None
-        self._learned = learns
-        if self.is_fsdp_enabled:
-            set_wrap_classes(self.accelerator.state.fsdp_plugin, self.model)
-
-    def finish_learning(self) -> None:
-        """The model's parameters and head are again what they were to its user."""
-        self.head.gradient_factor = 1.0
-        for parameter in self._frozen:
-            parameter.requires_grad = True
-        self._frozen = []
-
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        made = self.optimizer is None
-        optimizer = super().create_optimizer(model)
-        if made:
-            if self.args.layer_decay is not None:
-                apply_layer_decay(optimizer, self.model, self.args.layer_decay)
-            scale = self.head.learning_scale(self.resolved.label_scale)
-            scaled = not self._optimizer_groups_itself() and split_head_group(optimizer, self.head, scale)
-            self._head_factor = scale if scaled else 1.0
-            if scaled and isinstance(self.resolved.head_scale, Tensor):
-                self._head_factor = self.resolved.head_scale.to(self.head.weight.device)
-                scale_row_steps(optimizer, self.head, self._head_factor / scale)
-            self._made_optimizer = True
-        self.head.gradient_factor = self._head_factor
-        return optimizer
-
-    def create_scheduler(
-        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
-    ) -> torch.optim.lr_scheduler.LRScheduler:
-        if self.args.lr_drop_epochs is not None and self.lr_scheduler is None:
-            steps = [epoch * self.steps_per_epoch() for epoch in self.args.lr_drop_epochs]
-            made = self.optimizer if optimizer is None else optimizer
-            assert made is not None
-            self.lr_scheduler = multistep_schedule(made, steps, self.args.get_warmup_steps(num_training_steps))
-            self._created_lr_scheduler = True
-        return super().create_scheduler(num_training_steps, optimizer)
-
-    def hyperparameter_search(  # type: ignore[override]
-        self,
-        hp_space: Callable[[Any], dict[str, float]] | None = None,
-        compute_objective: Callable[[dict[str, float]], float] | None = None,
-        n_trials: int = 20,
-        direction: str | list[str] | None = None,
-        **kwargs: Any,
-    ) -> BestRun | list[BestRun]:
-        """As in `Trainer`, but the objective is `metric_for_best_model` (`eval_mae`), not the sum of all metrics."""
-        metric = self.args.metric_for_best_model or "eval_mae"
-        name = metric if metric.startswith("eval_") else f"eval_{metric}"
-        return super().hyperparameter_search(
-            hp_space,
-            compute_objective or (lambda metrics: metrics[name]),
-            n_trials,
-            direction or ("maximize" if self.args.greater_is_better else "minimize"),
-            **kwargs,
-        )
-
-    def _optimizer_groups_itself(self) -> bool:
-        chosen = self.optimizer_cls_and_kwargs
-        is_factory = chosen is not None and is_optimizer_factory(chosen[0])
-        return is_factory or self.args.optim in _IN_BACKWARD
+    if not makes_plain_groups(trainer):
+        return 1.0
+    if layer_decay is not None:
+        assert trainer.model is not None
+        apply_layer_decay(optimizer, trainer.model, layer_decay)
+    scale = head.learning_scale(resolved.label_scale)
+    if not split_head_group(optimizer, head, scale):
+        return 1.0
+    if not isinstance(resolved.head_scale, Tensor):
+        return scale
+    factor = resolved.head_scale.to(head.weight.device)
+    scale_row_steps(optimizer, head, factor / scale)
+    return factor
 
 
 def split_head_group(optimizer: torch.optim.Optimizer, head: Head, label_scale: float) -> bool:

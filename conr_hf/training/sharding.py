@@ -1,10 +1,13 @@
 """Models that FSDP or DeepSpeed hold in parts: what accelerate has to be told, and what it does not do."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
 from torch import nn
 from torch.distributed.fsdp import StateDictType
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Trainer
 
 
 def set_wrap_classes(plugin: FullyShardedDataParallelPlugin, model: PreTrainedModel) -> None:
@@ -29,6 +32,25 @@ def set_wrap_classes(plugin: FullyShardedDataParallelPlugin, model: PreTrainedMo
         layers = [layer for layer in model.modules() if type(layer).__name__ in units]
         around = {type(layer).__name__ for layer in layers if embeddings in set(layer.modules())}
         plugin.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in layers} - around)
+
+
+def check_can_shard(trainer: Trainer, is_again: bool, retrain_head: bool) -> None:
+    """
+    Args:
+        trainer (`Trainer`): It is about to train.
+        is_again (`bool`): Whether it has trained this model before.
+        retrain_head (`bool`): Whether the head is to start anew.
+
+    Raises:
+        `ValueError`: if a sharded model could not be trained, or not be saved as a whole.
+    """
+    check_full_state_dict(trainer.accelerator)
+    if is_again and (trainer.is_deepspeed_enabled or (trainer.is_fsdp_enabled and retrain_head)):
+        cause = "retrain_head" if trainer.is_fsdp_enabled else "DeepSpeed"
+        raise ValueError(
+            f"An earlier train() has sharded the model, with which {cause} cannot start again. Save it, and give "
+            "it to a new trainer."
+        )
 
 
 def check_full_state_dict(accelerator: Accelerator) -> None:
@@ -56,6 +78,17 @@ def broadcast_buffers(model: nn.Module) -> None:
     """
     for buffer in model.buffers():
         dist.broadcast(buffer, 0)
+
+
+@contextmanager
+def unsharded(trainer: Trainer) -> Iterator[None]:
+    """Within it, the trainer takes its model for a whole one: it is sharded when training begins."""
+    modes = trainer.is_fsdp_enabled, trainer.is_deepspeed_enabled
+    trainer.is_fsdp_enabled = trainer.is_deepspeed_enabled = False
+    try:
+        yield
+    finally:
+        trainer.is_fsdp_enabled, trainer.is_deepspeed_enabled = modes
 
 
 def _none() -> nn.Module | None:

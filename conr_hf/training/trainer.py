@@ -1,51 +1,47 @@
 """`ConRTrainer`: a `Trainer` that is right for regression, and adds ConR to the base loss."""
 
-import dataclasses
-from collections.abc import Callable
-from pickle import UnpicklingError
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, nullcontext
+from functools import partial
+from operator import itemgetter
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
-from transformers import BaseImageProcessor, EvalPrediction, PreTrainedModel
-from transformers.trainer_utils import TrainOutput
-from transformers.utils import logging
+from torch.utils.data import DataLoader, Dataset
+from transformers import BaseImageProcessor, EvalPrediction, PreTrainedModel, Trainer
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from conr_hf import losses
-from conr_hf.data.cmixup import CMixup
 from conr_hf.data.collator import ImageCollator
-from conr_hf.data.columns import Row, column_names
-from conr_hf.imbalance import Bins, density_weights, make_bins
-from conr_hf.models.adopt_head import adopt_head
-from conr_hf.models.factory import check_matches_config
+from conr_hf.data.columns import Row
+from conr_hf.data.sampler import TrainingSampler
+from conr_hf.imbalance import Bins
+from conr_hf.models.factory import prepare_model
 from conr_hf.models.head import MapHead
-from conr_hf.models.safe_loading import reason_of
-from conr_hf.training.checkpoints import checkpoint_to_resume, last_complete_checkpoint
-from conr_hf.training.compute_metrics import MeasuringTrainer
+from conr_hf.models.peft import adapter_norms
+from conr_hf.training import callbacks
+from conr_hf.training.checkpoint_mixin import CheckpointMixin
+from conr_hf.training.checkpoints import checkpoint_to_resume
+from conr_hf.training.compute_metrics import ComputeMetrics, squeeze_predictions
 from conr_hf.training.config.config import ConRConfig
-from conr_hf.training.config.resolved_config import ResolvedConfig, resolve
-from conr_hf.training.config.validation import (
-    check_batches,
-    check_dense_settings,
-    check_gaze_labels,
-    check_label_kind,
-    check_output_range,
-    check_processes,
-    check_settings,
-)
-from conr_hf.training.data_module import DataSets
-from conr_hf.training.errors import describe_lost_process
-from conr_hf.training.objective.objective import Objective, lds_kernel
-from conr_hf.training.state import load_state
-from conr_hf.utils.distributed import world_size
-
-logger = logging.get_logger(__name__)
+from conr_hf.training.config.resolved_config import ResolvedConfig
+from conr_hf.training.config.validation import check_dense_settings, check_processes, check_settings, validate_run
+from conr_hf.training.data_module import Collator, DataModule, DataSets
+from conr_hf.training.dataloaders import DataLoaders
+from conr_hf.training.errors import reading_errors, training_errors
+from conr_hf.training.hub_mixin import HubMixin
+from conr_hf.training.objective.base_loss import evaluation_loss
+from conr_hf.training.objective.batch import Forwarded, collect_batch, forward_views, view_labels
+from conr_hf.training.objective.gradient_cache import cached_loss
+from conr_hf.training.objective.objective import Objective
+from conr_hf.training.optimizer import frozen_backbone, only_head_trains, scale_learning, trained_names
+from conr_hf.training.scheduler import multistep_schedule
+from conr_hf.training.sharding import check_can_shard, set_wrap_classes, unsharded
 
 
-class ConRTrainer(MeasuringTrainer):
+class ConRTrainer(CheckpointMixin, HubMixin, Trainer):
     """
     Trains an image-regression model with ConR (Contrastive Regularizer, [arXiv
     2309.06651](https://huggingface.co/papers/2309.06651)) beside the base loss, and by default with the resampling and
@@ -54,9 +50,8 @@ class ConRTrainer(MeasuringTrainer):
     What a user of `Trainer` knows works as there. What differs:
 
     - Rows need an image and its label; transforms, collator, metrics and the choice of the best model are set.
-    - Training does not depend on the labels' unit: losses read residuals divided by the label scale s, and the head
-      learns as one over standardised labels would (exactly so with SGD, Adam, AdamW and Lion, not with LAMB and LARS),
-      while its weights and the saved model stay in label units.
+    - Training does not depend on the labels' unit: the head learns as one over standardised labels would (exactly so
+      with SGD, Adam, AdamW and Lion), while its weights and the saved model stay in label units.
     - The loss is the mean over the samples of a step, however they are split into micro-batches and processes.
     - A checkpoint loads in plain transformers, without this package.
 
@@ -65,12 +60,11 @@ class ConRTrainer(MeasuringTrainer):
         args ([`ConRConfig`], *optional*): Settings.
         data_collator (`Callable`, *optional*): Your own collator, for rows of your own making.
         train_dataset (a `datasets` or `torch.utils.data` data set, *optional*):
-            Rows by index, with an image and label columns, and perhaps `sample_weight`; the label may be a map, for a
-            model that predicts maps, NaN where a pixel has no label; or ready for the model, with
-            `pixel_values` of shape `(C, H, W)`, or `(V, C, H, W)` for V views, and `labels`. Or a stream of such rows:
-            its labels are read once before training, an epoch has as many rows, and their order is the stream's own
-            (`stream.shuffle(seed=..., buffer_size=...)`). It must give all its rows, in one order, to each process and
-            worker, which share them here.
+            Rows with an image and label columns, and perhaps `sample_weight`; for a model that predicts maps, the
+            label is a map, NaN where a pixel has no label. Or rows ready for the model: `pixel_values` of shape
+            `(C, H, W)`, or `(V, C, H, W)` for V views, and `labels`. Or a stream of such rows: its labels are read
+            once before training, and their order is its own (`stream.shuffle(seed=..., buffer_size=...)`); it must
+            give all its rows, in one order, to each process and worker, which share them here.
         eval_dataset (a data set, or `dict` of names to data sets, *optional*): The same, for evaluation.
         processing_class (`BaseImageProcessor`, *optional*): The model's image processor; saved beside the model.
         train_labels (array of shape `(N,)` or `(N, T)`, or [`Bins`], *optional*):
@@ -101,14 +95,19 @@ class ConRTrainer(MeasuringTrainer):
     ```
     """
 
-    # Says that compute_loss scales for accumulation; older transformers ask model_accepts_loss_kwargs instead.
-    loss_is_scaled_for_ga = True
+    args: ConRConfig
+    model: PreTrainedModel
+    processing_class: BaseImageProcessor | None
+    train_dataset: Any
+    eval_dataset: Any
+
+    loss_is_scaled_for_ga = True  # older transformers ask model_accepts_loss_kwargs instead
 
     def __init__(
         self,
         model: PreTrainedModel | None = None,
         args: ConRConfig | None = None,
-        data_collator: Callable[[list[Row]], dict[str, Any]] | None = None,
+        data_collator: Collator | None = None,
         train_dataset: Dataset[Row] | None = None,
         eval_dataset: DataSets | None = None,
         processing_class: BaseImageProcessor | None = None,
@@ -117,69 +116,94 @@ class ConRTrainer(MeasuringTrainer):
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         preprocess_logits_for_metrics: Callable[[Tensor, Tensor | None], Tensor] | None = None,
         label_distance: Callable[[Tensor, Tensor], Tensor] | None = None,
+        compute_loss_func: Callable[..., Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
         args = ConRConfig() if args is None else args
-        if not isinstance(args, ConRConfig):
-            raise ValueError(f"args is a {type(args).__name__}; it must be a ConRConfig, which takes the same fields.")
         check_processes(args)
         evaluation_sets = list(eval_dataset) if isinstance(eval_dataset, dict) else [""] * (eval_dataset is not None)
-        self._label_distance = label_distance
-        self._resolved: ResolvedConfig | None = None
-        self._bins: Bins | None = None
+        args = args.with_evaluation_defaults(evaluation_sets)
+        # Before super().__init__(), which calls model_init, which adopts the head by a forward of the data's pixels.
+        self.data = DataModule(
+            args, train_dataset, eval_dataset, data_collator, train_labels, compute_loss_func, label_distance
+        )
+        self.loaders = DataLoaders(args, self.data, processing_class, self.global_batch)
+        self.metrics = ComputeMetrics(self.data, compute_metrics)
+        self.dummy_pixels = self.loaders.dummy_pixels()
         super().__init__(
             model,
-            args.settled(evaluation_sets),
-            data_collator,
-            train_dataset,
+            args,
+            self.loaders.collator(),
+            # A stream has no length until its labels are read: Trainer would ask for max_steps.
+            None if self.data.is_stream else train_dataset,
             eval_dataset,
             processing_class,
-            train_labels,
-            compute_metrics=compute_metrics,
-            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+            compute_metrics=self.metrics,
+            preprocess_logits_for_metrics=partial(squeeze_predictions, then=preprocess_logits_for_metrics),
+            compute_loss_func=compute_loss_func,
             **kwargs,
         )
-        self._given_bins = train_labels if isinstance(train_labels, Bins) else None
+        self.train_dataset = train_dataset
+        self.label_distance = label_distance
         self.model_accepts_loss_kwargs = True
-        self._check_modes()
+        self.interrupt = callbacks.InterruptCallback(self)
+        self.nan_guard = callbacks.NanGuardCallback(self, self.loaders, self.interrupt)
+        self.objective_callback = callbacks.ObjectiveCallback(
+            self.loaders, self.nan_guard, self.accelerator, self.is_sharded
+        )
+        self.ema = callbacks.EMACallback(self.nan_guard)
+        epoch = callbacks.SetEpochCallback(self.loaders)
+        ours = epoch, self.interrupt, self.nan_guard, self.objective_callback, self.ema
+        for callback in ours:  # behind the user's
+            self.add_callback(callback)
+        self._frozen_norms: list[nn.Module] = []  # beneath adapters
+        self._made_optimizer = False
+        self._trained_names: list[str] = []  # of the parameters that the optimizer was made for
+        # What the head's gradient is multiplied by; kept here since a second train() keeps its optimizer.
+        self._head_factor: float | Tensor = 1.0
+        check_settings(self, args, self.data, self._made_optimizer)
         if model is not None:
             self._adopt(self.model)
 
     # ---- Settings and model --------------------------------------------------------------------------------------
 
     @property
-    def resolved(self) -> ResolvedConfig:
-        """The settings with every unset one derived from the training labels; frozen when `train()` starts."""
-        if self._resolved is None and self.train_dataset is not None:
-            may_resample = self.compute_loss_func is None and not self.is_stream
-            may_resample = may_resample and "sample_weight" not in column_names(self.train_dataset)
-            self._resolved = resolve(self.args, self.training_labels(), may_resample, self.is_map)
-            if self._label_distance is not None:
-                self._resolved = dataclasses.replace(self._resolved, distance="own")
-        return self._resolved if self._resolved is not None else self._saved()[0]
+    def resolved(self) -> ResolvedConfig:  # type: ignore[override]
+        """The settings with every unset one derived from the training labels; fixed when `train()` starts."""
+        return self.data.resolved
 
     @property
-    def bins(self) -> Bins:
+    def bins(self) -> Bins:  # type: ignore[override]
         """Bins of the training labels with their counts; without a training set, those saved beside the model."""
-        if self._bins is None and self.train_dataset is not None:
-            self._bins = self._given_bins or make_bins(self.training_labels(), self.bin_width())
-            if (thresholds := self.shot_thresholds()) is not None:
-                self._bins = dataclasses.replace(self._bins, thresholds=thresholds)
-        return self._bins if self._bins is not None else self._saved()[1]
+        return self.data.bins
 
-    def _saved(self) -> tuple[ResolvedConfig, Bins]:
-        saved = load_state(self.model.config._name_or_path)
-        if saved is None:
-            raise ValueError(
-                "The label scale and the shots come from training labels: give train_dataset, or a model that "
-                "ConRTrainer saved."
-            )
-        return saved
+    @property
+    def is_sharded(self) -> bool:  # type: ignore[override]
+        """Whether FSDP or DeepSpeed holds the model in parts."""
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+    @property
+    def is_map(self) -> bool:
+        """Whether the model predicts maps: a number for each pixel."""
+        return isinstance(self.head, MapHead)
+
+    def global_batch(self) -> int:
+        """Samples of a micro-batch over all processes."""
+        return self._train_batch_size * (1 if self.accelerator.split_batches else self.args.world_size)
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         model = super().call_model_init(trial)
         self._adopt(model)
         return model
+
+    def _adopt(self, model: Any) -> None:
+        self.head = prepare_model(model, self.dummy_pixels, self.args.label_columns, self.args.head)
+        self.data.model = model
+        if self.is_map:
+            check_dense_settings(self.args, self.processing_class)
+        self.metrics.is_map = self.args.batch_eval_metrics = self.is_map
+
+    # ---- Training ------------------------------------------------------------------------------------------------
 
     def train(
         self,
@@ -188,128 +212,187 @@ class ConRTrainer(MeasuringTrainer):
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         """
-        As in `Trainer`; `True` and `"true"` resume from the last checkpoint that was written to its end.
-
-        Ctrl-C and SIGTERM end it when the step that runs is done and a checkpoint of it saved, from which a resumed
-        run is the one that was not interrupted; a second such signal ends it at once.
+        As in `Trainer`; `True` and `"true"` resume from the last checkpoint that was written to its end. Ctrl-C and
+        SIGTERM end it when the step is done and a checkpoint of it saved; a second such signal ends it at once.
 
         Raises:
             `ValueError`: for what cannot be trained with, and for a checkpoint that would run code as it is read.
-            `ChildProcessError`: for a data-loader worker that died, with the row that it read last.
-            `ConnectionError`: where another process of the run ended, or has not answered for `ddp_timeout` seconds.
+            `ChildProcessError`, `ConnectionError`: for a data-loader worker, or another process of the run, that died
+                or has not answered for `ddp_timeout` seconds.
             `OSError`: for a checkpoint that finds no room on the disk; those before it are whole.
-            `FloatingPointError`: for a loss or gradient that is not finite, before the step that would harm the
-                weights; with `on_bad_loss="skip"` only after 10 in a row.
+            `FloatingPointError`: for a loss or gradient that is not finite, before it harms the weights; with
+                `on_bad_loss="skip"` only after 10 in a row.
             `KeyboardInterrupt`, or on SIGTERM `SystemExit` with code 143, when that checkpoint is saved.
         """
-        self._resumed_from = checkpoint_to_resume(resume_from_checkpoint, str(self.args.output_dir))
-        try:
-            with self.workers.naming_dead():
-                output = super().train(self._resumed_from, trial, ignore_keys_for_eval)
-            self.watch.stop_if_asked()
+        resumed_from = checkpoint_to_resume(resume_from_checkpoint, str(self.args.output_dir))
+        self.objective_callback.checkpoint = self.ema.checkpoint = resumed_from
+        with ExitStack() as self._after_training, training_errors(self.args, resumed_from):
+            self._after_training.callback(self._end_training)
+            output = super().train(resumed_from, trial, ignore_keys_for_eval)
+            self.interrupt.stop_if_asked()
             return output
-        except UnpicklingError as error:
-            if self._resumed_from is None:
-                raise
-            raise ValueError(f'The checkpoint "{self._resumed_from}" cannot be read: {reason_of(error)}.') from error
-        except RuntimeError as error:
-            lost = describe_lost_process(
-                error, self.args.ddp_timeout, last_complete_checkpoint(str(self.args.output_dir))
-            )
-            if lost is None or world_size() == 1:
-                raise
-            raise ConnectionError(lost) from error
-        finally:  # what the user does with the model from here on is theirs
-            self.watch.end()
-            self.finish_feeding()
-            self.finish_keeping()
-            self.finish_learning()
-            self.head.smooth = None
 
     def _hp_search_setup(self, trial: Any) -> None:
         # The one place in train() where settings and model are final and no checkpoint is loaded yet.
         super()._hp_search_setup(trial)
-        self.check_data()
-        self._resolved = self._bins = None
-        if isinstance(self.data_collator, ImageCollator):
-            self.data_collator = self.collator()
-        self.args.check()  # a search or the user may have set others since
-        self._check_modes()
-        check_label_kind(type(self.model).__name__, self.head, self.labels_are_maps, self.args.label_columns)
-        if self.is_map:
-            check_dense_settings(self.args, self.processing_class)
-            self.check_metrics()
-        labels, dims = self.training_labels(), self.head.weight.shape[1]
-        check_batches(self.args, self.global_batch(), self.training_rows())
-        check_gaze_labels(self.all_labels(), self.args, self._user_metrics is not None)
-        if isinstance(self.head, MapHead):
-            check_output_range(type(self.model).__name__, self.head, labels)
-        if self._label_distance is not None:  # tried out, as a step would be a late place for its errors
-            some = torch.from_numpy(labels[:4])
-            losses.label_distance(some, some, self._label_distance)
-        self.step_objective = Objective(
-            self.args, self.resolved, labels, self.bins, self.args.device, dims, self._label_distance
+        self.data.train_dataset, self.data.eval_dataset = self.train_dataset, self.eval_dataset
+        self.data.check()
+        self.data.resolve_anew()
+        self.data_collator = self.loaders.collator()
+        check_settings(self, self.args, self.data, self._made_optimizer)
+        validate_run(self, self.args, self.data, self.head, self.metrics, self.global_batch(), self.label_distance)
+        check_can_shard(self, self.model is self.objective_callback.trained_model, self.args.retrain_head)
+        self.training_objective = self.objective_callback.objective = Objective(
+            self.args, self.data, self.head, self.label_distance, self.compute_loss_func, self.is_sharded
         )
-        if self.step_objective.smoothing is not None:
-            self.head.smooth = torch.compiler.disable(self.step_objective.smooth)
-        self.start_learning()
+        if only_head_trains(self.args):
+            self._after_training.enter_context(frozen_backbone(self.model, self.head))
+        self._frozen_norms = adapter_norms(self.model, self.head)
+        trained = trained_names(self.model)
+        if self._made_optimizer and trained != self._trained_names:  # of other parameters, by an earlier train()
+            self.optimizer = self.lr_scheduler = None
+        self._trained_names = trained
+        if self.is_fsdp_enabled:
+            set_wrap_classes(self.accelerator.state.fsdp_plugin, self.model)
         self.head.features = None  # of a forward of the user's own, with its graph
         if self.head.is_fresh() or self.args.retrain_head:
             self.head.start(torch.tensor(self.resolved.label_mean), self.resolved.head_scale, self.args.seed)
-        logger.info(f"Training with {self.resolved}")
 
-    def row_weights(self) -> np.ndarray | None:
-        if self.resolved.resample == "none":
-            return None
-        weights = density_weights(self.training_labels(), self.bins, self.resolved.resample, lds_kernel(self.args))
-        if not self.is_map:
-            return weights
-        # A map is drawn by the mean over its pixels.
-        return np.bincount(self.pixel_rows(), weights) / np.bincount(self.pixel_rows())
+    def _end_training(self) -> None:
+        """What the user does with the model from here on is theirs, also where training was cut short."""
+        self.interrupt.end()
+        self.ema.finish()
+        self.head.gradient_factor, self.head.smooth = 1.0, None
+        self.callback_handler.train_dataloader = None  # its workers would last as long as the trainer
+        self.accelerator._dataloaders.clear()
 
-    def mixing(self) -> CMixup | None:
-        if self.args.cmixup_alpha == 0:
-            return None
-        labels = self.resolved.alike(torch.from_numpy(self.training_labels())).numpy()
-        return CMixup(labels, self.args.cmixup_alpha, self.resolved.cmixup_bandwidth, self.sampling_seed())
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new:
+            self._made_optimizer = True
+            self._head_factor = scale_learning(self, optimizer, self.head, self.resolved, self.args.layer_decay)
+        self.head.gradient_factor = self._head_factor
+        return optimizer
 
-    def _check_modes(self) -> None:
-        check_settings(
-            self.args,
-            mixed_precision=self.accelerator.mixed_precision,
-            is_sharded=self.is_sharded,
-            own_loss=self.compute_loss_func is not None,
-            own_collator=not isinstance(self.data_collator, ImageCollator),
-            is_stream=self.is_stream,
-            plain_optimizer=self.plain_optimizer(),
-            steps_early=self.steps_early(),
-        )
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> torch.optim.lr_scheduler.LRScheduler:
+        if self.args.lr_drop_epochs is not None and self.lr_scheduler is None:
+            steps = [epoch * self.loaders.steps_per_epoch() for epoch in self.args.lr_drop_epochs]
+            optimizer = self.optimizer if optimizer is None else optimizer
+            self.lr_scheduler = multistep_schedule(optimizer, steps, self.args.get_warmup_steps(num_training_steps))
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
 
-    def _adopt(self, model: nn.Module) -> None:
-        for name, parameter in model.named_parameters():
-            if parameter.dtype in (torch.float16, torch.bfloat16):
-                raise ValueError(
-                    f"The model's {name} is {parameter.dtype}, in which a prediction of 63.37 becomes 63.25. Load it "
-                    "in float32, by load_regressor or dtype=torch.float32; bf16=True trains in mixed precision."
-                )
-        self.head = adopt_head(model, self.dummy_pixels, self.args.head)
-        outputs, columns = self.head.weight.shape[0], self.args.label_columns
-        if outputs != len(columns):
-            raise ValueError(
-                f"The model predicts {outputs} values, but label_columns names {len(columns)} ({', '.join(columns)}). "
-                "Load it with load_regressor(..., target=...), one target for each column."
-            )
-        if isinstance(self.head, MapHead):
-            check_dense_settings(self.args, self.processing_class)
-        if isinstance(model, PreTrainedModel):
-            check_matches_config(model)
-        config: Any = model.config
-        config.problem_type = "regression"  # unset, pipelines put a sigmoid on a single output
+    def hyperparameter_search(  # type: ignore[override]
+        self, hp_space: Any = None, compute_objective: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As in `Trainer`, but the objective is `metric_for_best_model` (`eval_mae`), not the sum of all metrics."""
+        metric = itemgetter(f"eval_{(self.args.metric_for_best_model or 'mae').removeprefix('eval_')}")
+        if len(args) < 2:  # n_trials, direction
+            kwargs.setdefault("direction", "maximize" if self.args.greater_is_better else "minimize")
+        return super().hyperparameter_search(hp_space, compute_objective or metric, *args, **kwargs)
 
-    # ---- Figures and files ---------------------------------------------------------------------------------------
+    # ---- A step --------------------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """
+        Base loss plus ConR, scaled so that gradients, averaged over processes and summed over micro-batches, are those
+        of the mean over the step's samples. In evaluation: the mean base loss of the batch's rows, or labelled pixels,
+        of which `eval_loss` is a mean over batches; errors such as `eval_mae` are over all rows or pixels.
+        """
+        if not model.training:
+            return self._evaluation_loss(model, inputs, return_outputs)
+        if only_head_trains(self.args):  # batch norm and dropout of what does not learn
+            model.eval()
+            self.head.train()
+        for norm in self._frozen_norms:
+            norm.eval()
+
+        def forward(part: dict[str, Any]) -> Forwarded:
+            labels = self.training_objective.labels = view_labels(part, self.is_map)
+            outputs, predictions = forward_views(model, part, labels)
+            return Forwarded(self.head.take_features(), predictions, labels, outputs)
+
+        def loss_of(forwarded: Forwarded) -> Tensor:
+            counts = self.loaders.sample_counts(inputs)
+            return self.training_objective(collect_batch(inputs, forwarded, counts, num_items_in_batch))
+
+        size = self.args.forward_batch_size
+        if size is not None and size < len(inputs["labels"]):
+            loss = cached_loss(inputs, size, forward, loss_of, model, self.accelerator)
+        else:
+            loss = loss_of(forward(inputs))
+        self.nan_guard.record(loss, inputs)
+        return (loss, {"loss": loss}) if return_outputs else loss
+
+    def _evaluation_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool) -> Any:
+        labels = view_labels(inputs, self.is_map)
+        outputs, predictions = forward_views(model, inputs, labels)
+        loss = evaluation_loss(predictions, labels, self.resolved, outputs, self.compute_loss_func)
+        return (loss, {"loss": loss, "logits": predictions}) if return_outputs else loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        if self.accelerator.scaler is None:  # which finds by itself what overflows in float16, and skips it
+            self.nan_guard.record_grad_norm(norm)
+        return norm
+
+    # ---- Batches -------------------------------------------------------------------------------------------------
+
+    def _get_dataloader(self, dataset: Dataset[Row], description: str, *args: Any, **kwargs: Any) -> DataLoader[Any]:
+        is_training = kwargs.get("is_training", False)
+        rows = self.loaders.rows(dataset, is_training, description)
+        with self.loaders.loader_settings(is_training):
+            loader = super()._get_dataloader(rows, description, *args, **kwargs)
+        self.loaders.prepare_workers(loader, is_training)
+        return loader
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> TrainingSampler:
+        return self.loaders.train_sampler(train_dataset)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], int]:
+        """The micro-batches of a step, and its number of samples over all processes."""
+        batches = list(itertools.islice(epoch_iterator, num_batches))
+        return batches, sum(sum(self.loaders.sample_counts(batch)) for batch in batches)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        if isinstance(self.data_collator, ImageCollator) and not self.data_collator.makes_views:
+            inputs = self.data_collator.with_views(inputs)
+        # DeepSpeed would round labels to the precision of its mixed-precision mode.
+        exact = {name: inputs[name].float() for name in ("labels", "sample_weight") if name in inputs}
+        return {**super()._prepare_inputs(inputs), **{name: t.to(self.args.device) for name, t in exact.items()}}
+
+    # ---- Evaluation and figures ----------------------------------------------------------------------------------
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        with self.ema.applied():
+            return super().evaluate(*args, **kwargs)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        with self.ema.applied():
+            return super().predict(*args, **kwargs)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        self.metrics.streamed = None
+        is_whole = self.is_sharded and self.model is not self.objective_callback.trained_model
+        try:
+            with reading_errors(self.args), unsharded(self) if is_whole else nullcontext():
+                return super().evaluation_loop(*args, **kwargs)
+        finally:
+            self.head.features = None  # of the last batch
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            self.watch.read()
-            logs = {**self.watch.without_skipped(logs), **self.step_objective.read_figures()}
+            self.nan_guard.check()
+            logs = {**logs, **self.training_objective.read_figures()}
+            if self.nan_guard.skips:
+                logs.pop("grad_norm", None)  # no number
         super().log(logs, start_time)

@@ -38,7 +38,7 @@ def run(folder):
     poison = [Poison("gradient", 3)] if rank() == 1 else []
     run = trainer(folder / "skip", Rows(24, bad=[10]), gradient_accumulation_steps=2, callbacks=poison, **settings)
     run.train()
-    state = run.step_objective.balanced.state() | dict(run.model.state_dict())
+    state = run.training_objective.base.balanced.state() | dict(run.model.state_dict())
     told["skip"] = [run.state.global_step, sum(float(tensor.double().abs().sum()) for tensor in state.values())]
     (folder / f"ended.{rank()}.json").write_text(json.dumps(told))
 

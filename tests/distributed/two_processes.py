@@ -151,7 +151,7 @@ def skipped(folder):
     cells[3] = {"bytes": b"no image", "path": None}
     data = Dataset.from_dict({"image": cells, "label": data["label"][:]}, features=data.features)
     trainer = build(*fresh("vit"), folder, data, skip_bad_rows=True)
-    return trainer.usable(data, "train_dataset", before_training=True)[0].indices.tolist()
+    return trainer.data.load_split(data, "train_dataset", before_training=True)[0].indices.tolist()
 
 
 def fresh(name, target="label"):
@@ -196,7 +196,7 @@ def run_case(name, folder):
     metrics = trainer.evaluate()
     counted = []
     for fetched in trainer.get_train_dataloader():
-        samples = trainer.samples(fetched)
+        samples = trainer.loaders.sample_counts(fetched)
         counted.append((fetched["position"], len(fetched["labels"]), samples, fetched["labels"][: samples[rank()]]))
     predictions = trainer.predict(evaluation).predictions
     trainer.args.dataloader_drop_last = True
@@ -227,9 +227,9 @@ def read_maps(folder):
     try:
         for map_labels.MOST_PIXELS in (most, 40):
             trainer = build(*fresh("vit"), folder, data, skip_bad_rows=True)
-            trainer.check_data()
-            labels, rows = trainer.training_labels().tolist(), trainer.pixel_rows().tolist()
-            known[map_labels.MOST_PIXELS] = (labels, rows, trainer.valid_share(), trainer.shot_thresholds())
+            trainer.data.check()
+            labels, rows = trainer.data.training_labels().tolist(), trainer.data.pixel_rows().tolist()
+            known[map_labels.MOST_PIXELS] = (labels, rows, trainer.data.valid_share(), trainer.data.shot_thresholds())
     finally:
         map_labels.MOST_PIXELS = most
     return known
@@ -258,7 +258,7 @@ def run_maps(name, folder):
         "log": [entry for entry in trainer.state.log_history if "loss" in entry],
         "evaluations": [entry for entry in trainer.state.log_history if "eval_mae" in entry],
         "weights": steps.weights,
-        "errors": trainer.map_errors(maps(5, seed=1), "test").compute(),
+        "errors": streamed_errors(trainer, maps(5, seed=1), "test").compute(),
     }
 
 

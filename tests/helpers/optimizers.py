@@ -18,7 +18,7 @@ def batches(trainer):
     loader, epoch = trainer.get_train_dataloader(), 0
     drawn = []
     while len(drawn) < STEPS:
-        trainer.order.epoch = epoch
+        trainer.loaders.order.epoch = epoch
         drawn += list(loader)
         epoch += 1
     return drawn[:STEPS]

@@ -26,7 +26,7 @@ def ready(trainer):
     trainer._hp_search_setup(None)
     trainer.create_optimizer()
     loader = trainer.get_train_dataloader()
-    trainer.order.epoch = 0
+    trainer.loaders.order.epoch = 0
     trainer.model.train()
     return next(iter(loader))
 
@@ -45,7 +45,7 @@ def test_conr_over_all_pixels_is_the_double_loop(tmp_path, formulation, push):
     data = maps(2, map_size=8)
     settings = {"conr_formulation": formulation, "conr_push": push, "conr_pixels": 10**6, "num_views": 2}
     trainer = trainer_of(tmp_path, data, per_device_train_batch_size=2, **settings)
-    batch, objective = ready(trainer), trainer.step_objective
+    batch, objective = ready(trainer), trainer.training_objective
     labels, pixels = batch["labels"].flatten(0, 1), batch["pixel_values"].flatten(0, 1)
     predictions = prediction(trainer.model(pixel_values=pixels))
     features = trainer.head.take_features().detach()
@@ -93,12 +93,12 @@ def test_the_published_form_compares_means_of_maps(tmp_path):
         assert torch.allclose(rows.features[view], features[view][:, known].mean(1), atol=1e-5)
         assert torch.allclose(rows.labels[view], resize_to_features(labels, (8, 8))[view][known].mean())
         assert torch.allclose(rows.predictions[view], resize_to_features(predictions, (8, 8))[view][known].mean())
-    loss = trainer.step_objective.regularisers(rows, [4], 2, measured_at=None, of_maps=True)
+    loss = trainer.training_objective.regularisers(rows, [4], 2, measured_at=None, of_maps=True)
     expected = 0.5 * reference.conr_loss(
         rows.features.double(),
         rows.labels,
         rows.predictions,
-        trainer.step_objective.conr_density.weights(rows.labels),
+        trainer.training_objective.conr_density.weights(rows.labels),
         window=3.0,
         push_scale=trainer.resolved.push_scale,
         push="linear",
@@ -136,7 +136,7 @@ def test_gradients_at_the_features_are_measured(tmp_path):
         return loss.item(), torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
 
     (plain, expected), (loss, found) = gradients(False), gradients(True)
-    figures = trainer.step_objective.read_figures()
+    figures = trainer.training_objective.read_figures()
     assert loss == pytest.approx(plain, rel=1e-6)
     assert torch.allclose(found, expected, rtol=1e-3, atol=1e-5 * expected.abs().max())
     assert figures["conr_gradient"] > 0
@@ -236,7 +236,7 @@ def test_what_is_stored_where_there_is_no_label_changes_nothing(tmp_path, change
 def test_smoothing_leaves_points_without_a_label_as_they_are_and_out(tmp_path):
     trainer = trainer_of(tmp_path, maps(4), fds="gaussian")
     ready(trainer)
-    objective = trainer.step_objective
+    objective = trainer.training_objective
     generator = torch.Generator().manual_seed(0)
     labels = 12 * torch.rand(2, 6, 6, generator=generator) + float(trainer.bins.edges[0][0])
     labels[:, :2, 1:] = float("nan")

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from conr_hf import load_regressor
-from conr_hf.training.objective.gradient_cache import RandomState, buffers_kept
+from conr_hf.training.objective.gradient_cache import RandomState, restored_buffers
 
 
 class Weights(TrainerCallback):
@@ -117,7 +117,7 @@ def test_draws_go_on_as_if_nothing_had_been_replayed():
 def test_running_statistics_count_a_batch_once():
     norm = nn.BatchNorm2d(3).train()
     before = copy.deepcopy(norm.state_dict())
-    with buffers_kept(norm):
+    with restored_buffers(norm):
         norm(torch.randn(4, 3, 5, 5))
     assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
 

@@ -60,9 +60,9 @@ def train(folder, data, optimizer, clip=0.0, model=None, **changed):
 
 def train_plainly(trainer, network, start, optimizer, clip):
     """Trains `network` on standardised labels with an ordinary head, ordinary optimizer and ordinary loop."""
-    mean, scale = np.mean(trainer.training_labels()), np.std(trainer.training_labels())
+    mean, scale = np.mean(trainer.data.training_labels()), np.std(trainer.data.training_labels())
     settings = trainer.resolved
-    density = make_density(trainer.training_labels(), trainer.bins, trainer.args.conr_reweight)
+    density = make_density(trainer.data.training_labels(), trainer.bins, trainer.args.conr_reweight)
     network.load_state_dict(start)
     head = network.classifier
     assert type(head) is nn.Linear

@@ -133,9 +133,9 @@ def test_fds_smooths_from_the_second_epoch_on(tmp_path):
 
     class Watch(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
-            smoothing = trainer.step_objective.smoothing
+            smoothing = trainer.training_objective.smoothing
             features = torch.randn(ROWS, 16, generator=torch.Generator().manual_seed(0))
-            labels = torch.tensor(trainer.training_labels()).float()
+            labels = torch.tensor(trainer.data.training_labels()).float()
             seen.append(not torch.equal(smoothing.smooth(features, labels), features))
 
     model, processor = small.models["vit"]()
@@ -159,8 +159,8 @@ def test_feature_statistics_do_not_depend_on_how_a_step_is_split(tmp_path):
             gradient_accumulation_steps=accumulated,
             num_train_epochs=2,
         )
-        trainer.step_objective.begin_epoch(2)
-        states.append(trainer.step_objective.smoothing.state())
+        trainer.training_objective.begin_epoch(2)
+        states.append(trainer.training_objective.smoothing.state())
         assert states[-1]["counts"].sum() == 0
     for name, expected in states[0].items():
         torch.testing.assert_close(states[1][name], expected, rtol=1e-3, atol=1e-5)
@@ -268,7 +268,7 @@ def test_resampling_draws_rare_rows_more_often(tmp_path):
 def test_conr_brings_resampling_and_rank_n_contrast(tmp_path):
     data = small.images(ROWS)
     trainer = train(tmp_path, data, resample=None, rnc_weight=None)
-    assert trainer.row_weights() is not None
+    assert trainer.loaders.row_weights() is not None
     assert all(entry["rnc_loss"] > 0 for entry in trainer.state.log_history if "conr_loss" in entry)
     plain = train(tmp_path / "plain", data, resample=None, rnc_weight=None, conr_weight=0.0)
     assert plain.row_weights() is None

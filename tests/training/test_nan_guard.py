@@ -14,7 +14,7 @@ from conr_hf.cli.main import main
 
 def drawn(run, epoch=0):
     """Rows in the order of an epoch."""
-    return run.order.rows_at(epoch, 0, run.order.count)
+    return run.loaders.order.rows_at(epoch, 0, run.loaders.order.count)
 
 
 FILTERED = {"logging_nan_inf_filter": True, "logging_steps": 50}
@@ -97,7 +97,7 @@ class Look(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step + 1 in (self.step, self.step + 1):
             run = self.run
-            own = run.step_objective.state() | run.step_objective.figures.sums()
+            own = run.training_objective.state() | run.training_objective.meter.sums()
             average = run._average._average.module.state_dict()
             optimizer = {key: dict(state) for key, state in run.optimizer.optimizer.state_dict()["state"].items()}
             self.seen.append(copy.deepcopy([dict(run.model.state_dict()), dict(average), own, *optimizer.values()]))

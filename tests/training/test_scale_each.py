@@ -122,7 +122,7 @@ def test_same_as_an_ordinary_head_over_labels_standardised_each(optimizer, clip,
     rows = in_other_units(data)
     settings = {"per_device_train_batch_size": 5, "num_views": 3, "conr_weight": 0.5 * (optimizer != "lion")}
     trainer, network, start = train(tmp_path, rows, optimizer, clip, **settings)
-    labels = trainer.training_labels()
+    labels = trainer.data.training_labels()
     means, stds = torch.tensor(labels.mean(0)).float(), torch.tensor(labels.std(0)).float()
     torch.testing.assert_close(start.factors, stds)
     settled, density = trainer.resolved, make_density(labels, trainer.bins, "sqrt_inverse")

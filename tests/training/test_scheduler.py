@@ -49,7 +49,7 @@ def test_the_rate_drops_when_the_epoch_begins(tmp_path, accumulation, drop_last)
     trainer = run(tmp_path, gradient_accumulation_steps=accumulation, dataloader_drop_last=drop_last)
     trainer.train()
     steps = trainer.state.global_step // 4
-    assert trainer.steps_per_epoch() == steps == math.ceil((5 if drop_last else 6) / accumulation)
+    assert trainer.loaders.steps_per_epoch() == steps == math.ceil((5 if drop_last else 6) / accumulation)
     factors = [1.0] * steps + [0.1] * (2 * steps) + [0.01] * steps
     assert rates(trainer) == pytest.approx([1e-3 * factor for factor in factors])
     # The head's group, whose rate is scaled, drops with the others.

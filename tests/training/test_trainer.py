@@ -401,7 +401,7 @@ def test_views_are_the_rows_of_conr(tmp_path, monkeypatch, views):
 def test_views_of_an_image_differ(tmp_path):
     """ConR would compare an image with itself."""
     run = trainer(tmp_path, num_views=3)
-    run.check_data()
+    run.data.check()
     batch = next(iter(run.get_train_dataloader()))
     assert batch["pixel_values"].shape == (8, 3, 3, 32, 32)
     assert not torch.equal(batch["pixel_values"][:, 0], batch["pixel_values"][:, 1])
@@ -450,7 +450,7 @@ def first_gradients(tmp_path, weight, dimensions=1):
     rows = batch["labels"].repeat_interleave(2, 0)
     settings = fresh.resolved
     base = ((predictions - rows).abs() / settings.label_scale).mean()
-    weights = fresh.step_objective.conr_density.weights(rows)
+    weights = fresh.training_objective.conr_density.weights(rows)
     conr = conr_loss(
         seen[0].float(),
         rows,

@@ -36,7 +36,7 @@ def test_a_model_with_other_layers_than_its_configuration_makes_is_refused(tmp_p
     ],
 )
 def test_a_best_model_is_only_promised_where_what_is_evaluated_is_saved(given, kept):
-    args = ConRConfig(**given).settled([""])
+    args = ConRConfig(**given).with_evaluation_defaults([""])
     assert args.load_best_model_at_end is kept
     if "save_steps" in given and "save_strategy" not in given:
         assert args.save_strategy == "steps"  # as in Trainer
@@ -103,7 +103,7 @@ def test_an_epoch_that_a_callback_cuts_short_is_not_drawn_again(tmp_path):
 
     class Cut(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
-            epochs.append(trainer.order.epoch)
+            epochs.append(trainer.loaders.order.epoch)
             control.should_epoch_stop = True
 
     trainer = small.build(

@@ -1,4 +1,4 @@
-"""Signals that ask a training run to stop, held back until its step is done."""
+"""`InterruptCallback`: Ctrl-C and SIGTERM stop a run when its step is done and a checkpoint of it saved."""
 
 import os
 import signal
@@ -7,23 +7,101 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from torch.utils.data._utils.signal_handling import _set_SIGCHLD_handler
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from conr_hf.training.checkpoints import last_complete_checkpoint
+from conr_hf.utils.distributed import gather_objects
 
 _SAME = 1.0  # seconds within which a signal is the first one again, as a launcher and its terminal both send it
+
+
+class InterruptCallback(TrainerCallback):
+    """
+    Stops training after SIGINT or SIGTERM, on all processes at once, when the step is done and a checkpoint saved.
+
+    Args:
+        trainer (`Trainer`): Whose run it is.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.signals = SignalHandler()
+        self._agreed, self._stopping = 0, False
+
+    def agree(self, number: int) -> None:
+        """Takes the signal that all processes agree on, 0 for none; the NaN guard reduces it with its own flags."""
+        self._agreed = max(self._agreed, number)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._agreed, self._stopping = 0, False
+        self.signals.received = 0  # of an earlier run; a search does not begin with them
+        if not state.is_hyper_param_search:  # which cannot be resumed
+            self.signals.begin()
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.signals.quiet_child_signals()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # At the end of an epoch, what is due then comes first: a resumed run would not make up for it.
+        if self._agreed and state.epoch % 1 and not control.should_training_stop:
+            self._stopping = control.should_save = True
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._agreed and (not state.epoch % 1 or control.should_training_stop):
+            self._stopping = control.should_save = True
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.trainer.is_in_train:  # a signal that came meanwhile need not wait for another step
+            self._agreed = max(self._agreed, *gather_objects(self.signals.received))
+            if self._agreed:
+                self._stopping = control.should_save = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._stopping:
+            self.trainer.callback_handler.on_train_end(args, state, control)
+            self._stop(Path(str(args.output_dir), f"checkpoint-{state.global_step}"))
+
+    def end(self) -> None:
+        """After training, also where it was cut short: signals do again what they did before."""
+        self.signals.end()
+
+    def stop_if_asked(self) -> None:
+        """After training, for a signal that came after its last step."""
+        self._agreed = max(gather_objects(self.signals.received))
+        if self._agreed:
+            self._stop(last_complete_checkpoint(str(self.trainer.args.output_dir)))
+
+    def _stop(self, checkpoint: Path | None) -> None:
+        trainer = self.trainer
+        trainer.accelerator.wait_for_everyone()  # the launcher ends all processes with the first
+        sentence = f"Stopped by {signal.Signals(self._agreed).name} after step {trainer.state.global_step}. "
+        if checkpoint is None:
+            sentence += "No checkpoint was saved."
+        else:
+            sentence += f"The checkpoint is {checkpoint}; go on with --resume_from_checkpoint true."
+        if trainer.is_world_process_zero():
+            print(f"\n{sentence}", file=sys.stderr, flush=True)
+        raise KeyboardInterrupt(sentence) if self._agreed == signal.SIGINT else SystemExit(128 + self._agreed)
 
 
 class SignalHandler:
     """
     Notes SIGINT (Ctrl-C) and SIGTERM between `begin` and `end`, in place of the handlers that were there. A second
     signal, a second or more after the first, does at once what it did before.
-
-    In between torch does not raise from a signal handler that a data-loader worker died, wherever the process happens
-    to be: in the midst of logging it leaves a lock behind for which others wait for ever. Whoever waits for a batch of
-    that worker is told within seconds anyway.
 
     Signals that are ignored, as Ctrl-C is by a command in the background of a script, stay ignored. Python allows
     handlers in the main thread alone; in others nothing is noted.
@@ -43,11 +121,19 @@ class SignalHandler:
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) not in (None, signal.SIG_IGN):
                 self._previous[number] = signal.signal(number, self._note)
-        if sys.platform != "win32":
-            _set_SIGCHLD_handler()  # unless it is set, as each data loader with workers would
-            handler = signal.getsignal(signal.SIGCHLD)
-            if callable(handler):
-                self._previous[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, partial(_call_quietly, handler))
+
+    def quiet_child_signals(self) -> None:
+        """
+        Keeps torch from raising in a signal handler that a data-loader worker died, wherever the process happens to
+        be: in the middle of logging that leaves a lock behind, for which others wait for ever. Whoever waits for a
+        batch of that worker learns of it within seconds anyway. Torch sets its handler with the first workers, so this
+        is called at each step.
+        """
+        if not self._previous or sys.platform == "win32" or signal.SIGCHLD in self._previous:
+            return
+        handler = signal.getsignal(signal.SIGCHLD)
+        if callable(handler):
+            self._previous[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, _quiet(handler))
 
     def end(self) -> None:
         """Puts the handlers back."""
@@ -69,6 +155,9 @@ class SignalHandler:
             signal.raise_signal(number)
 
 
-def _call_quietly(handler: Callable[[int, FrameType | None], Any], number: int, frame: FrameType | None) -> None:
-    with suppress(RuntimeError):  # of torch
-        handler(number, frame)
+def _quiet(handler: Callable[[int, FrameType | None], Any]) -> Callable[[int, FrameType | None], Any]:
+    def call(number: int, frame: FrameType | None) -> None:
+        with suppress(RuntimeError):  # of torch
+            handler(number, frame)
+
+    return call

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from conr_hf.imbalance import smoothing_kernel
 from conr_hf.imbalance.density import DensityMethod
 from conr_hf.training.config.config import ConRConfig
 
@@ -60,7 +61,7 @@ class ResolvedConfig:
             return self.label_scale
         return torch.tensor([self.label_scale * scale for scale in self.relative_scales])
 
-    def alike(self, values: Tensor) -> Tensor:
+    def to_common_scale(self, values: Tensor) -> Tensor:
         """
         Labels, predictions or their differences with dimensions of one scale, the label scale.
 
@@ -139,3 +140,8 @@ def resolve(args: ConRConfig, labels: np.ndarray, may_resample: bool = True, of_
         map_scale=args.map_scale,
         map_invalid=args.map_invalid,
     )
+
+
+def lds_kernel(args: ConRConfig) -> np.ndarray | None:
+    """The kernel of label distribution smoothing, if it is on."""
+    return None if args.lds == "none" else smoothing_kernel(args.lds, args.lds_kernel_size, args.lds_sigma)

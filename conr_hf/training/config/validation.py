@@ -1,16 +1,23 @@
 """Which settings go with the trainer they are given to; checked before anything is trained."""
 
 import os
+from collections.abc import Callable
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
-from torch.distributed.distributed_c10d import _set_pg_timeout
-from transformers import BaseImageProcessor, TrainingArguments
+import torch
+from torch import Tensor
+from transformers import Trainer, TrainingArguments
 from transformers.utils import logging
 
+from conr_hf import losses
 from conr_hf.metrics.gaze import GAZE, in_radians
 from conr_hf.models.head import Head, MapHead
+from conr_hf.training.compute_metrics import ComputeMetrics
 from conr_hf.training.config.config import ConRConfig
+from conr_hf.training.data_module import DataModule
+from conr_hf.training.optimizer import makes_plain_groups, steps_in_backward
 
 logger = logging.get_logger(__name__)
 
@@ -18,31 +25,59 @@ logger = logging.get_logger(__name__)
 _OF_BASE_LOSS = ("base_loss", "loss_space", "huber_delta", "focal_beta", "noise_sigma", "reweight")
 
 
-def check_settings(
+def validate_run(
+    trainer: Trainer,
     args: ConRConfig,
-    *,
-    mixed_precision: str,
-    is_sharded: bool,
-    own_loss: bool,
-    own_collator: bool,
-    plain_optimizer: bool,
-    steps_early: bool,
-    is_stream: bool,
+    data: DataModule,
+    head: Head,
+    metrics: ComputeMetrics,
+    global_batch: int,
+    label_distance: Callable[[Tensor, Tensor], Tensor] | None,
 ) -> None:
     """
+    Checks what `train()` is about to start: settings, model and labels together.
+
     Args:
+        trainer (`Trainer`): Has the model and its image processor.
         args ([`ConRConfig`]): The run's settings.
-        mixed_precision (`str`): Accelerate's.
-        is_sharded (`bool`): Whether FSDP or DeepSpeed holds the model in parts.
-        own_loss (`bool`): Whether the user gave a `compute_loss_func`.
-        own_collator (`bool`): Whether the user gave a `data_collator`.
-        plain_optimizer (`bool`): Whether the trainer makes the optimizer, over plain groups of parameters.
-        steps_early (`bool`): Whether a step is done before the gradients of all processes are known.
-        is_stream (`bool`): Whether the training rows come in an order of their own.
+        data ([`DataModule`]): Its data, which was read.
+        head (`Head`): The model's head.
+        metrics ([`ComputeMetrics`]): With the user's own metrics.
+        global_batch (`int`): Samples of a micro-batch over all processes.
+        label_distance (`Callable`, *optional*): The user's own.
 
     Raises:
         `ValueError`: for what would be ignored or wrong.
     """
+    model = type(trainer.model).__name__
+    args.check()  # a search or the user may have set others since
+    check_label_kind(model, head, data.labels_are_maps, args.label_columns)
+    metrics.check()
+    check_batches(args, global_batch, data.training_rows())
+    check_gaze_labels(data.all_labels(), args, metrics.own is not None)
+    if isinstance(head, MapHead):
+        check_dense_settings(args, trainer.processing_class)
+        check_output_range(model, head, data.training_labels())
+    if label_distance is not None:  # tried out, as a step would be a late place for its errors
+        some = torch.from_numpy(data.training_labels()[:4])
+        losses.label_distance(some, some, label_distance)
+
+
+def check_settings(trainer: Trainer, args: ConRConfig, data: DataModule, made_optimizer: bool) -> None:
+    """
+    Args:
+        trainer (`Trainer`): With its accelerator, and what its user gave it.
+        args ([`ConRConfig`]): The run's settings.
+        data ([`DataModule`]): Its data sets.
+        made_optimizer (`bool`): Whether the trainer itself made the optimizer that it has.
+
+    Raises:
+        `ValueError`: for what would be ignored or wrong.
+    """
+    mixed_precision = trainer.accelerator.mixed_precision
+    is_sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    own_loss, own_collator = trainer.compute_loss_func is not None, data.data_collator is not None
+    plain_optimizer = (trainer.optimizer is None or made_optimizer) and makes_plain_groups(trainer)
     if is_sharded and mixed_precision != "no":
         raise ValueError(
             f"mixed_precision is {mixed_precision} under FSDP or DeepSpeed, which round the head and the predictions "
@@ -64,7 +99,7 @@ def check_settings(
             f"forward_batch_size is {args.forward_batch_size}, which goes with neither a loss of your own nor a "
             f"sharded model; here it meets {other}. Leave it out."
         )
-    if steps_early and args.on_bad_loss == "skip":
+    if steps_in_backward(trainer) and args.on_bad_loss == "skip":
         raise ValueError(
             "on_bad_loss is skip, but DeepSpeed and LOMO step before the gradients of all are known. Set it to stop."
         )
@@ -73,8 +108,10 @@ def check_settings(
             f"cmixup_alpha is {args.cmixup_alpha}, but a data_collator of your own gets plain rows, which are not "
             "mixed. Set it to 0, or leave data_collator out."
         )
+    if data.is_stream and trainer.accelerator.split_batches and args.world_size > 1:
+        raise ValueError("split_batches is true, with which a stream's length is not known. Leave it out.")
     resamples = args.resample not in (None, "none")
-    if is_stream and (resamples or args.cmixup_alpha > 0):
+    if data.is_stream and (resamples or args.cmixup_alpha > 0):
         name = "resample" if resamples else "cmixup_alpha"
         raise ValueError(
             f"{name} is {getattr(args, name)}, but train_dataset is a stream, of which no row can be had at will. "
@@ -131,7 +168,7 @@ def check_label_kind(model: str, head: Head, labels_are_maps: bool, columns: lis
         )
 
 
-def check_dense_settings(args: ConRConfig, processor: BaseImageProcessor | None) -> None:
+def check_dense_settings(args: ConRConfig, processor: Any) -> None:
     """
     Raises:
         `ValueError`: for a method that maps have no form of, and for a processor that shows the model a part of the
@@ -221,8 +258,10 @@ def check_processes(args: TrainingArguments) -> None:
     other, or as one process that spreads a batch over several GPUs and loses the features.
 
     Raises:
-        `ValueError`: with the line to start with instead.
+        `ValueError`: with the line to start with instead, and for other `TrainingArguments` than a [`ConRConfig`].
     """
+    if not isinstance(args, ConRConfig):
+        raise ValueError(f"args is a {type(args).__name__}; it must be a ConRConfig, which takes the same fields.")
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != args.world_size:
         raise ValueError(
@@ -235,5 +274,3 @@ def check_processes(args: TrainingArguments) -> None:
             f"{args.n_gpu} GPUs are visible, but one process was started. Use all with accelerate launch --multi_gpu "
             f"--num_processes {args.n_gpu} -m conr_hf train RECIPE.yaml, or one with CUDA_VISIBLE_DEVICES=0."
         )
-    if started > 1 and args.device.type == "cpu":
-        _set_pg_timeout(args.ddp_timeout_delta)  # which transformers leaves out on a CPU

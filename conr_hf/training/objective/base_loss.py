@@ -1,15 +1,104 @@
-"""The base loss of a run: of residuals, or Balanced MSE with its learnable noise."""
+"""The base loss of a run: of residuals, or Balanced MSE with its learnable noise; weighted by label density."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from conr_hf.imbalance import Bins, fit_mixture
+from conr_hf.data.augmentation import visible_fraction
+from conr_hf.imbalance import Bins, fit_mixture, make_density
 from conr_hf.losses import bmc, bni, focal_l1, focal_mse, gai, huber, l1, make_mixture, mse
+from conr_hf.training.config.config import ConRConfig
 from conr_hf.training.config.method_config import BALANCED_LOSSES
-from conr_hf.training.config.resolved_config import ResolvedConfig
+from conr_hf.training.config.resolved_config import ResolvedConfig, lds_kernel
+from conr_hf.training.data_module import DataModule
+from conr_hf.training.objective.batch import Batch
+from conr_hf.utils.distributed import gather_rows
+
+
+class BaseLoss:
+    """
+    The weighted base loss of a batch: a sample is the mean of its views; a view of a map is the sum over its labelled
+    pixels, divided by the number that a view usually has of them.
+
+    Args:
+        args ([`ConRConfig`]): The run's settings.
+        data ([`DataModule`]): The training labels, their bins and the settings derived from them.
+    """
+
+    def __init__(self, args: ConRConfig, data: DataModule) -> None:
+        self.args, self.data, self.resolved = args, data, data.resolved
+        labels = data.training_labels()
+        density = make_density(labels, data.bins, self.resolved.reweight, lds_kernel(args))
+        self.density = density.to(args.device)
+        self.balanced: BalancedMSE | None = None
+        if self.resolved.base_loss in BALANCED_LOSSES:
+            self.balanced = BalancedMSE(
+                self.resolved, labels, data.bins, args.device, args.gai_components, args.noise_learning_rate, args.seed
+            )
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """This process's part of the mean base loss over the step's samples: `torch.Tensor`, a scalar."""
+        predictions, labels, weights = batch.predictions, batch.labels, batch.sample_shares()
+        if batch.is_map:
+            predictions, labels, valid = labelled_pixels(predictions, labels)
+            # All pixels count alike, so that a view with few of them counts less. Their usual number is that of the
+            # training set, and not the batch's, so that no pixel's weight depends on its company.
+            share, size = self.data.valid_share(), batch.labels.shape[1:]
+            if batch.labels_by_view:  # shifted with their views, which lack what lies outside the image
+                share *= visible_fraction(size, self.args.crop_padding)
+            weights = weights.repeat_interleave(size.numel()) * valid / (size.numel() * share)
+        weights = self.density.weights(labels) * weights
+        if self.balanced is None:
+            losses = base_loss(predictions, labels, self.resolved)
+        else:
+            candidates = batch.labels.view(-1, batch.views, *batch.labels.shape[1:])[:, 0]  # of the samples
+            if self.resolved.base_loss == "bmc":
+                (candidates,) = gather_rows([candidates], batch.counts)
+            losses = self.balanced(predictions, labels, candidates, weights)
+        return (losses * weights).sum()
+
+
+def evaluation_loss(
+    predictions: Tensor,
+    labels: Tensor,
+    resolved: ResolvedConfig,
+    outputs: Any,
+    own_loss: Callable[..., Tensor] | None,
+) -> Tensor:
+    """
+    The mean of [`base_loss`] over a batch's rows, or labelled pixels; or the user's own loss.
+
+    Args:
+        predictions (`torch.Tensor` of shape `(M,)`, `(M, T)` or `(M, H, W)`): In label units.
+        labels (`torch.Tensor` like `predictions`): In label units; NaN where a pixel has none.
+        resolved ([`ResolvedConfig`]): Names the loss and holds the label scale.
+        outputs (`ModelOutput`): What the model returned, for a loss of the user's own.
+        own_loss (`Callable`, *optional*): The user's own.
+    """
+    if own_loss is not None:
+        set_outputs(outputs, predictions)
+        return own_loss(outputs, labels, num_items_in_batch=None)
+    if labels.ndim < 3:
+        return base_loss(predictions, labels, resolved).mean()
+    predictions, labels, valid = labelled_pixels(predictions, labels)
+    return (base_loss(predictions, labels, resolved) * valid).sum() / valid.sum().clamp(min=1)
+
+
+def set_outputs(outputs: Any, predictions: Tensor) -> None:
+    """Gives a user's loss predictions in the labels' shape, of maps, and otherwise those of `predictions`' rows."""
+    name = "predicted_depth" if "predicted_depth" in outputs else "logits"
+    outputs[name] = predictions if predictions.ndim == 3 else outputs[name][: len(predictions)]
+
+
+def labelled_pixels(predictions: Tensor, maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Predictions and labels of all pixels, both 0 where there is no label, and where there is one: `(P,)` each."""
+    predictions, labels = predictions.flatten(), maps.flatten()
+    valid = labels.isfinite()
+    return torch.where(valid, predictions, 0), torch.where(valid, labels, 0), valid
 
 
 def base_loss(predictions: Tensor, labels: Tensor, resolved: ResolvedConfig) -> Tensor:
@@ -29,7 +118,7 @@ def base_loss(predictions: Tensor, labels: Tensor, resolved: ResolvedConfig) -> 
     if resolved.loss_space == "log1p":
         residuals = (_log1p(predictions) - _log1p(labels)) / scale
     else:
-        residuals = resolved.alike(predictions - labels) / scale
+        residuals = resolved.to_common_scale(predictions - labels) / scale
     if resolved.base_loss == "huber":
         return huber(residuals, resolved.huber_delta / scale)
     if resolved.base_loss in ("focal_l1", "focal_mse"):
@@ -156,4 +245,4 @@ class BalancedMSE:
     def _standardised(self, values: Tensor) -> Tensor:
         rows = values.reshape(len(values), len(self._mean))  # of no rows, too: a process may hold repeats alone
         rows = _log1p(rows) if self.resolved.loss_space == "log1p" else rows
-        return self.resolved.alike(rows - self._mean) / self.resolved.loss_scale  # (M, T)
+        return self.resolved.to_common_scale(rows - self._mean) / self.resolved.loss_scale  # (M, T)

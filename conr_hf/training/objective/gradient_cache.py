@@ -1,14 +1,68 @@
 """A contrast larger than memory: the batch's features first, and its gradients part by part."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.checkpoint import get_device_states, set_device_states
 
+from conr_hf.training.objective.batch import Forwarded
 from conr_hf.utils.snapshot import Snapshot
+
+
+def cached_loss(
+    inputs: dict[str, Any],
+    size: int,
+    forward: Callable[[dict[str, Any]], Forwarded],
+    loss_of: Callable[[Forwarded], Tensor],
+    model: nn.Module,
+    accelerator: Accelerator,
+) -> Tensor:
+    """
+    The loss over a batch of which `size` samples fit in memory: features and predictions of all parts without graph;
+    the loss and its gradients in them, once; then each part again, with graph, which carries these gradients on to the
+    parameters. All parts but the last are gone backward through here, and the last by `Trainer`.
+
+    Args:
+        inputs (`dict`): The collated batch.
+        size (`int`): Samples of a part.
+        forward (`Callable`): The forward over the views of a batch.
+        loss_of (`Callable`): The loss of what the forward gives for the whole batch.
+        model (`nn.Module`): What `forward` calls, perhaps wrapped.
+        accelerator (`Accelerator`): Its accelerator.
+
+    Source: Gao et al., ["Scaling Deep Contrastive Learning Batch Size under Memory Limited
+    Setup"](https://arxiv.org/abs/2101.06983).
+    """
+    parts = parts_of(inputs, size)
+    states, found = [], []
+    with torch.no_grad(), restored_buffers(model):
+        for part in parts:
+            states.append(RandomState(part["pixel_values"]))
+            found.append(forward(part)._replace(outputs=None))
+    features, predictions, labels = (torch.cat([part[k] for part in found]) for k in range(3))
+    leaves = features.requires_grad_(), predictions.requires_grad_()
+    loss = loss_of(Forwarded(*leaves, labels))
+    of_features, of_predictions = (
+        torch.zeros_like(leaf) if gradient is None else gradient
+        for leaf, gradient in zip(leaves, torch.autograd.grad(loss, leaves, allow_unused=True), strict=True)
+    )
+    first = 0
+    for part, state, of_part in zip(parts, states, found, strict=True):
+        own = slice(first, first + len(of_part.labels))
+        first = own.stop
+        is_last = first == len(labels)
+        with nullcontext() if is_last else accelerator.no_sync(model):  # DDP decides in the forward
+            with state.replayed():
+                again = forward(part)
+            carrier = (again.predictions * of_predictions[own]).sum()
+            carrier = carrier + (again.features * of_features[own]).sum()
+            if not is_last:
+                accelerator.backward(carrier)
+    return carrier + (loss - carrier).detach()
 
 
 class RandomState:
@@ -28,8 +82,8 @@ class RandomState:
 
 
 @contextmanager
-def buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Puts back the model's buffers, running statistics of batch norm among them, as a forward inside left none."""
+def restored_buffers(model: nn.Module) -> Iterator[None]:
+    """Puts back the model's buffers, running statistics of batch norm among them, after what is inside."""
     before = Snapshot(model.buffers())
     try:
         yield

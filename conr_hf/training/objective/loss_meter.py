@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
+from conr_hf.models.head import Head
 from conr_hf.training.config.config import ConRConfig
 from conr_hf.training.config.resolved_config import ResolvedConfig
+from conr_hf.training.objective.batch import Batch
 from conr_hf.utils.distributed import rank, sum_over_processes
 
 logger = logging.get_logger(__name__)
@@ -34,53 +36,20 @@ class LossMeter:
         self._args, self._resolved = args, resolved
         self._device = device
         self._sums: defaultdict[str, Tensor | float] = defaultdict(float)
-        self._base_gradient: Tensor  # of the last base loss, at the features
+        self._step: defaultdict[str, Tensor | float] = defaultdict(float)
         self._warned = False
 
     def add(self, **sums: Tensor | float) -> None:
-        """Adds to sums by their names, such as `conr` and `rows`."""
+        """Adds to sums of the step by their names, such as `conr` and `rows`."""
         for name, value in sums.items():
-            self._sums[name] = self._sums[name] + value  # a new one, as `sums` hands out the old
+            self._step[name] = self._step[name] + value
 
-    def add_base(self, loss: Tensor, samples: int, gradient: Tensor | None) -> None:
-        """
-        Adds the base loss, and its gradient at the features.
-
-        Args:
-            loss (`torch.Tensor`): Its sum over this process's samples.
-            samples (`int`): Their number.
-            gradient (`torch.Tensor`, *optional*): That of the loss's mean over the samples that are compared, at the
-                features, in their shape.
-        """
-        self.add(base=loss.detach(), samples=samples)
-        if gradient is not None:
-            self._base_gradient = gradient
-            self.add(base_gradient=gradient.square().sum())
-
-    def add_gradient(self, name: str, loss: Tensor, features: Tensor) -> Tensor:
-        """
-        Adds the gradient of a regulariser at the features, beside that of the base loss.
-
-        Args:
-            name (`str`): `"conr"` or `"rnc"`.
-            loss (`torch.Tensor`): The regulariser times its weight.
-            features (`torch.Tensor`): What the base loss's gradient was taken at.
-
-        Returns:
-            `torch.Tensor`: the same loss, with the same gradient in the features, which is not computed again.
-        """
-        (gradient,) = torch.autograd.grad(loss, features, retain_graph=True)
-        product = (gradient * self._base_gradient).sum()
-        self.add(**{f"{name}_gradient": gradient.square().sum(), f"{name}_product": product})
-        return loss.detach() + ((features - features.detach()) * gradient).sum()
-
-    def sums(self) -> dict[str, Tensor | float]:
-        """The sums so far, for [`~Figures.put_back`]."""
-        return dict(self._sums)
-
-    def put_back(self, sums: dict[str, Tensor | float]) -> None:
-        """Forgets what was added since [`~Figures.sums`]."""
-        self._sums = defaultdict(float, sums)
+    def end_step(self, skipped: bool) -> None:
+        """Takes in the sums of the step, unless it was skipped."""
+        step, self._step = self._step, defaultdict(float)
+        if not skipped:
+            for name, value in step.items():
+                self._sums[name] = self._sums[name] + value
 
     def read(self) -> dict[str, float]:
         """
@@ -124,3 +93,35 @@ class LossMeter:
                 f"ConR's gradient at the features is {conr_gradient:.1f} times that of the base loss, which may "
                 f"then hardly be learned: lower conr_weight ({self._resolved.weight:g})."
             )
+
+
+class GradientProbe:
+    """
+    Measures the gradients of a batch's losses at the features. It changes none of them, and costs a backward for each
+    loss that it measures.
+
+    Args:
+        batch ([`Batch`]): The batch after the forward.
+        head (`Head`): The model's head, which leads from predictions back to features.
+    """
+
+    def __init__(self, batch: Batch, head: Head) -> None:
+        self._batch, self._head = batch, head
+        self._base: Tensor
+        self.sums: dict[str, Tensor] = {}  # for the meter
+
+    def measure_base(self, loss: Tensor, scale: Tensor | float) -> None:
+        """Measures the base loss, as a mean over the samples that are compared: times `scale`."""
+        if self._batch.is_map:
+            (gradient,) = torch.autograd.grad(loss, self._batch.features, retain_graph=True)
+        else:
+            (gradient,) = torch.autograd.grad(loss, self._batch.predictions, retain_graph=True)
+            gradient = gradient.reshape(len(gradient), -1) @ self._head.weight.detach().flatten(1)
+        self._base = gradient * scale
+        self.sums["base_gradient"] = self._base.square().sum()
+
+    def measure(self, name: str, loss: Tensor) -> None:
+        """Measures a regulariser times its weight, `"conr"` or `"rnc"`, beside the base loss."""
+        (gradient,) = torch.autograd.grad(loss, self._batch.features, retain_graph=True)
+        self.sums[f"{name}_gradient"] = gradient.square().sum()
+        self.sums[f"{name}_product"] = (gradient * self._base).sum()

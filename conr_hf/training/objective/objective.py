@@ -2,148 +2,159 @@
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from conr_hf.imbalance import Bins, FeatureSmoothing, make_density, smoothing_kernel
+from conr_hf.imbalance import FeatureSmoothing, make_density, smoothing_kernel
 from conr_hf.losses import conr_loss, rank_n_contrast, ranksim
+from conr_hf.models.head import Head
 from conr_hf.training.config.config import ConRConfig
-from conr_hf.training.config.method_config import BALANCED_LOSSES
-from conr_hf.training.config.resolved_config import ResolvedConfig
-from conr_hf.training.objective.base_loss import BalancedMSE, base_loss
-from conr_hf.training.objective.loss_meter import LossMeter
-from conr_hf.training.objective.pixel_sampling import Rows, resize_to_features
-from conr_hf.utils.distributed import gather_group, gather_rows, rank, sum_over_processes
-
-Sums = tuple[dict[str, Tensor | float], Tensor | None]  # of figures, and of the features of an epoch
+from conr_hf.training.config.resolved_config import lds_kernel
+from conr_hf.training.data_module import DataModule
+from conr_hf.training.objective.base_loss import BaseLoss, set_outputs
+from conr_hf.training.objective.batch import Batch
+from conr_hf.training.objective.loss_meter import GradientProbe, LossMeter
+from conr_hf.training.objective.pixel_sampling import (
+    ContrastRows,
+    pool_maps,
+    resize_to_features,
+    sample_pixels,
+)
+from conr_hf.utils.distributed import gather_group, gather_rows, rank, sum_over_processes, world_size
 
 
 class Objective:
     """
-    Losses, density weights, feature statistics and logged figures of one run.
+    The losses of one run, with what they learn beside the model: density weights, feature statistics, noise.
 
     Args:
         args ([`ConRConfig`]): The run's settings.
-        resolved ([`ResolvedConfig`]): What they come to.
-        labels (`np.ndarray` of shape `(N,)` or `(N, T)`): Training labels, in label units.
-        bins ([`Bins`]): Their bins.
-        device (`torch.device`): Where training runs.
-        dims (`int`): Dimensions of a feature.
-        label_distance (`Callable`, *optional*): The user's own, in place of the one in `resolved`.
+        data ([`DataModule`]): Its training labels, bins and resolved settings.
+        head (`Head`): The model's head.
+        label_distance (`Callable`, *optional*): The user's own, in place of `conr_distance`.
+        own_loss (`Callable`, *optional*): The user's own, in place of the base loss.
+        is_sharded (`bool`, *optional*, defaults to `False`): Whether the head is held in parts.
     """
 
     def __init__(
         self,
         args: ConRConfig,
-        resolved: ResolvedConfig,
-        labels: np.ndarray,
-        bins: Bins,
-        device: torch.device,
-        dims: int,
+        data: DataModule,
+        head: Head,
         label_distance: Callable[[Tensor, Tensor], Tensor] | None = None,
+        own_loss: Callable[..., Tensor] | None = None,
+        is_sharded: bool = False,
     ) -> None:
-        self.args, self.resolved = args, resolved
-        self.peers = gather_group(args.conr_gather, args.local_process_index, args.ddp_timeout_delta)
-        self._distance = label_distance or resolved.distance
-        kernel = lds_kernel(args)
-        self.base_density = make_density(labels, bins, resolved.reweight, kernel).to(device)
-        self.conr_density = make_density(labels, bins, resolved.conr_reweight, kernel).to(device)
-        self.balanced: BalancedMSE | None = None
-        if resolved.base_loss in BALANCED_LOSSES:
-            self.balanced = BalancedMSE(
-                resolved, labels, bins, device, args.gai_components, args.noise_learning_rate, args.seed
-            )
+        self.args, self.resolved, self.head, self.own_loss = args, data.resolved, head, own_loss
+        self._is_sharded = is_sharded
+        self.group = gather_group(args.conr_gather, args.local_process_index, args.ddp_timeout_delta)
+        self._distance = label_distance or self.resolved.distance
+        self.base = BaseLoss(args, data)
+        density = make_density(data.training_labels(), data.bins, self.resolved.conr_reweight, lds_kernel(args))
+        self.conr_density = density.to(args.device)
         self.smoothing: FeatureSmoothing | None = None
         if args.fds != "none":
-            fds_kernel = smoothing_kernel(args.fds, args.fds_kernel_size, args.fds_sigma)
-            self.smoothing = FeatureSmoothing(bins, dims, fds_kernel, args.fds_momentum, args.fds_clip, device)
-        self.rows: Tensor  # labels of the rows that the head is about to read, in label units
+            kernel = smoothing_kernel(args.fds, args.fds_kernel_size, args.fds_sigma)
+            dims = head.weight.shape[1]
+            self.smoothing = FeatureSmoothing(data.bins, dims, kernel, args.fds_momentum, args.fds_clip, args.device)
+            head.smooth = torch.compiler.disable(self.smooth)
+        self.labels: Tensor  # of the rows that the head is about to read, in label units
+        self.measures_gradients = False  # in this step, at the features
+        self.meter = LossMeter(args, self.resolved, args.device)
         self._epoch = 0
-        self.figures = LossMeter(args, resolved, device)
 
-    def compared(self, samples: list[int]) -> int:
+    def __call__(self, batch: Batch) -> Tensor:
+        """
+        Base loss plus regularisers, scaled so that gradients, averaged over processes and summed over micro-batches,
+        are those of the mean over the step's samples.
+        """
+        probe = GradientProbe(batch, self.head) if self.measures_gradients and self._can_measure(batch) else None
+        contrasted = self.num_contrasted(batch.counts)
+        if self.own_loss is None:
+            loss = self.base(batch)
+            # As a mean over the samples that are compared, as the regularisers are.
+            if probe is not None:
+                probe.measure_base(loss, batch.total / max(contrasted, 1))
+            self.meter.add(base=loss.detach() * batch.total, samples=batch.counts[rank()])
+        else:
+            loss = self._own_loss(batch, self.own_loss)
+        self.update_fds(batch.features[: batch.own_rows], batch.labels[: batch.own_rows])
+        if contrasted > 0 and (self.resolved.weight, self.resolved.rnc_weight, self.args.ranksim_weight) != (0, 0, 0):
+            regularisers = self.regularisers(self._contrast_rows(batch), batch, probe)
+            loss = loss + regularisers * contrasted / batch.total
+        if probe is not None:
+            self.meter.add(**probe.sums)
+        return loss * world_size()
+
+    def num_contrasted(self, counts: list[int]) -> int:
         """How many of the processes' samples are compared with each other, this one's among them."""
-        return sum(samples[process] for process in self.peers.ranks)
+        return sum(counts[process] for process in self.group.ranks)
 
     # ---- Losses --------------------------------------------------------------------------------------------------
 
-    def base(
-        self, predictions: Tensor, labels: Tensor, shares: Tensor, candidates: Tensor, samples: list[int]
-    ) -> Tensor:
-        """
-        Weighted sum of the base loss over this process's labels.
+    def _own_loss(self, batch: Batch, own_loss: Callable[..., Tensor]) -> Tensor:
+        # Without repeats, or times 0 where all are repeats: a mean over no rows would not be a number.
+        rows = batch.own_rows or batch.views
+        set_outputs(batch.outputs, batch.predictions[:rows])
+        loss = own_loss(batch.outputs, batch.labels[:rows], num_items_in_batch=batch.total * batch.views)
+        return loss * (batch.own_rows > 0)
 
-        Args:
-            predictions (`torch.Tensor` of shape `(M,)` or `(M, T)`): In label units.
-            labels (`torch.Tensor` like `predictions`): Of views, or of pixels, in label units; finite.
-            shares (`torch.Tensor` of shape `(M,)`): What each counts in the mean over the step's samples; 0 to leave
-                it out.
-            candidates (`torch.Tensor` of shape `(B,)` or `(B, T)`): The samples' labels; BMC alone reads them.
-            samples (`list[int]`): How many of the B samples count, on each process; the rest repeat others.
+    def _contrast_rows(self, batch: Batch) -> ContrastRows:
+        """What ConR compares: the views; of maps their pixels, or means of views."""
+        predictions = batch.predictions.detach()
+        if not batch.is_map:
+            return ContrastRows(batch.features, batch.labels, predictions)
+        size = batch.features.shape[-2:]
+        labels, predictions = resize_to_features(batch.labels, size), resize_to_features(predictions, size)
+        if self.args.conr_pixels == 0:
+            return pool_maps(batch.features, labels, predictions)
+        weights = self.conr_density.weights(labels.flatten()).view_as(labels)
+        seeds = [
+            (self.args.seed, self._epoch, batch.position + i // batch.views, i % batch.views)
+            for i in range(len(labels))
+        ]
+        return sample_pixels(batch.features, labels, predictions, weights, self.args.conr_pixels, seeds)
 
-        Returns:
-            `torch.Tensor`, a scalar.
+    def regularisers(self, rows: ContrastRows, batch: Batch, probe: GradientProbe | None = None) -> Tensor:
         """
-        factors = self.base_density.weights(labels) * shares
-        if self.balanced is None:
-            losses = base_loss(predictions, labels, self.resolved)
-        else:
-            if self.resolved.base_loss == "bmc":
-                (candidates,) = gather_rows([candidates], samples)
-            losses = self.balanced(predictions, labels, candidates, factors)
-        return (losses * factors).sum()
-
-    def regularisers(
-        self, rows: Rows, samples: list[int], rows_of_sample: int, measured_at: Tensor | None, of_maps: bool
-    ) -> Tensor | None:
-        """
-        This process's part of ConR, Rank-N-Contrast and RankSim, each times its weight, over the rows of its peers;
+        This process's part of ConR, Rank-N-Contrast and RankSim, each times its weight, over the rows of its group;
         their parts sum to the whole.
 
         Args:
-            rows ([`Rows`]): Views, or pixels of views, `rows_of_sample` of each of the B samples in
-                turn.
-            samples (`list[int]`): How many of the B samples count, on each process.
-            rows_of_sample (`int`): Rows of each sample.
-            measured_at (`torch.Tensor`, *optional*): The features, to measure the gradients of ConR and
-                Rank-N-Contrast at, where that of the base loss was.
-            of_maps (`bool`): Some rows may have no label; these are left out.
+            rows ([`ContrastRows`]): Views, or pixels of views, the same number of each sample in turn.
+            batch ([`Batch`]): The batch that they are of.
+            probe ([`GradientProbe`], *optional*): Measures the gradients of ConR and Rank-N-Contrast.
 
         Returns:
-            `torch.Tensor`, a scalar, differentiable in the features of all peers; or `None` without regulariser, or
-            rows.
+            `torch.Tensor`, a scalar, differentiable in the features of the whole group.
         """
-        args, settings, peers = self.args, self.resolved, self.peers
-        counts = [samples[process] * rows_of_sample for process in peers.ranks]
-        if settings.weight == settings.rnc_weight == args.ranksim_weight == 0 or sum(counts) == 0:
-            return None
-        all_features, all_labels, all_predictions = gather_rows(
-            [rows.features, rows.labels, rows.predictions.detach()], counts, peers
+        args, settings, group = self.args, self.resolved, self.group
+        rows_of_sample = len(rows.labels) * batch.views // len(batch.labels)
+        counts = [batch.counts[process] * rows_of_sample for process in group.ranks]
+        features, labels, predictions = gather_rows(
+            [rows.features, rows.labels, rows.predictions.detach()], counts, group
         )
-        all_weights = self.conr_density.weights(all_labels)
-        first, count = sum(counts[: peers.place]), counts[peers.place]
-        if of_maps:
-            labelled = all_labels.isfinite().nonzero().squeeze(1)
+        weights = self.conr_density.weights(labels)
+        first, count = sum(counts[: group.place]), counts[group.place]
+        if batch.is_map:  # rows without a label are left out
+            labelled = labels.isfinite().nonzero().squeeze(1)
             first, end = torch.stack([(labelled < bound).sum() for bound in (first, first + count)]).tolist()
             count = end - first
-            all_features, all_labels, all_predictions, all_weights = (
-                part.index_select(0, labelled) for part in (all_features, all_labels, all_predictions, all_weights)
+            features, labels, predictions, weights = (
+                part.index_select(0, labelled) for part in (features, labels, predictions, weights)
             )
-        if all_features.device.type == "cpu" and not (
-            all_features.isfinite().all() and all_predictions.isfinite().all()
-        ):
-            return (all_features.sum() + all_predictions.sum()) * torch.nan  # the losses refuse rows they cannot name
-        anchors, everything = slice(first, first + count), len(all_labels)
+        if features.device.type == "cpu" and not (features.isfinite().all() and predictions.isfinite().all()):
+            return (features.sum() + predictions.sum()) * torch.nan  # the losses refuse rows they cannot name
+        anchors, everything = slice(first, first + count), len(labels)
         if self._distance in ("mean_abs", "euclidean"):  # others are of labels as they are
-            all_labels, all_predictions = settings.alike(all_labels), settings.alike(all_predictions)
+            labels, predictions = settings.to_common_scale(labels), settings.to_common_scale(predictions)
         parts = []
         if settings.weight > 0:
             loss, statistics = conr_loss(
-                all_features,
-                all_labels,
-                all_predictions,
-                all_weights,
+                features,
+                labels,
+                predictions,
+                weights,
                 window=settings.window,
                 push_scale=settings.push_scale,
                 temperature=settings.temperature,
@@ -155,58 +166,67 @@ class Objective:
                 return_statistics=True,
             )
             parts.append(settings.weight * loss)
-            self.figures.add(conr=loss.detach() * everything, **statistics._asdict())
-            if measured_at is not None:
-                parts[-1] = self.figures.add_gradient("conr", parts[-1], measured_at)
+            self.meter.add(conr=loss.detach() * everything, **statistics._asdict())
+            if probe is not None:
+                probe.measure("conr", parts[-1])
         if settings.rnc_weight > 0:
             loss = rank_n_contrast(
-                all_features,
-                all_labels,
-                temperature=args.rnc_temperature,
-                distance=self._distance,
-                anchors=anchors,
+                features, labels, temperature=args.rnc_temperature, distance=self._distance, anchors=anchors
             )
             parts.append(settings.rnc_weight * loss)
-            self.figures.add(rnc=loss.detach() * everything)
-            if measured_at is not None:
-                parts[-1] = self.figures.add_gradient("rnc", parts[-1], measured_at)
+            self.meter.add(rnc=loss.detach() * everything)
+            if probe is not None:
+                probe.measure("rnc", parts[-1])
         if args.ranksim_weight > 0:
-            loss = ranksim(all_features, all_labels, interpolation=args.ranksim_interpolation)
-            loss = loss / len(peers.ranks)
+            loss = ranksim(features, labels, interpolation=args.ranksim_interpolation) / len(group.ranks)
             parts.append(args.ranksim_weight * loss)
-            self.figures.add(ranksim=loss.detach() * everything)
-        self.figures.add(rows=count)
+            self.meter.add(ranksim=loss.detach() * everything)
+        self.meter.add(rows=count)
         return torch.stack(parts).sum()
+
+    def _can_measure(self, batch: Batch) -> bool:
+        """Whether there are gradients to compare at the features, and a way back to them."""
+        compares = self.resolved.weight > 0 or self.resolved.rnc_weight > 0
+        # With FDS the head reads other features; a sharded head is not whole here. Features of a compiled model, and
+        # cached ones, are no step on the way to predictions; of maps no chain rule leads back.
+        is_whole = self.smoothing is None and not self._is_sharded
+        reached = not (batch.is_map and (self.args.torch_compile or batch.features.is_leaf))
+        return compares and is_whole and reached and batch.features.requires_grad and self.own_loss is None
+
+    # ---- Feature distribution smoothing --------------------------------------------------------------------------
 
     def smooth(self, features: Tensor) -> Tensor:
         """
         What the head reads in place of `features`, by feature distribution smoothing.
 
         Args:
-            features (`torch.Tensor` of shape `(M, D)`, or `(N, D, h, w)` of maps): The head's input, for `self.rows`.
+            features (`torch.Tensor` of shape `(M, D)`, or `(N, D, h, w)` of maps): What the head would read.
         """
         assert self.smoothing is not None
         if features.ndim == 2:
-            return self.smoothing.smooth(features, self.rows)
-        points, labels = _points(features, self.rows)
+            return self.smoothing.smooth(features, self.labels)
+        points, labels = _points(features, self.labels)
         smoothed = self.smoothing.smooth(points, labels)  # without a label, as outside all bins, they stay as they are
         return smoothed.reshape(len(features), *features.shape[2:], -1).movedim(-1, 1)
 
-    def update_fds(self, features: Tensor, rows: Tensor) -> None:
+    def update_fds(self, features: Tensor, labels: Tensor) -> None:
         """
         Adds features to the statistics that smooth those of the next epoch.
 
         Args:
             features (`torch.Tensor` of shape `(M, D)`, or `(N, D, h, w)` of maps): The head's input, without repeats.
-            rows (`torch.Tensor` of shape `(M,)`, or `(N, H, W)` of maps): Their labels.
+            labels (`torch.Tensor` of shape `(M,)`, or `(N, H, W)` of maps): Their labels.
         """
         if self.smoothing is None:
             return
         if features.ndim == 4:
-            features, rows = _points(features, rows)  # those without a label are left out, as outside all bins
-        self.smoothing.add(features, rows)
+            features, labels = _points(features, labels)  # those without a label are left out, as outside all bins
+        if self.args.on_bad_loss == "skip":  # or one bad batch would spoil the statistics of an epoch
+            finite = features.isfinite().all(1)
+            features, labels = features[finite], labels[finite]
+        self.smoothing.add(features, labels)
 
-    # ---- What is learned beside the model ------------------------------------------------------------------------
+    # ---- Steps, epochs and checkpoints ---------------------------------------------------------------------------
 
     def begin_epoch(self, epoch: int) -> None:
         """Turns the feature statistics of the epoch before into those that smooth this one."""
@@ -215,28 +235,18 @@ class Objective:
         self._epoch = epoch
 
     def optimizer_step(self, skipped: bool) -> None:
-        """Moves Balanced MSE's noise, the same on all processes, unless the model's own step was skipped."""
-        if self.balanced is not None:
-            gradient = sum_over_processes(self.balanced.take_gradient())
+        """Ends a step: moves Balanced MSE's noise, the same on all processes, unless the model's step was skipped."""
+        self.meter.end_step(skipped)
+        if self.base.balanced is not None:
+            gradient = sum_over_processes(self.base.balanced.take_gradient())
             if not skipped:
-                self.balanced.step(gradient)
-
-    def sums(self) -> Sums:
-        """The sums that a step adds to, for [`~Objective.put_back`]."""
-        return self.figures.sums(), None if self.smoothing is None else self.smoothing.sums()
-
-    def put_back(self, sums: Sums) -> None:
-        """Forgets what was added since [`~Objective.sums`]."""
-        figures, features = sums
-        self.figures.put_back(figures)
-        if self.smoothing is not None and features is not None:
-            self.smoothing.put_back(features)
+                self.base.balanced.step(gradient)
 
     def state(self) -> dict[str, Tensor]:
         """What a resumed run goes on with, on all processes at once; the first one's is to be saved."""
         state = {"epoch": torch.tensor(self._epoch)}
-        if self.balanced is not None:
-            state |= {f"noise.{name}": value for name, value in self.balanced.state().items()}
+        if self.base.balanced is not None:
+            state |= {f"noise.{name}": value for name, value in self.base.balanced.state().items()}
         if self.smoothing is not None:
             self.smoothing.merge(sum_over_processes, keep=rank() == 0)
             state |= {f"fds.{name}": value for name, value in self.smoothing.state().items()}
@@ -249,32 +259,25 @@ class Objective:
         Raises:
             `ValueError`: if the checkpoint comes from a run with other methods.
         """
-        needed = {"noise.log_noise": self.balanced, "fds.counts": self.smoothing}
+        needed = {"noise.log_noise": self.base.balanced, "fds.counts": self.smoothing}
         if any(part is not None and name not in state for name, part in needed.items()):
             raise ValueError(
                 "The checkpoint holds no state of base_loss or fds; it comes from a run with other settings. Resume "
                 "with those, or train from the checkpoint as a model."
             )
         self._epoch = int(state.get("epoch", 0))
-        if self.balanced is not None:
-            self.balanced.load(_under("noise.", state))
+        if self.base.balanced is not None:
+            self.base.balanced.load(_under("noise.", state))
         if self.smoothing is not None:
             self.smoothing.load(_under("fds.", state))
             self.smoothing.merge(lambda sums: sums, keep=rank() == 0)
 
-    # ---- Figures -------------------------------------------------------------------------------------------------
-
     def read_figures(self) -> dict[str, float]:
         """The figures to log, [`LossMeter.read`], and Balanced MSE's `noise_sigma`, in label units."""
-        figures = self.figures.read()
-        if self.balanced is not None:
-            figures["noise_sigma"] = self.balanced.noise_sigma
+        figures = self.meter.read()
+        if self.base.balanced is not None:
+            figures["noise_sigma"] = self.base.balanced.noise_sigma
         return figures
-
-
-def lds_kernel(args: ConRConfig) -> np.ndarray | None:
-    """The kernel of label distribution smoothing, if it is on."""
-    return None if args.lds == "none" else smoothing_kernel(args.lds, args.lds_kernel_size, args.lds_sigma)
 
 
 def _points(features: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:

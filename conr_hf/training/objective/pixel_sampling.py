@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-class Rows(NamedTuple):
+class ContrastRows(NamedTuple):
     """
-    Pixels, or means of maps, in the form that losses take.
+    Views, pixels, or means of maps: what the contrastive losses compare.
 
     Args:
         features (`torch.Tensor` of shape `(M, D)`): What the head reads.
@@ -79,7 +79,7 @@ def sample_pixels(
     weights: Tensor,
     count: int,
     seeds: Sequence[tuple[int, ...]],
-) -> Rows:
+) -> ContrastRows:
     """
     `count` pixels of each map, or all of its feature points if there are fewer.
 
@@ -92,20 +92,20 @@ def sample_pixels(
         seeds (`Sequence[tuple[int, ...]]`): See [`draw_pixels`].
 
     Returns:
-        [`Rows`] of N times the number of pixels drawn, map by map. Of a map with fewer labels than that the rest are
-        pixels without one.
+        [`ContrastRows`] of N times the number of pixels drawn, map by map. Of a map with fewer labels than that the
+        rest are pixels without one.
     """
     labels, points = labels.flatten(1), features.flatten(2)  # (N, P), (N, D, P)
     drawn = draw_pixels(weights.flatten(1) * labels.isfinite(), min(count, labels.shape[1]), seeds)
     own = points.gather(2, drawn[:, None].expand(-1, points.shape[1], -1))  # (N, D, count)
-    return Rows(
+    return ContrastRows(
         own.transpose(1, 2).reshape(-1, points.shape[1]),
         labels.gather(1, drawn).flatten(),
         predictions.flatten(1).gather(1, drawn).flatten(),
     )
 
 
-def pool_maps(features: Tensor, labels: Tensor, predictions: Tensor) -> Rows:
+def pool_maps(features: Tensor, labels: Tensor, predictions: Tensor) -> ContrastRows:
     """
     A row for each map: means over its pixels with labels; NaN labels where there are none.
 
@@ -115,4 +115,4 @@ def pool_maps(features: Tensor, labels: Tensor, predictions: Tensor) -> Rows:
     shares = valid / valid.sum(1, keepdim=True)
     filled = labels.flatten(1).nan_to_num()
     mean_features = torch.einsum("ndp,np->nd", features.flatten(2), shares.nan_to_num())
-    return Rows(mean_features, (filled * shares).sum(1), (predictions.flatten(1) * shares.nan_to_num()).sum(1))
+    return ContrastRows(mean_features, (filled * shares).sum(1), (predictions.flatten(1) * shares.nan_to_num()).sum(1))
