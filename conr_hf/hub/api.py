@@ -1,10 +1,8 @@
-"""The Hub: a repository is opened, files are sent to it, and what goes wrong there is told in a sentence."""
+"""Calls of the Hub: what fails for a moment is repeated, and errors become sentences."""
 
-import json
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import (  # type: ignore[attr-defined]
@@ -21,17 +19,16 @@ from conr_hf.hub.files import Content
 Result = TypeVar("Result")
 
 HUB = HfApi(library_name="conr_hf")
-WAITS = (1.0, 4.0)  # seconds before another attempt, beside those that huggingface_hub makes at an upload
 
 
 def create_repo(name: str, token: str | None = None, private: bool | None = None, revision: str | None = None) -> str:
     """
-    Makes a model's repository unless there is one, and sees that it may be written to.
+    Makes a model's repository unless there is one, and checks that it may be written to.
 
     Args:
         name (`str`): `owner/name`; without an owner, that of the token.
         token (`str`, *optional*): Unset: the one of `hf auth login` or `HF_TOKEN`.
-        private (`bool`, *optional*): Whether it is private, if it is made. Unset: as the owner has it by default.
+        private (`bool`, *optional*): Whether a new one is private. Unset: as the owner's default is.
         revision (`str`, *optional*, defaults to the main branch): A branch that is there.
 
     Returns:
@@ -45,11 +42,9 @@ def create_repo(name: str, token: str | None = None, private: bool | None = None
         raise ValueError(
             "A push to the Hub needs a token, and there is none. Log in with hf auth login, or set HF_TOKEN."
         )
-    url = with_retries(lambda: HUB.create_repo(name, token=token, private=private, exist_ok=True), name, revision)
-    probe = CommitOperationAdd("README.md", b"# model")  # asked for, not sent
-    with_retries(
-        lambda: HUB.preupload_lfs_files(url.repo_id, [probe], token=token, revision=revision), url.repo_id, revision
-    )
+    url = _call(lambda: HUB.create_repo(name, token=token, private=private, exist_ok=True), name, revision)
+    probe = [CommitOperationAdd("README.md", b"# model")]  # announced, not sent
+    _call(lambda: HUB.preupload_lfs_files(url.repo_id, probe, token=token, revision=revision), url.repo_id, revision)
     return url.repo_id
 
 
@@ -57,80 +52,56 @@ def upload(
     files: Mapping[str, Content], repo: str, message: str, token: str | None = None, revision: str | None = None
 ) -> CommitInfo:
     """
-    Commits files to a repository. What passes is tried again; what already arrived is not sent again.
+    Commits files, by their names in the repository. Arguments and errors as in [`create_repo`].
 
-    Args:
-        files (`Mapping`): By name in the repository a file, or its bytes.
-        repo (`str`): Id of the repository.
-        message (`str`): Of the commit.
-        token, revision (*optional*): As in [`create_repo`].
-
-    Raises:
-        `ValueError`: if the Hub refuses them.
-        `ConnectionError`: if the Hub cannot be reached.
+    `HfApi.upload_folder` sends files as they are, and some here are sent without the paths that they hold on disk.
     """
 
     def commit() -> CommitInfo:
         operations = [CommitOperationAdd(name, content) for name, content in files.items()]
         return HUB.create_commit(repo, operations, commit_message=message, token=token, revision=revision)
 
-    return with_retries(commit, repo, revision)
+    return _call(commit, repo, revision)
 
 
-def run_in_background(call: Callable[..., Result], *arguments: Any) -> Future[Result]:
-    """Calls in the background, one call after another."""
-    return HUB.run_as_future(call, *arguments)
-
-
-def with_retries(call: Callable[[], Result], repo: str, revision: str | None) -> Result:
-    waits = iter(WAITS)
-    while True:
+def _call(call: Callable[[], Result], repo: str, revision: str | None) -> Result:
+    # huggingface_hub repeats its uploads by itself, but not the calls that open a repository and commit.
+    for wait in (1.0, 4.0, None):
         try:
             return call()
         except (HTTPError, ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
-            cause = _cause(error)
-            wait = next(waits, None) if is_transient(cause) else None
-            if wait is None:
-                raise as_user_error(cause, repo, revision) from error
-        time.sleep(wait)
+            # An upload names its file in a RuntimeError and has the cause in that.
+            cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+            if wait is None or not _may_pass(cause):
+                raise _in_words(cause, repo, revision) from error
+            time.sleep(wait)
+    raise AssertionError
 
 
-def _cause(error: BaseException) -> BaseException:
-    """What an upload failed by, from the error that names the file."""
-    while isinstance(error, RuntimeError) and error.__cause__ is not None:
-        error = error.__cause__
-    return error
-
-
-def is_transient(error: BaseException) -> bool:
-    """Whether another attempt may succeed: of dropped connections, timeouts and failures of the Hub itself."""
+def _may_pass(error: BaseException) -> bool:
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code >= 500 or error.response.status_code in (408, 429)
-    passing = (HTTPError, ConnectionError, TimeoutError, RuntimeError, json.JSONDecodeError)
-    return isinstance(error, passing) and not isinstance(error, OfflineModeIsEnabled)
+    return not isinstance(error, ValueError | OfflineModeIsEnabled)
 
 
-def as_user_error(error: BaseException, repo: str, revision: str | None) -> ValueError | ConnectionError:
+def _in_words(error: BaseException, repo: str, revision: str | None) -> ValueError | ConnectionError:
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     said = error.server_message if isinstance(error, HfHubHTTPError) else None
     reason = " ".join((said or str(error) or type(error).__name__).split()).rstrip(".")
-    if isinstance(error, HFValidationError):
-        return ValueError(
-            f'"{repo}" cannot be the id of a model on the Hub. Write it as owner/name, of letters, digits, "-", "_" '
-            'and ".", with hub_model_id or behind conr-hf push RUN.'
-        )
-    if isinstance(error, OfflineModeIsEnabled):
-        return ValueError("HF_HUB_OFFLINE is set, so that nothing is sent to the Hub. Unset it, or do not push.")
-    if is_transient(error):
+    if _may_pass(error):
         return ConnectionError(f'"{repo}" did not reach the Hub: {reason}.')
-    if isinstance(error, RevisionNotFoundError):
-        return ValueError(f'"{repo}" has no branch "{revision}" on the Hub. Make it there, or name no revision.')
-    if isinstance(error, RepositoryNotFoundError):
-        return ValueError(f'The Hub has no repository "{repo}" that this token may see. Name another, or log in anew.')
-    if status == 401:
-        return ValueError("The Hub does not know the token. Log in anew with hf auth login, or set HF_TOKEN.")
-    if status == 403:
-        return ValueError(
-            f'The token may not write to "{repo}" on the Hub. Use one that may, or name another model id.'
-        )
-    return ValueError(f'The Hub does not take what was sent to "{repo}": {reason}.')
+    if isinstance(error, HFValidationError):
+        sentence = f'"{repo}" cannot be the id of a model on the Hub. Write owner/name, of letters, digits, - _ and .'
+    elif isinstance(error, OfflineModeIsEnabled):
+        sentence = "HF_HUB_OFFLINE is set, so that nothing is sent to the Hub. Unset it, or do not push."
+    elif isinstance(error, RevisionNotFoundError):
+        sentence = f'"{repo}" has no branch "{revision}" on the Hub. Make it there, or name no revision.'
+    elif isinstance(error, RepositoryNotFoundError):
+        sentence = f'The Hub has no repository "{repo}" that this token may see. Name another, or log in anew.'
+    elif status == 401:
+        sentence = "The Hub does not know the token. Log in anew with hf auth login, or set HF_TOKEN."
+    elif status == 403:
+        sentence = f'The token may not write to "{repo}" on the Hub. Use one that may, or name another model id.'
+    else:
+        sentence = f'The Hub refuses what was sent to "{repo}": {reason}.'
+    return ValueError(sentence)

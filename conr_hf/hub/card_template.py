@@ -3,8 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,107 +15,47 @@ from markupsafe import Markup
 
 from conr_hf.utils.markdown import escape, one_line
 
-OURS = Path(__file__).parent / "templates" / "model_card.md"
+TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 
 
-@dataclass(frozen=True)
-class CardValues:
+def read_template(path: str | Path | None) -> str:
     """
-    What a template of a model card may use, by these names.
-
-    Text is escaped where it is put in, so that HTML and Markdown in it do nothing. Filters: `code` (as code), `number`
-    (four digits), `percent`, `python` (a string literal), `url` (a part of an address), `fenced("bash")` (a block of
-    code).
+    The text of a template.
 
     Args:
-        card_data (`str`): The metadata as YAML, to stand between two lines `---`.
-        model_name, model_id (`str`): The model's name, and its id on the Hub, or `you/NAME` where that is not known.
-        targets (`Sequence[str]`): What is predicted.
-        unit (`str`): Unit of the labels, or `""`.
-        base (`Mapping`): What was trained: `name` or `""`, `id` on the Hub or `None`, `license` or `None`,
-            `scratch`, `timm`.
-        data (`Mapping`): What it was trained on: `name` or `""`, `id` on the Hub or `None`, `n` or `None`, and of a
-            benchmark `description`, `credit`, `license`, `restricted` (its terms must be accepted), `people` (what of
-            people its images show, or `""`).
-        splits (`Sequence[Mapping]`): What was evaluated: `name`, and `rows` of `shot`, `n`, `mae`, `gm`, `bmae` and
-            `baseline`, the MAE of the constant median or `None`; errors in label units. Of maps also `rmse`, of depth
-            `abs_rel` and `delta1`, of gaze `angular_error` in degrees, else `None`.
-        picture (`str`, *optional*): File of the picture of label density and errors.
-        maps (`Mapping`, *optional*): Of a model that predicts maps: `loader`, the class of transformers that loads it,
-            `output`, what its output calls them, and `picture`, the file of some maps, or `None`. Then `n` counts
-            pixels.
-        thresholds (`Sequence[float]`): Few shots have fewer training labels in their bin than the first, many more
-            than the second.
-        methods (`Sequence`): Of each method its `name` and `words`.
-        training (`Mapping`): `command`, `recipe` (YAML), `hardware`, `minutes`, `seed`, `steps`, `epochs`,
-            `best_epoch`, `metric`, `versions` (text); what is not known is `None`.
-        intervals (`Mapping`, *optional*): `coverage` and `n` of the calibration, `split`, `widths` (`target`, `low`,
-            `high`, `half_width`), `shots` (`split`, `target`, `shot`, `n`, `covered`, `low`, `high`, `kept`).
-        limits (`Sequence[Mapping]`): Of each target `target`, `low` and `high` of its training labels' bins, `rare`
-            (pairs of low and high: where few training labels are) and `more` (how many of these are left out).
-        citations (`Sequence[str]`): BibTeX of the methods.
-    """
-
-    card_data: str
-    model_name: str
-    model_id: str
-    targets: Sequence[str]
-    unit: str
-    base: Mapping[str, Any]
-    data: Mapping[str, Any]
-    splits: Sequence[Mapping[str, Any]]
-    picture: str | None
-    maps: Mapping[str, Any] | None
-    thresholds: Sequence[float]
-    methods: Sequence[Any]
-    training: Mapping[str, Any]
-    intervals: Mapping[str, Any] | None
-    limits: Sequence[Mapping[str, Any]]
-    citations: Sequence[str]
-
-
-def read_template(path: str | Path) -> str:
-    """
-    The text of a user's template.
+        path (`str` or `Path`, *optional*): The user's file. Unset: the package's own template.
 
     Raises:
         `ValueError`: if it is no file, no UTF-8 or no Jinja template, or uses what a card does not have.
     """
+    whose = f'The model card template "{path}"'
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f'The model card template "{path}" cannot be read ({error.strerror}).') from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f'The model card template "{path}" is not UTF-8. Save it as UTF-8.') from error
-    environment = _environment()
-    try:
-        parsed = environment.parse(text)
-        environment.from_string(text)
+        text = Path(path or TEMPLATE).read_text(encoding="utf-8")
+        parsed = _ENVIRONMENT.parse(text)
+        _ENVIRONMENT.from_string(text)  # which looks for its filters
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{whose} cannot be read, or is not UTF-8 ({error}).") from error
     except jinja2.TemplateSyntaxError as error:
-        raise ValueError(
-            f'The model card template "{path}" is no Jinja template: line {error.lineno}, {error.message}'
-        ) from error
+        raise ValueError(f"{whose} is no Jinja template: line {error.lineno}, {error.message}") from error
     if any(True for _ in meta.find_referenced_templates(parsed)):
-        raise ValueError(f'The model card template "{path}" takes in another file. Write all of it in one.')
-    known = [value.name for value in fields(CardValues)]
-    if unknown := sorted(meta.find_undeclared_variables(parsed) - set(known) - set(environment.globals)):
+        raise ValueError(f"{whose} takes in another file. Write all of it in one.")
+    known = meta.find_undeclared_variables(_ENVIRONMENT.parse(TEMPLATE.read_text(encoding="utf-8")))
+    if unknown := sorted(meta.find_undeclared_variables(parsed) - known - set(_ENVIRONMENT.globals)):
         raise ValueError(
-            f'The model card template "{path}" uses "{unknown[0]}", which a card does not have. It has '
-            f"{', '.join(known)}."
+            f'{whose} uses "{unknown[0]}", which a card does not have. It has {", ".join(sorted(known))}.'
         )
     return text
 
 
-def render(text: str, values: CardValues) -> str:
+def render(text: str, values: Mapping[str, Any]) -> str:
     """
-    A template filled in. `ModelCard.from_template` does the same without a sandbox and without escaping.
+    Fills in a template. `ModelCard.from_template` does so too, but without a sandbox and without escaping.
 
     Raises:
         `ValueError`: for whatever goes wrong in a user's template.
     """
-    named = {value.name: getattr(values, value.name) for value in fields(values)}
     try:
-        return _environment().from_string(text).render({**named, "card_data": Markup(values.card_data)}) + "\n"
+        return _ENVIRONMENT.from_string(text).render({**values, "card_data": Markup(values["card_data"])}) + "\n"
     except Exception as error:  # an expression can raise anything
         raise ValueError(f"the template stopped with {type(error).__name__}, {error}") from error
 
@@ -132,25 +71,13 @@ def number(value: Any) -> str:
         >>> number(0.123456), number(512.71), number(12345.6)
         ('0.1235', '512.7', '12,346')
     """
-    value = finite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f'"{one_line(str(value))[:40]}" is no number')
     return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def finite(value: Any) -> int | float:
-    """
-    Raises:
-        `ValueError`: if `value` is no finite number.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f'"{one_line(str(value))[:40]}" is no number')
-    return value
-
-
-def _shown(value: Any) -> Any:
-    """What stands for a value in a card."""
-    if isinstance(value, Markup):
-        return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
+def _escaped(value: Any) -> Markup:
+    if isinstance(value, Markup | int | float) and not isinstance(value, bool):
         return Markup(value)
     return Markup("" if value is None else escape(str(value)))
 
@@ -166,14 +93,12 @@ def _fenced(text: str, language: str = "") -> Markup:
     return Markup(f"{fence}{language}\n{lines}\n{fence}")
 
 
-def _environment() -> SandboxedEnvironment:
-    environment = SandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, autoescape=True, finalize=_shown)
-    environment.filters |= {
-        "code": _code,
-        "fenced": _fenced,
-        "number": lambda value: Markup(number(value)),
-        "percent": lambda share: Markup(f"{number(round(100 * share, 1))} %"),
-        "python": lambda text: Markup(json.dumps(one_line(text), ensure_ascii=False)),
-        "url": lambda text: Markup(quote(text, safe="/")),
-    }
-    return environment
+_ENVIRONMENT = SandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, autoescape=True, finalize=_escaped)
+_ENVIRONMENT.filters |= {
+    "code": _code,
+    "fenced": _fenced,
+    "number": lambda value: Markup(number(value)),
+    "percent": lambda share: Markup(f"{number(round(100 * share, 1))} %"),
+    "python": lambda text: Markup(json.dumps(one_line(text), ensure_ascii=False)),
+    "url": lambda text: Markup(quote(text, safe="/")),
+}

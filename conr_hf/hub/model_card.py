@@ -1,29 +1,31 @@
-"""The model card: what a run was, how good it is and where it ends, from the files of its folder."""
+"""The model card: what a run was, how good it is and where its limits are, from the files of its folder."""
 
-import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import timm
 import yaml
 from huggingface_hub import ModelCard
+from jinja2 import UndefinedError
 from transformers import AutoModelForDepthEstimation
 
-from conr_hf.data.benchmarks.registry import BENCHMARKS, Benchmark
-from conr_hf.hub.card_metadata import ModelCardOptions, evaluated_splits, metadata, shots_of
-from conr_hf.hub.card_template import OURS, CardValues, read_template, render
-from conr_hf.hub.methods import PAPERS, describe_methods
+from conr_hf.data.benchmarks.registry import BENCHMARKS
+from conr_hf.hub.card_metadata import SHOTS, ModelCardOptions, first, metadata
+from conr_hf.hub.card_template import read_template, render
+from conr_hf.hub.methods import citations, describe_methods
 from conr_hf.hub.provenance import is_hub_id, strip_paths
 from conr_hf.metrics import THRESHOLDS
 from conr_hf.models.safe_loading import map_loader
 from conr_hf.utils.markdown import one_line
-from conr_hf.utils.run_folder import CARD, MAPS, PICTURE
+from conr_hf.utils.run_folder import CARD, INTERVALS, MAPS, PICTURE, RESULTS, read_json
 
 MOST_RANGES = 8  # of rare labels, for each target
+FIGURES = ("n", "mae", "gm", "bmae")
+OTHER_FIGURES = ("rmse", "abs_rel", "delta1", "angular_error")  # of maps, depth and gaze
 
 
 @dataclass(frozen=True)
@@ -32,136 +34,104 @@ class TrainingSummary:
     What a card is written from.
 
     Args:
-        results (`Mapping`): What `results.json` holds; what is not known is left out.
+        folder (`Path`): Where the card and its pictures are.
+        results (`Mapping`): Content of `results.json`; what is not known is left out.
         config (`Mapping`): The model's `config.json`.
-        state (`Mapping`): What `trainer_state.json` holds, or nothing.
-        intervals (`Mapping`, *optional*): What `intervals.json` holds.
-        pictures (`Sequence[str]`): Which of `density.png` and `maps.png` there are.
+        state (`Mapping`): Content of `trainer_state.json`, or nothing.
+        intervals (`Mapping`): Content of `intervals.json`, or nothing.
         is_adapter (`bool`): Whether what was saved is an adapter.
     """
 
+    folder: Path
     results: Mapping[str, Any]
     config: Mapping[str, Any]
     state: Mapping[str, Any]
-    intervals: Mapping[str, Any] | None
-    pictures: Sequence[str]
+    intervals: Mapping[str, Any]
     is_adapter: bool
 
 
-def write_card(
-    folder: str | Path, template: str | None = None, name: str | None = None, told: ModelCardOptions | None = None
-) -> Path:
+def write_card(folder: str | Path, template: str | None = None, options: ModelCardOptions | None = None) -> Path:
     """
-    Writes the card of the run in `folder` into its `README.md`.
-
-    Args, raises:
-        As [`card_of`].
-
-    Returns:
-        `Path`: the card.
-    """
-    path = Path(folder, CARD)
-    path.write_text(card_of(folder, template, name, told), encoding="utf-8", newline="\n")
-    return path
-
-
-def card_of(
-    folder: str | Path, template: str | None = None, name: str | None = None, told: ModelCardOptions | None = None
-) -> str:
-    """
-    The card of the run in `folder`.
+    Writes the card of a run into its `README.md`.
 
     Args:
         folder (`str` or `Path`): A folder that `conr-hf train` wrote.
-        template (`str`, *optional*): A file to use instead of the package's template; see [`CardValues`].
-        name (`str`, *optional*): The model's name. Unset: the folder's.
-        told ([`ModelCardOptions`], *optional*): What the folder does not tell.
+        template (`str`, *optional*): A file to use instead of the package's template, at whose head stands what it may
+            use.
+        options ([`ModelCardOptions`], *optional*): What the folder does not say.
+
+    Returns:
+        `Path`: the card.
 
     Raises:
         `ValueError`: if it is no such folder, a file of it cannot be read, or the template cannot be used.
     """
-    trained = read_trained(Path(folder))
-    text = OURS.read_text(encoding="utf-8") if template is None else read_template(template)
+    path = Path(folder, CARD)
+    path.write_text(card_of(folder, template, options), encoding="utf-8", newline="\n")
+    return path
+
+
+def card_of(folder: str | Path, template: str | None = None, options: ModelCardOptions | None = None) -> str:
+    """The card that [`write_card`] writes, which has the same arguments."""
+    run, text = read_run(Path(folder)), read_template(template)
     try:
-        return card(trained, name or Path(folder).resolve().name, told or ModelCardOptions(), text)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        return card(run, options or ModelCardOptions(), text)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, UndefinedError) as error:
         reason = str(error).rstrip(".") if isinstance(error, ValueError) else f"its files lack or mistake {error}"
         raise ValueError(f'The model card of "{folder}" cannot be written: {reason}.') from error
 
 
-def read_trained(folder: Path) -> TrainingSummary:
+def read_run(folder: Path) -> TrainingSummary:
     """
+    Reads the files of a run that its card is written from.
+
     Raises:
-        `ValueError`: if the folder is not that of a run, or a file of it is no JSON.
+        `ValueError`: if the folder is not that of a run, or a file of it holds no JSON object.
     """
-    found: dict[str, Any] = {}
-    for name in ("results", "config", "trainer_state", "intervals"):
-        path = folder / f"{name}.json"
-        if not path.is_file():
-            continue
-        try:
-            found[name] = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f'"{path}" is no JSON: {error}. Train the run again.') from error
-        if not isinstance(found[name], dict):
-            raise ValueError(f'"{path}" is not what a run writes. Train the run again.')
-    for name in ("results", "config"):
-        if name not in found:
-            missing = f"it has no {name}.json" if folder.is_dir() else "there is no such folder"
+    for name in (RESULTS, "config.json"):
+        if not (folder / name).is_file():
+            missing = f"it has no {name}" if folder.is_dir() else "there is no such folder"
             raise ValueError(f'"{folder}" is not a run: {missing}. Give a folder that conr-hf train wrote.')
-    return TrainingSummary(
-        found["results"],
-        found["config"],
-        found.get("trainer_state", {}),
-        found.get("intervals"),
-        pictures_in(folder),
-        (folder / "adapter_config.json").is_file(),
-    )
+    files = [folder / name for name in (RESULTS, "config.json", "trainer_state.json", INTERVALS)]
+    results, config, state, intervals = (read_json(file) if file.is_file() else {} for file in files)
+    return TrainingSummary(folder, results, config, state, intervals, (folder / "adapter_config.json").is_file())
 
 
-def pictures_in(folder: Path) -> list[str]:
-    """The pictures in the folder of a run that a card shows."""
-    return [name for name in (PICTURE, MAPS) if (folder / name).is_file()]
-
-
-def card(trained: TrainingSummary, name: str, told: ModelCardOptions, template: str) -> str:
+def card(run: TrainingSummary, options: ModelCardOptions, template: str) -> str:
     """
     The card as Markdown with its metadata.
-
-    Args:
-        trained ([`TrainingSummary`]): What it is written from.
-        name (`str`): The model's name.
-        told ([`ModelCardOptions`]): What its user tells.
-        template (`str`): Text of the template.
 
     Raises:
         `ValueError`: if the template cannot be filled in. Other errors: for files that no run writes.
     """
-    results, name = trained.results, one_line(name)
-    options, unit = results.get("recipe", {}), one_line(str(results.get("unit", "")))
-    used = describe_methods(results.get("conr", {}), options, unit)
-    benchmark = BENCHMARKS.get(options.get("benchmark") or "")
-    base = _base(trained, told)
-    data = _data(results, benchmark, told)
-    values = CardValues(
-        card_data=metadata(results, trained.config, trained.is_adapter, name, told, base, data, used, unit).to_yaml(),
-        model_name=name,
-        model_id=told.model_id or f"you/{re.sub(r'[^A-Za-z0-9_.-]+', '-', name).strip('-.') or 'model'}",
-        targets=_targets(trained.config),
-        unit=unit,
-        base=base,
-        data=data,
-        splits=[_split(results, split) for split in evaluated_splits(results)],
-        picture=PICTURE if PICTURE in trained.pictures else None,
-        maps=_maps(trained),
-        thresholds=results.get("bins", {}).get("thresholds", THRESHOLDS),
-        methods=used,
-        training=_training(trained),
-        intervals=None if trained.intervals is None else _intervals(trained.intervals),
-        limits=_limits(results.get("bins"), _targets(trained.config)),
-        citations=[PAPERS[paper] for paper in dict.fromkeys(m.paper for m in used) if paper is not None],
-    )
-    text = render(template, values)
+    results: dict[str, Any] = {"recipe": {}, "hub_ids": {}, "bins": {}, "unit": "", **strip_paths(run.results)}
+    name = one_line(options.model_name or run.folder.resolve().name)
+    unit, bins, baselines = one_line(str(results["unit"])), results["bins"], results.get("baseline_median", {})
+    names = run.config.get("label_names")  # of timm
+    if names is None:
+        names = [label for _, label in sorted(run.config["id2label"].items(), key=lambda item: int(item[0]))]
+    targets = [one_line(str(target)) for target in names]
+    methods = describe_methods(results.get("conr", {}), results["recipe"], unit)
+    values = {
+        "model_name": name,
+        "model_id": options.model_id or f"you/{re.sub(r'[^A-Za-z0-9_.-]+', '-', name).strip('-.') or 'model'}",
+        "targets": targets,
+        "unit": unit,
+        "base": _base(results, run.config, options),
+        "data": _data(results, options),
+        "splits": [
+            {"name": split, "rows": _rows(results[split], baselines[split])} for split in baselines if split in results
+        ],
+        "picture": PICTURE if (run.folder / PICTURE).is_file() else None,
+        "maps": _maps(run),
+        "thresholds": bins.get("thresholds", THRESHOLDS),
+        "methods": methods,
+        "training": _training(results, run.state),
+        "intervals": _intervals(run.intervals) if run.intervals else None,
+        "limits": _limits(bins, targets) if bins else [],
+        "citations": citations(methods),
+    }
+    text = render(template, {**values, "card_data": metadata(values, options, run.is_adapter).to_yaml()})
     try:
         ModelCard(text)
     except (ValueError, yaml.YAMLError) as error:  # of a user's template
@@ -169,130 +139,93 @@ def card(trained: TrainingSummary, name: str, told: ModelCardOptions, template: 
     return text
 
 
-def _base(trained: TrainingSummary, told: ModelCardOptions) -> dict[str, Any]:
-    options = trained.results.get("recipe", {})
-    hub = told.base_model or trained.results.get("hub_ids", {}).get("model")
-    known = timm.get_pretrained_cfg(hub.removeprefix("timm/")) if hub and hub.startswith("timm/") else None
-    architecture = trained.config.get("architecture") or trained.config.get("model_type") or ""
-    scratch = told.base_model is None and not options.get("pretrained", True)
-    name = one_line(str(strip_paths(options.get("model") or architecture)))
+def _base(results: Mapping[str, Any], config: Mapping[str, Any], options: ModelCardOptions) -> dict[str, Any]:
+    name = results["recipe"].get("model") or config.get("architecture") or config.get("model_type") or ""
+    hub_id = options.finetuned_from or results["hub_ids"].get("model") or ""
+    known = timm.get_pretrained_cfg(hub_id.removeprefix("timm/")) if hub_id.startswith("timm/") else None
+    model_types = {part.get("model_type") for part in (config, config.get("backbone_config") or {})}
     return {
-        "name": name,
-        "id": hub if hub and is_hub_id(hub) else None,
-        "license": known.license if known is not None else None,
-        "scratch": scratch,
-        "timm": any(
-            part.get("model_type") in ("timm_wrapper", "timm_backbone")
-            for part in (trained.config, trained.config.get("backbone_config") or {})
-        ),
+        "name": one_line(str(strip_paths(name))),
+        "id": hub_id if is_hub_id(hub_id) else None,
+        "license": None if known is None else known.license,
+        "scratch": options.finetuned_from is None and not results["recipe"].get("pretrained", True),
+        "timm": not model_types.isdisjoint(("timm_wrapper", "timm_backbone")),
     }
 
 
-def _maps(trained: TrainingSummary) -> dict[str, Any] | None:
-    loader = map_loader(trained.config)
+def _data(results: Mapping[str, Any], options: ModelCardOptions) -> dict[str, Any]:
+    counts, benchmark = results["bins"].get("train_counts"), BENCHMARKS.get(results["recipe"].get("benchmark") or "")
+    hub_id = first(options.dataset_tags) or results["hub_ids"].get("data") or ""
+    name = benchmark.name if benchmark else first(options.dataset) or results["recipe"].get("data") or ""
+    return {
+        "name": one_line(str(name)),
+        "id": hub_id if is_hub_id(hub_id) else None,
+        "n": sum(counts[0]) if counts else None,
+        "restricted": benchmark is not None and benchmark.obtain != "",
+        "description": benchmark.description if benchmark else "",
+        "credit": benchmark.credit if benchmark else "",
+        "license": benchmark.license if benchmark else "",
+        "people": benchmark.people if benchmark else "",
+    }
+
+
+def _maps(run: TrainingSummary) -> dict[str, Any] | None:
+    loader = map_loader(run.config)
     if loader is None:
         return None
-    return {
-        "loader": loader.__name__,
-        "output": "predicted_depth" if loader is AutoModelForDepthEstimation else "logits",
-        "picture": MAPS if MAPS in trained.pictures else None,
-    }
+    output = "predicted_depth" if loader is AutoModelForDepthEstimation else "logits"
+    picture = MAPS if (run.folder / MAPS).is_file() else None
+    return {"loader": loader.__name__, "output": output, "picture": picture}
 
 
-def _data(results: Mapping[str, Any], benchmark: Benchmark | None, told: ModelCardOptions) -> dict[str, Any]:
-    options, counts = results.get("recipe", {}), results.get("bins", {}).get("train_counts")
-    hub = (told.datasets or [results.get("hub_ids", {}).get("data")])[0]
-    named = benchmark.name if benchmark is not None else told.dataset_name or strip_paths(options.get("data")) or ""
-    return {
-        "name": one_line(str(named)),
-        "id": hub if hub and is_hub_id(hub) else None,
-        "n": sum(counts[0]) if counts else None,
-        "description": benchmark.description if benchmark is not None else "",
-        "credit": benchmark.credit if benchmark is not None else "",
-        "license": benchmark.license if benchmark is not None else "",
-        "restricted": benchmark is not None and benchmark.obtain != "",
-        "people": benchmark.people if benchmark is not None else "",
-    }
+def _rows(errors: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for shot in (shot for shot in SHOTS if shot in errors):
+        figures = {name: errors[shot][name] for name in FIGURES}
+        figures |= {name: errors[shot].get(name) for name in OTHER_FIGURES}
+        rows.append({"shot": shot, **figures, "baseline": baseline[shot]["mae"] if shot in baseline else None})
+    return rows
 
 
-def _targets(config: Mapping[str, Any]) -> list[str]:
-    if "label_names" in config:  # of timm
-        return [one_line(str(name)) for name in config["label_names"]]
-    return [one_line(str(name)) for _, name in sorted(config["id2label"].items(), key=lambda item: int(item[0]))]
-
-
-def _split(results: Mapping[str, Any], split: str) -> dict[str, Any]:
-    baseline = results["baseline_median"][split]
-    rows = [
-        {
-            "shot": shot,
-            **{figure: results[split][shot][figure] for figure in ("n", "mae", "gm", "bmae")},
-            **{figure: results[split][shot].get(figure) for figure in ("rmse", "abs_rel", "delta1", "angular_error")},
-            "baseline": baseline[shot]["mae"] if shot in baseline else None,
-        }
-        for shot in shots_of(results[split])
-    ]
-    return {"name": split, "rows": rows}
-
-
-def _training(trained: TrainingSummary) -> dict[str, Any]:
-    results, state = trained.results, trained.state
-    options = strip_paths(results.get("recipe", {}))
-    best, keeps = state.get("best_global_step"), options.get("load_best_model_at_end", True)
+def _training(results: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
+    recipe, seconds, best = results["recipe"], results.get("train_seconds"), state.get("best_global_step")
     epochs = [entry["epoch"] for entry in state.get("log_history", []) if best and entry.get("step") == best]
-    seconds = results.get("train_seconds")
     return {
-        "command": strip_paths(results.get("command")),
-        "recipe": yaml.safe_dump(options, sort_keys=False, allow_unicode=True) if options else None,
-        "hardware": results.get("hardware"),
+        **{name: results.get(name) for name in ("command", "hardware", "seed", "steps")},
+        "recipe": yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True) if recipe else None,
         "minutes": None if seconds is None else round(seconds / 60, 1),
-        "seed": results.get("seed"),
-        "steps": results.get("steps"),
         "epochs": state.get("epoch"),
-        "best_epoch": epochs[0] if epochs and keeps else None,
-        "metric": options.get("metric_for_best_model", "eval_mae"),
+        "best_epoch": epochs[0] if epochs and recipe.get("load_best_model_at_end", True) else None,
+        "metric": recipe.get("metric_for_best_model", "eval_mae"),
         "versions": ", ".join(f"{package} {version}" for package, version in results.get("versions", {}).items()),
     }
 
 
 def _intervals(saved: Mapping[str, Any]) -> dict[str, Any]:
-    widths = [{"target": target, **group} for target, groups in saved["groups"].items() for group in groups]
     shots = [
-        {"split": split, "target": target, "shot": shot, **shots[shot]}
+        {"split": split, "target": target, "shot": shot, **of_target[shot]}
         for split, targets in saved.get("coverage_by_shot", {}).items()
-        for target, shots in targets.items()
-        for shot in shots_of(shots)
+        for target, of_target in targets.items()
+        for shot in SHOTS
+        if shot in of_target
     ]
     return {
         "coverage": saved["coverage"],
         "split": saved["calibrated_on"],
         "n": sum(group["n"] for group in saved["groups"][saved["targets"][0]]),
-        "widths": widths,
+        "widths": [{"target": target, **group} for target, groups in saved["groups"].items() for group in groups],
         "shots": shots,
     }
 
 
-def _limits(bins: Mapping[str, Any] | None, targets: Sequence[str]) -> list[dict[str, Any]]:
+def _limits(bins: Mapping[str, Any], targets: Sequence[str]) -> list[dict[str, Any]]:
     """Where training labels are, and where there are few of them, for each target."""
-    if bins is None:
-        return []
     limits = []
+    fewest = bins.get("thresholds", THRESHOLDS)[0]
     for target, edges, counts in zip(targets, bins["edges"], bins["train_counts"], strict=True):
-        ranges: list[list[float]] = []
-        for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True):
-            if count >= bins.get("thresholds", THRESHOLDS)[0]:
-                continue
-            if ranges and math.isclose(ranges[-1][1], low, rel_tol=0, abs_tol=1e-9 * (edges[-1] - edges[0])):
-                ranges[-1][1] = high
-            else:
-                ranges.append([low, high])
-        limits.append(
-            {
-                "target": target,
-                "low": edges[0],
-                "high": edges[-1],
-                "rare": ranges[:MOST_RANGES],
-                "more": max(len(ranges) - MOST_RANGES, 0),
-            }
-        )
+        by_rarity = groupby(zip(edges[:-1], edges[1:], counts, strict=True), lambda part: part[2] < fewest)
+        neighbours = [list(parts) for is_rare, parts in by_rarity if is_rare]
+        rare = [(parts[0][0], parts[-1][1]) for parts in neighbours]
+        more = max(len(rare) - MOST_RANGES, 0)
+        limits.append({"target": target, "low": edges[0], "high": edges[-1], "rare": rare[:MOST_RANGES], "more": more})
     return limits

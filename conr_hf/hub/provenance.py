@@ -1,6 +1,7 @@
-"""Where a run comes from: what of it is on the Hub, and nothing of the machine it was made on."""
+"""Where a run comes from: its parts on the Hub by name, and nothing of the machine it was made on."""
 
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -9,26 +10,35 @@ import timm
 
 # Two names or more: "/km2" is a unit. Not the path of a URL, nor the rest of a relative path.
 _PATH = re.compile(r"(?<![\w.~/\\-])(?!//)(?:file://|~|[A-Za-z]:)?(?:[/\\]+[^\s/\\\"'`,;:=|<>\[\]{}()]+){2,}[/\\]?")
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 
 
 def hub_ids(*, model: str, pretrained: bool, weights: str | None, data: str | None) -> dict[str, str | None]:
     """
-    Which of what a run is made from is on the Hub: the ids of `model` and `data`, or `None`. Known where it is
-    trained, since elsewhere a folder's path looks like an id.
+    The ids on the Hub of the `model` and `data` that a run is made from, or `None` where they are not from there. Only
+    the machine that trains knows: elsewhere a folder's path looks like an id.
     """
+    base: str | None = model if is_hub_id(model) else None
     if not pretrained or weights is not None or Path(model).exists():
         base = None
     elif model.startswith("timm/"):
         known = timm.get_pretrained_cfg(model.removeprefix("timm/"))
         base = known.hf_hub_id if known is not None else None
-    else:
-        base = model if is_hub_id(model) else None
     return {"model": base, "data": data if data is not None and not Path(data).exists() and is_hub_id(data) else None}
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a model or data set on the Hub could be called so: `owner/name`."""
+    """Whether this can be the name of a model or data set on the Hub: `owner/name`."""
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII) is not None
+
+
+def strip_private(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a JSON file of a run without the paths and tokens of the machine."""
+    if "command" in content:  # word by word, since a path in it may hold spaces
+        words = [word.partition("=") for word in shlex.split(content["command"])]
+        content = {**content, "command": shlex.join("".join(map(strip_paths, parts)) for parts in words)}
+    stripped: dict[str, Any] = strip_paths(_without_tokens(content))
+    return stripped
 
 
 def strip_paths(value: Any) -> Any:
@@ -49,3 +59,11 @@ def strip_paths(value: Any) -> Any:
     if (posix.is_absolute() or windows.is_absolute()) and len(windows.parts) > 2:
         return windows.name  # which takes both kinds of slashes
     return _PATH.sub(lambda found: PureWindowsPath(found.group()).name, value)
+
+
+def _without_tokens(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _without_tokens(part) for name, part in value.items() if not name.endswith("token")}
+    if isinstance(value, list):
+        return [_without_tokens(part) for part in value]
+    return _TOKEN.sub("...", value) if isinstance(value, str) else value

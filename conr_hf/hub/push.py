@@ -1,17 +1,18 @@
-"""Sends a finished run to the Hub."""
+"""Sends finished runs and checkpoints to the Hub."""
 
 import os
 import shlex
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from huggingface_hub import CommitInfo
 
 from conr_hf.hub.api import create_repo, upload
 from conr_hf.hub.card_metadata import ModelCardOptions
-from conr_hf.hub.files import upload_files
+from conr_hf.hub.files import checkpoint_upload_files, upload_files
 from conr_hf.hub.model_card import card_of, write_card
-from conr_hf.utils.run_folder import CARD
+from conr_hf.utils.run_folder import CARD, RESULTS, STATE
 
 
 def push_run(folder: str, model_id: str | None, private: bool, revision: str | None) -> CommitInfo:
@@ -29,27 +30,54 @@ def push_run(folder: str, model_id: str | None, private: bool, revision: str | N
         `ConnectionError`: if the Hub cannot be reached, likewise.
     """
     path = Path(folder)
-    files = upload_files(path)
+    names = sorted(upload_files(path))
     repo = create_repo(model_id or path.absolute().name, private=private or None, revision=revision)
-    _name_in_card(path, repo)
-    print(f"Pushing to {repo}: {', '.join(sorted(files))}", flush=True)
-    return _send_run(path, repo, "End of training", None, revision)
+    card = path / CARD
+    if (path / RESULTS).is_file() and card.is_file() and card.read_text(encoding="utf-8") == card_of(path):
+        # As conr-hf train or card wrote it, and so without its id.
+        write_card(path, options=ModelCardOptions(model_name=Path(repo).name, model_id=repo))
+    print(f"Pushing to {repo}: {', '.join(names)}", flush=True)
+    return upload_run(path, repo, "End of training", None, revision)
 
 
-def _name_in_card(folder: Path, repo: str) -> None:
-    """Writes the id into the snippets of a card that is as `conr-hf train` or `conr-hf card` wrote it."""
-    path = folder / CARD
-    if (folder / "results.json").is_file() and path.is_file() and path.read_text(encoding="utf-8") == card_of(folder):
-        write_card(folder, name=Path(repo).name, told=ModelCardOptions(model_id=repo))
+def upload_run(folder: Path, repo: str, message: str, token: str | None, revision: str | None) -> CommitInfo:
+    """
+    Sends what [`upload_files`] names of a run's folder. Arguments as in [`~conr_hf.hub.api.upload`].
 
-
-def _send_run(folder: Path, repo: str, message: str, token: str | None, revision: str | None) -> CommitInfo:
-    files = upload_files(folder)
+    Raises:
+        `ValueError`, `ConnectionError`: with the command that sends it again.
+    """
     try:
-        return upload(files, repo, message, token, revision)
+        return upload(upload_files(folder), repo, message, token, revision)
     except (ValueError, ConnectionError) as error:
         again = ["conr-hf", "push", str(folder), repo, *(["--revision", revision] if revision is not None else [])]
         raise type(error)(f"{error} The run is whole on disk; send it again with {shlex.join(again)}") from error
+
+
+def link_checkpoint(checkpoint: Path, folder: Path) -> TemporaryDirectory[str]:
+    """A checkpoint's files under a second name in `folder`, since training may delete them before they are sent."""
+    kept = TemporaryDirectory(prefix=".push-", dir=folder)
+    shutil.copytree(checkpoint, Path(kept.name, "checkpoint"), copy_function=_link)
+    return kept
+
+
+def upload_checkpoint(
+    kept: TemporaryDirectory[str], place: str | None, repo: str, message: str, token: str | None, revision: str | None
+) -> None:
+    """
+    Sends the model of a checkpoint, and removes what was kept of it.
+
+    Args:
+        kept (`TemporaryDirectory`): From [`link_checkpoint`], with the model's `conr_state.safetensors`.
+        place (`str`, *optional*): Folder of the repository to send the whole checkpoint to. Unset: it is not sent.
+        repo, message, token, revision: As in [`~conr_hf.hub.api.upload`].
+    """
+    with kept as folder:
+        checkpoint = Path(folder, "checkpoint")
+        upload({**upload_files(checkpoint), STATE: Path(folder, STATE)}, repo, message, token, revision)
+        if place is not None:
+            files = {f"{place}/{name}": content for name, content in checkpoint_upload_files(checkpoint).items()}
+            upload(files, repo, f"{message}, checkpoint", token, revision)
 
 
 def _link(source: str, target: str) -> None:

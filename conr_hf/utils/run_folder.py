@@ -22,9 +22,12 @@ def read_json(path: Path) -> dict[str, Any]:
         `ValueError`: if it holds no JSON, or something else than an object.
         `OSError`: if there is no such file.
     """
-    content = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f'"{path}" holds no JSON object ({error}); train or save again') from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object")
+        raise ValueError(f'"{path}" holds no JSON object; train or save again')
     return content
 
 

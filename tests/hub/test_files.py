@@ -5,7 +5,8 @@ import json
 import pytest
 
 from conr_hf.cli.recipe import read_recipe
-from conr_hf.hub.files import checkpoint_upload_files, strip_paths, upload_files
+from conr_hf.hub.files import checkpoint_upload_files, upload_files
+from conr_hf.hub.provenance import strip_paths
 
 SECRET = "hf_" + "NobodyMayEverReadThis0123456789012"
 

@@ -250,6 +250,19 @@ def test_only_methods_that_were_used_are_named_and_cited(copy):
     assert not {"conr", "rank-n-contrast"} & set(metadata(copy)["tags"])
 
 
+def test_methods_without_effect_are_not_named(copy):
+    """As the settings themselves are only warned of."""
+    results = json.loads((copy / "results.json").read_text())
+    idle = {"weight": 0.0, "rnc_weight": 0.0, "resample": "none", "reweight": "none"}
+    options = {"ranksim_weight": 100.0, "lds": "gaussian", "freeze_backbone": True}
+    changed(copy, conr={**results["conr"], **idle}, recipe={**results["recipe"], **options})
+    assert not {"RankSim", "Label distribution smoothing"} & set(table(write_card(copy).read_text(), "method"))
+    changed(
+        copy, conr={**results["conr"], **idle, "reweight": "inverse"}, recipe={**results["recipe"], "lds": "gaussian"}
+    )
+    assert "Label distribution smoothing" in table(write_card(copy).read_text(), "method")
+
+
 def test_prediction_intervals_are_told_where_they_were_made(copy):
     shots = {"n": 12, "covered": 9, "low": 8, "high": 12, "kept": True}
     few = {"n": 4, "covered": 1, "low": 2, "high": 4, "kept": False}

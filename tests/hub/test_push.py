@@ -19,7 +19,6 @@ from small import build, images, models
 from transformers import TrainerCallback
 
 import conr_hf.hub.api
-from conr_hf.hub.api import run_in_background
 
 MODEL = ["config.json", "model.safetensors", "preprocessor_config.json"]
 RESUME = ["conr_state.safetensors", "optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json"]
@@ -118,7 +117,7 @@ def test_a_push_that_takes_long_sends_what_was_saved_when_it_began(hub, tmp_path
 
     options = {"hub_strategy": "all_checkpoints", "hub_always_push": always, "load_best_model_at_end": False}
     trainer = trainer_of(tmp_path, save_total_limit=1, callbacks=[End()], **options)
-    run_in_background(slow.wait)
+    conr_hf.hub.api.HUB.run_as_future(slow.wait)
     trainer.train()
     assert not (tmp_path / "run" / "checkpoint-2").exists()
     places = ["checkpoint-2", *(["checkpoint-4"] if always else [])]
