@@ -1,8 +1,10 @@
 """`HubMixin`: the model card of a run, and its way to the Hub."""
 
+import shutil
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import CommitInfo
@@ -14,7 +16,7 @@ from conr_hf.hub import api
 from conr_hf.hub.card_metadata import ModelCardOptions, as_list
 from conr_hf.hub.card_template import read_template
 from conr_hf.hub.model_card import card
-from conr_hf.hub.push import link_checkpoint, upload_checkpoint, upload_run
+from conr_hf.hub.push import link, upload_checkpoint, upload_run
 from conr_hf.training.card_data import training_summary
 from conr_hf.training.config.config import ConRConfig
 from conr_hf.training.data_module import DataModule
@@ -130,7 +132,9 @@ class HubMixin(Trainer):
         by_step = args.save_strategy == SaveStrategy.STEPS
         where = f"step {self.state.global_step}" if by_step else f"epoch {int(self.state.epoch or 0)}"
         message = f"Training in progress, {where}"
-        kept = link_checkpoint(Path(checkpoint_folder), Path(str(args.output_dir)))
+        # Linked, as training may delete the checkpoint before it is sent.
+        kept = TemporaryDirectory(prefix=".push-", dir=args.output_dir)
+        shutil.copytree(checkpoint_folder, Path(kept.name, "checkpoint"), copy_function=link)
         save_state(kept.name, self.data.resolved, self.data.bins)  # without what only a resume needs
         every = args.hub_strategy == HubStrategy.ALL_CHECKPOINTS
         place = (Path(checkpoint_folder).name if every else "last-checkpoint") if self._sends_checkpoints() else None

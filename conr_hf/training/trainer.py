@@ -361,6 +361,7 @@ class ConRTrainer(CheckpointMixin, HubMixin, Trainer):
     ) -> tuple[list[Any], int]:
         """The micro-batches of a step, and its number of samples over all processes."""
         batches = list(itertools.islice(epoch_iterator, num_batches))
+        self.interrupt.signals.quiet_child_signals()
         return batches, sum(sum(self.loaders.sample_counts(batch)) for batch in batches)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -14,13 +14,13 @@ import statistics
 import tempfile
 import time
 
+import conr_hf.training.objective.objective
 import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 from transformers import TrainerCallback
 
 import conr_hf.training.objective.objective
-import conr_hf.training.objective.step
 from conr_hf import ConRConfig, ConRTrainer, load_regressor
 from conr_hf.losses import conr_loss
 
@@ -170,13 +170,13 @@ def show_share_of_maps(folder: str, steps: int) -> None:
     print("| model | step | pixels compared | ConR forward | ConR backward | drawing pixels | ConR's share |")
     print("|---|---|---|---|---|---|---|")
     conr_hf.training.objective.objective.conr_loss = recorded_loss
-    draw = conr_hf.training.objective.step.sample_pixels
+    draw = conr_hf.training.objective.objective.sample_pixels
 
     def recorded_draw(*arguments):
         with record_function("drawing"):
             return draw(*arguments)
 
-    conr_hf.training.objective.step.sample_pixels = recorded_draw
+    conr_hf.training.objective.objective.sample_pixels = recorded_draw
     for name, size, pixels in MAP_MODELS:
         torch.manual_seed(0)
         model, processor = load_regressor(name, "depth", task="depth", pretrained=False, image_size=size)

@@ -24,7 +24,7 @@ from transformers import (
 import conr_hf.pipeline  # noqa: F401  (registers its task)
 from conr_hf import load_regressor
 from conr_hf.imbalance import Bins
-from conr_hf.inference.evaluate_dense import MOST_SHOWN, chosen
+from conr_hf.inference.evaluate_dense import MOST_SHOWN, chosen, streamed_errors
 from conr_hf.metrics import depth_metrics, flat, shot_metrics_from_bins
 from conr_hf.models.saved import load_saved
 
@@ -315,7 +315,7 @@ def test_a_trainer_writes_a_card_from_what_it_knows(data, tmp_path):
     trainer = build(model, processor, tmp_path / "run", rows_of(data, "train"), rows_of(data, "validation"), **columns)
     trainer.train()
     errors = trainer.evaluate()
-    found = trainer.map_errors(trainer.eval_dataset, "validation").compute()
+    found = streamed_errors(trainer, trainer.eval_dataset, "validation").compute()
     assert {name: errors[f"eval_{name}"] for name in found["all"]} == found["all"]
     assert {name: errors[f"eval_few_{name}"] for name in found["few"]} == found["few"]
     trainer.create_model_card()

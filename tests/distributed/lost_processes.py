@@ -37,7 +37,7 @@ def run(folder, fate):
     try:
         one.train()
     except ConnectionError as error:
-        told = {"told": str(error), "seconds": time.monotonic() - begun}
+        told = {"told": str(error), "cause": str(error.__cause__), "seconds": time.monotonic() - begun}
         (folder / f"{fate.name}.json").write_text(json.dumps(told))
 
 

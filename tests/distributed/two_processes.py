@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 import conr_hf.training.checkpoint_mixin
 from conr_hf import load_regressor
 from conr_hf.data import map_statistics as map_labels
+from conr_hf.inference.evaluate_dense import streamed_errors
 from conr_hf.losses import conr_loss
 from conr_hf.utils.distributed import gather_objects, gather_rows, rank, sum_over_processes
 

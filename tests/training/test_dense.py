@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 from conr_hf.data.augmentation import visible_fraction
 from conr_hf.imbalance import make_bins, make_density
 from conr_hf.models.outputs import prediction, resized
+from conr_hf.training.objective.batch import Forwarded, collect_batch
 from conr_hf.training.objective.pixel_sampling import resize_to_features
 
 
@@ -29,6 +30,12 @@ def ready(trainer):
     trainer.loaders.order.epoch = 0
     trainer.model.train()
     return next(iter(loader))
+
+
+def batch_of(inputs, features, predictions, labels):
+    """A whole step of one process."""
+    samples = len(inputs["labels"])
+    return collect_batch(inputs, Forwarded(features, predictions, labels), [samples], samples)
 
 
 def valid_pixels(data):
@@ -51,12 +58,9 @@ def test_conr_over_all_pixels_is_the_double_loop(tmp_path, formulation, push):
     features = trainer.head.take_features().detach()
     predictions = resized(predictions, labels.shape[-2:]).detach()
 
-    def compared(features):
-        return trainer._compared_pixels(features, labels, predictions, batch["position"], 2)
-
     measured = features.clone().requires_grad_()
-    rows = compared(measured)
-    loss = objective.regularisers(rows, [2], len(rows.labels) // 2, measured_at=None, of_maps=True)
+    views = batch_of(batch, measured, predictions, labels)
+    loss = objective.regularisers(objective.contrast_rows(views), views)
     (gradient,) = torch.autograd.grad(loss, measured)
 
     slow = features.double().requires_grad_()
@@ -87,13 +91,14 @@ def test_the_published_form_compares_means_of_maps(tmp_path):
     batch = ready(trainer)
     features, labels = torch.randn(8, 5, 8, 8), batch["labels"].flatten(0, 1)
     predictions = 20 + 5 * torch.randn(8, 32, 32)
-    rows = trainer._compared_pixels(features, labels, predictions, 0, 2)
+    views = batch_of(batch, features, predictions, labels)
+    rows = trainer.training_objective.contrast_rows(views)
     for view in range(8):
         known = resize_to_features(labels, (8, 8))[view].isfinite()
         assert torch.allclose(rows.features[view], features[view][:, known].mean(1), atol=1e-5)
         assert torch.allclose(rows.labels[view], resize_to_features(labels, (8, 8))[view][known].mean())
         assert torch.allclose(rows.predictions[view], resize_to_features(predictions, (8, 8))[view][known].mean())
-    loss = trainer.training_objective.regularisers(rows, [4], 2, measured_at=None, of_maps=True)
+    loss = trainer.training_objective.regularisers(rows, views)
     expected = 0.5 * reference.conr_loss(
         rows.features.double(),
         rows.labels,
@@ -117,7 +122,7 @@ def test_what_views_lose_at_their_edges_is_made_up_for(tmp_path):
         batch = ready(trainer)
         labels = batch["labels"].flatten(0, 1)
         constant = torch.full_like(labels, 30.0)
-        means.append(trainer._base(batch, constant, labels, 8, [64], 64, None).item())
+        means.append(trainer.training_objective.base(batch_of(batch, None, constant, labels)).item())
     assert means[1] == pytest.approx(means[0], rel=0.03)
     assert visible_fraction((32, 32), 0.25) < 0.8
 
@@ -128,7 +133,7 @@ def test_gradients_at_the_features_are_measured(tmp_path):
     batch = ready(trainer)
 
     def gradients(measures):
-        trainer._measures = lambda features: measures
+        trainer.training_objective.measures_gradients = measures
         trainer.model.zero_grad()
         torch.manual_seed(0)
         loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=4)
@@ -136,6 +141,7 @@ def test_gradients_at_the_features_are_measured(tmp_path):
         return loss.item(), torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
 
     (plain, expected), (loss, found) = gradients(False), gradients(True)
+    trainer.training_objective.meter.end_step(skipped=False)
     figures = trainer.training_objective.read_figures()
     assert loss == pytest.approx(plain, rel=1e-6)
     assert torch.allclose(found, expected, rtol=1e-3, atol=1e-5 * expected.abs().max())
@@ -248,7 +254,7 @@ def test_smoothing_leaves_points_without_a_label_as_they_are_and_out(tmp_path):
     assert counts == known.sum()
     assert 0 < counts < known.numel()
     objective.begin_epoch(1)
-    objective.rows = labels
+    objective.labels = labels
     smoothed, points = objective.smooth(features).movedim(1, -1), features.movedim(1, -1)
     assert torch.equal(smoothed[~known], points[~known])
     assert torch.equal(smoothed[known], objective.smoothing.smooth(points[known], own[known]))
@@ -328,7 +334,6 @@ def test_evaluation_is_of_the_labels_own_pixels(tmp_path):
     evaluated = trainer.evaluate()
     assert evaluated["eval_mae"] == pytest.approx(predicted.metrics["test_mae"])
     assert np.allclose(predicted.predictions, outputs, atol=1e-5)  # which predict gives, as it was asked to
-    assert not trainer.args.batch_eval_metrics
 
 
 @pytest.mark.parametrize("name", map_models)

@@ -1,6 +1,7 @@
 """A loss that is no number stops training at its step, before weights are harmed, and names the rows."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -61,12 +62,12 @@ def test_rows_left_out_do_not_shift_the_names(tmp_path):
 def test_on_a_device_whose_losses_are_not_read_the_step_is_looked_at_before_it_is_saved(tmp_path, monkeypatch):
     """There the host must not wait for the device; but no checkpoint may hold what such a step made of the weights."""
     run = trainer(tmp_path, Rows(24, bad=range(1, 24)), save_steps=3, logging_steps=50)
-    monkeypatch.setattr(type(run.watch), "_waits", lambda self, args: False)
+    monkeypatch.setattr(type(run.nan_guard), "_waits", lambda self, args: False)
     with pytest.raises(FloatingPointError, match="at step 1, on rows"):
         run.train()
     assert run.state.global_step == 1
     run = trainer(tmp_path, Rows(4, bad=range(1, 4)), save_steps=1, logging_steps=50)
-    monkeypatch.setattr(type(run.watch), "_waits", lambda self, args: False)
+    monkeypatch.setattr(type(run.nan_guard), "_waits", lambda self, args: False)
     with pytest.raises(FloatingPointError, match="at step 1, on rows"):
         run.train()
     assert not list(tmp_path.glob("checkpoint-*"))
@@ -89,7 +90,7 @@ def test_a_gradient_that_is_no_number_stops_too(tmp_path):
 
 
 class Look(TrainerCallback):
-    """What a step may change, before it and after it."""
+    """What a step may change, before it and after it, but for the features that it counts for FDS."""
 
     def __init__(self, step):
         self.step, self.seen = step, []
@@ -97,8 +98,9 @@ class Look(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step + 1 in (self.step, self.step + 1):
             run = self.run
-            own = run.training_objective.state() | run.training_objective.meter.sums()
-            average = run._average._average.module.state_dict()
+            state_of_methods = run.training_objective.state() | run.training_objective.meter._sums
+            own = {name: value for name, value in state_of_methods.items() if not name.startswith("fds.")}
+            average = run.ema._average.module.state_dict()
             optimizer = {key: dict(state) for key, state in run.optimizer.optimizer.state_dict()["state"].items()}
             self.seen.append(copy.deepcopy([dict(run.model.state_dict()), dict(average), own, *optimizer.values()]))
 
@@ -135,7 +137,8 @@ def test_a_skipped_step_changes_nothing(tmp_path, caplog, what, model, accumulat
     )
 
 
-def test_the_logged_loss_is_the_mean_over_the_other_steps(tmp_path):
+def test_the_logged_figures_are_means_over_the_other_steps(tmp_path):
+    """`loss` is the figure of `Trainer`, which fills in the mean of the steps before a bad one."""
     settings = {"on_bad_loss": "skip", "logging_steps": 3, "learning_rate": 0.0, "save_strategy": "no"}
     each, run = (
         trainer(tmp_path, Rows(24), callbacks=[Poison("loss", 2, 4, 5, 6)], **{**settings, "logging_steps": steps})
@@ -144,11 +147,20 @@ def test_the_logged_loss_is_the_mean_over_the_other_steps(tmp_path):
     each.train()
     run.train()
     singly = {entry["step"]: entry for entry in each.state.log_history}
-    assert [step for step, entry in singly.items() if "loss" in entry] == [1, 3]
+    assert [step for step, entry in singly.items() if "base_loss" in entry] == [1, 3]
+    assert all(math.isfinite(entry["loss"]) for entry in each.state.log_history[:-1])
     first, second, _ = run.state.log_history
-    assert first["loss"] == pytest.approx((singly[1]["loss"] + singly[3]["loss"]) / 2, rel=1e-6)
     assert first["base_loss"] == pytest.approx((singly[1]["base_loss"] + singly[3]["base_loss"]) / 2, rel=1e-6)
-    assert not {"loss", "base_loss", "grad_norm"} & second.keys()
+    assert not {"base_loss", "grad_norm"} & second.keys()
+
+
+def test_a_skipped_step_leaves_no_nan_in_the_statistics(tmp_path):
+    """Batch norm and FDS would keep a NaN for good, and every later evaluation and epoch be NaN."""
+    settings = {"on_bad_loss": "skip", "fds": "gaussian", "bin_width": 0.5, "num_train_epochs": 3}
+    run = trainer(tmp_path, Rows(24, bad=[7]), model="timm-resnet", **settings)
+    run.train()
+    assert all(tensor.isfinite().all() for tensor in run.model.state_dict().values())
+    assert all(tensor.isfinite().all() for tensor in run.training_objective.smoothing.state().values())
 
 
 def test_a_resumed_run_skips_what_the_uninterrupted_one_does(tmp_path):

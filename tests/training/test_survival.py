@@ -6,7 +6,6 @@ import logging
 import multiprocessing
 import os
 import random
-import re
 import resource
 import signal
 import subprocess
@@ -130,7 +129,7 @@ def test_a_worker_that_dies_interrupts_nothing(tmp_path):
 def test_batches_that_died_with_their_workers_are_told_so(tmp_path):
     """They are in the queue, but what they are made of went with the process."""
     run = trainer(tmp_path, callbacks=[KillWorkers()], dataloader_num_workers=2)
-    with pytest.raises(ChildProcessError, match=r"\. The last row that it read is \d+ of train_dataset and \d+ of"):
+    with pytest.raises(ChildProcessError, match=r"a data-loader worker\) died"):
         run.train()
 
 
@@ -167,7 +166,7 @@ def test_an_error_that_a_worker_passes_on_is_no_death(tmp_path):
 @pytest.mark.parametrize("predicts", [False, True])
 def test_a_worker_that_dies_in_evaluation_is_told_too(tmp_path, predicts):
     run = build(*models["vit"](), tmp_path, Rows(24), Deadly(24), eval_strategy="no", dataloader_num_workers=1)
-    with pytest.raises(ChildProcessError, match=r"The last row that it read is 17 of \w+ data\."):
+    with pytest.raises(ChildProcessError, match=r"a data-loader worker\) died"):
         run.predict(Deadly(24)) if predicts else run.evaluate()
 
 
@@ -181,7 +180,7 @@ def test_workers_are_known_where_their_rows_are_evaluated_too(tmp_path):
     data = Rows(24)
     settings = {**EVALUATED, "dataloader_num_workers": 2}
     run = build(*models["vit"](), tmp_path, data, {"train": data}, callbacks=[KillLate()], **settings)
-    with pytest.raises(ChildProcessError, match=r"\. The last row that it read is \d+ of train_dataset and \d+ of"):
+    with pytest.raises(ChildProcessError, match=r"a data-loader worker\) died"):
         run.train()
 
 
@@ -206,8 +205,9 @@ def test_a_worker_that_dies_is_told_with_its_mend(tmp_path):
     run = bad_loss.trainer(tmp_path, Deadly(24), **settings)
     with pytest.raises(ChildProcessError) as told:
         run.train()
-    assert str(told.value).startswith("A process that reads images died (data-loader worker, pid ")
-    assert "The last row that it read is 17 of train_dataset. Set dataloader_num_workers, which" in str(told.value)
+    assert str(told.value).startswith("A process that reads images (a data-loader worker) died")
+    assert "Set dataloader_num_workers, which is 2, lower" in str(told.value)
+    assert "DataLoader worker" in str(told.value.__cause__)  # torch's own words
 
 
 def test_a_row_that_a_worker_cannot_read_is_named(tmp_path):
@@ -226,17 +226,15 @@ def test_a_process_that_is_lost_ends_the_others(tmp_path):
     """They would wait for it until someone looks."""
     run_script(TESTS / "distributed" / "lost_processes.py", tmp_path)
     killed, hung = (json.loads((tmp_path / f"{fate}.json").read_text()) for fate in ("SIGKILL", "SIGSTOP"))
-    assert re.match(
-        r"Another process of this run has ended, so that this one cannot go on \([^/()]*by peer[^/()]*\)\. The last",
-        killed["told"],
-    )
+    for fate in (killed, hung):
+        assert fate["told"].startswith(
+            "Another process of this run has ended, or did not answer within ddp_timeout, which is 3 s. The last "
+        )
+        assert "gloo" in fate["cause"]  # torch's own words
     assert killed["seconds"] < 60
     checkpoint = tmp_path / "SIGKILL" / "checkpoint-2"
-    assert f"). The last complete checkpoint is {checkpoint}. See what that process" in killed["told"]
-    assert hung["told"].startswith(
-        "Another process of this run hangs: it did not answer within ddp_timeout, which is 3 s, so that this one"
-    )
-    assert hung["seconds"] > 3
+    assert f"The last complete checkpoint is {checkpoint}. See what that process" in killed["told"]
+    assert 3 < hung["seconds"] < 60
 
 
 def test_checkpoints_that_were_cut_off_are_named_in_a_warning(tmp_path, caplog):

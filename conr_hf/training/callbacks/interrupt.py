@@ -44,11 +44,6 @@ class InterruptCallback(TrainerCallback):
         if not state.is_hyper_param_search:  # which cannot be resumed
             self.signals.begin()
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.signals.quiet_child_signals()
-
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -127,7 +122,7 @@ class SignalHandler:
         Keeps torch from raising in a signal handler that a data-loader worker died, wherever the process happens to
         be: in the middle of logging that leaves a lock behind, for which others wait for ever. Whoever waits for a
         batch of that worker learns of it within seconds anyway. Torch sets its handler with the first workers, so this
-        is called at each step.
+        is called when they have given a batch.
         """
         if not self._previous or sys.platform == "win32" or signal.SIGCHLD in self._previous:
             return

@@ -139,8 +139,7 @@ class NanGuardCallback(TrainerCallback):
         step.flags = torch.stack([received, bad_loss.float(), bad_gradient.float()])
         if world_size() > 1:
             dist.all_reduce(step.flags, dist.ReduceOp.MAX)
-        # The host waits for each step's loss anyway, or must before the optimizer's step.
-        if args.device.type == "cpu" or args.logging_nan_inf_filter or self._may_skip():
+        if self._waits(args):
             self._unchecked = step
             self.check()
         else:
@@ -155,6 +154,10 @@ class NanGuardCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.check()
+
+    def _waits(self, args: TrainingArguments) -> bool:
+        """Whether the host waits for each step's loss anyway, or must, before the optimizer's step."""
+        return args.device.type == "cpu" or args.logging_nan_inf_filter or self._may_skip()
 
     def _may_skip(self) -> bool:
         return self.trainer.args.on_bad_loss == "skip"  # type: ignore[attr-defined]

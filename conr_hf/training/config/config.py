@@ -263,6 +263,8 @@ class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
             metric = "_".join(part for part in ("eval", first, "mae") if part)
             args.metric_for_best_model = metric if chooses else None
             args.greater_is_better = False if chooses else None
+        if args.on_bad_loss == "skip":
+            args.logging_nan_inf_filter = True  # or the logged loss would stay NaN after the first skipped step
         accelerator_config: Any = copy.copy(args.accelerator_config)
         if accelerator_config.dispatch_batches:
             raise ValueError("dispatch_batches is true; leave it unset, since each process reads its own rows.")

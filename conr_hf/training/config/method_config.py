@@ -144,24 +144,19 @@ class MethodConfig:
             )
         if self.freeze_backbone or self.retrain_head:
             conr_weight = 0.0  # it has a weight by default, and is skipped
-        weights = {"conr_weight": conr_weight, "ranksim_weight": self.ranksim_weight}
-        weights["rnc_weight"] = self.rank_n_contrast_weight(conr_weight)
-        for name, weight in weights.items():
-            if self.cmixup_alpha > 0 and weight > 0:
+        no_label = "a mixture of two images has no label that its features could be compared by"
+        unmixed = {
+            "conr_weight": (conr_weight, no_label),
+            "ranksim_weight": (self.ranksim_weight, no_label),
+            "rnc_weight": (self.rank_n_contrast_weight(conr_weight), no_label),
+            "reweight": (self.reweight, "a mixture's label lies between those whose density is known"),
+            "fds": (self.fds, "features of mixed images are no samples of a bin"),
+        }
+        for name, (value, reason) in unmixed.items():
+            if self.cmixup_alpha > 0 and value not in (0, "none"):
                 raise ValueError(
-                    f"cmixup_alpha is {self.cmixup_alpha} and {name} {weight}: a mixture of two images has no label "
-                    "that its features could be compared by. Set one of them to 0."
+                    f"cmixup_alpha is {self.cmixup_alpha} and {name} {value}: {reason}. Set one of them to 0 or none."
                 )
-        if self.cmixup_alpha > 0 and self.reweight != "none":
-            raise ValueError(
-                f"cmixup_alpha is {self.cmixup_alpha} and reweight {self.reweight}: a mixture's label lies between "
-                "those whose density is known. Set one of them to its default, or resample instead of reweight."
-            )
-        if self.cmixup_alpha > 0 and self.fds != "none":
-            raise ValueError(
-                f"cmixup_alpha is {self.cmixup_alpha} and fds {self.fds}: features of mixed images are no samples of "
-                "a bin. Set cmixup_alpha to 0 or fds to none."
-            )
         if self.retrain_head and not corrections:
             raise ValueError(
                 "retrain_head trains the head again on the same loss unless that is corrected for imbalance. Set "
@@ -179,21 +174,15 @@ class MethodConfig:
         conr_weight = 0.0 if only_head else conr_weight
         density = [self.reweight, self.resampling(conr_weight), *([conr_reweight] if conr_weight > 0 else [])]
         balanced = self.base_loss in BALANCED_LOSSES, "base_loss bmc, gai or bni"
-        lds, fds = (self.lds != "none", "lds"), (self.fds != "none", "fds")
         backbone = not only_head, "a backbone that is trained"
         return {
             "huber_delta": (self.base_loss == "huber", "base_loss huber"),
             "focal_beta": (self.base_loss in ("focal_l1", "focal_mse"), "base_loss focal_l1 or focal_mse"),
-            "noise_sigma": balanced,
-            "noise_learning_rate": balanced,
+            **dict.fromkeys(("noise_sigma", "noise_learning_rate"), balanced),
             "gai_components": (self.base_loss == "gai", "base_loss gai"),
             "lds": (any(method != "none" for method in density), "reweight, resample or, with ConR, conr_reweight"),
-            "lds_kernel_size": lds,
-            "lds_sigma": lds,
-            "fds_kernel_size": fds,
-            "fds_sigma": fds,
-            "fds_momentum": fds,
-            "fds_clip": fds,
+            **dict.fromkeys(("lds_kernel_size", "lds_sigma"), (self.lds != "none", "lds")),
+            **dict.fromkeys(("fds_kernel_size", "fds_sigma", "fds_momentum", "fds_clip"), (self.fds != "none", "fds")),
             "ranksim_weight": backbone,
             "ranksim_interpolation": (self.ranksim_weight > 0, "ranksim_weight"),
             "rnc_weight": backbone,

@@ -80,7 +80,7 @@ class Objective:
             loss = self._own_loss(batch, self.own_loss)
         self.update_fds(batch.features[: batch.own_rows], batch.labels[: batch.own_rows])
         if contrasted > 0 and (self.resolved.weight, self.resolved.rnc_weight, self.args.ranksim_weight) != (0, 0, 0):
-            regularisers = self.regularisers(self._contrast_rows(batch), batch, probe)
+            regularisers = self.regularisers(self.contrast_rows(batch), batch, probe)
             loss = loss + regularisers * contrasted / batch.total
         if probe is not None:
             self.meter.add(**probe.sums)
@@ -99,7 +99,7 @@ class Objective:
         loss = own_loss(batch.outputs, batch.labels[:rows], num_items_in_batch=batch.total * batch.views)
         return loss * (batch.own_rows > 0)
 
-    def _contrast_rows(self, batch: Batch) -> ContrastRows:
+    def contrast_rows(self, batch: Batch) -> ContrastRows:
         """What ConR compares: the views; of maps their pixels, or means of views."""
         predictions = batch.predictions.detach()
         if not batch.is_map:
