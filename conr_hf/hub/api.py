@@ -2,9 +2,10 @@
 
 import time
 from collections.abc import Callable, Mapping
+from json import JSONDecodeError
 from typing import TypeVar
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, get_token
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
 from huggingface_hub.errors import (  # type: ignore[attr-defined]
     HfHubHTTPError,
     HFValidationError,
@@ -38,10 +39,6 @@ def create_repo(name: str, token: str | None = None, private: bool | None = None
         `ValueError`: if the name is no id, the token is missing or may not write, or there is no such branch.
         `ConnectionError`: if the Hub cannot be reached.
     """
-    if token is None and get_token() is None:
-        raise ValueError(
-            "A push to the Hub needs a token, and there is none. Log in with hf auth login, or set HF_TOKEN."
-        )
     url = _call(lambda: HUB.create_repo(name, token=token, private=private, exist_ok=True), name, revision)
     probe = [CommitOperationAdd("README.md", b"# model")]  # announced, not sent
     _call(lambda: HUB.preupload_lfs_files(url.repo_id, probe, token=token, revision=revision), url.repo_id, revision)
@@ -70,26 +67,20 @@ def _call(call: Callable[[], Result], repo: str, revision: str | None) -> Result
         try:
             return call()
         except (HTTPError, ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
-            # An upload names its file in a RuntimeError and has the cause in that.
+            # An upload that fails is a RuntimeError with the name of its file.
             cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
-            if wait is None or not _may_pass(cause):
-                raise _in_words(cause, repo, revision) from error
+            failure = _in_words(cause, repo, revision)
+            if wait is None or isinstance(failure, ValueError):
+                raise failure from error
             time.sleep(wait)
     raise AssertionError
 
 
-def _may_pass(error: BaseException) -> bool:
-    if isinstance(error, HfHubHTTPError):
-        return error.response.status_code >= 500 or error.response.status_code in (408, 429)
-    return not isinstance(error, ValueError | OfflineModeIsEnabled)
-
-
 def _in_words(error: BaseException, repo: str, revision: str | None) -> ValueError | ConnectionError:
+    """A `ValueError` where the Hub refuses, a `ConnectionError` where another attempt may succeed."""
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     said = error.server_message if isinstance(error, HfHubHTTPError) else None
     reason = " ".join((said or str(error) or type(error).__name__).split()).rstrip(".")
-    if _may_pass(error):
-        return ConnectionError(f'"{repo}" did not reach the Hub: {reason}.')
     if isinstance(error, HFValidationError):
         sentence = f'"{repo}" cannot be the id of a model on the Hub. Write owner/name, of letters, digits, - _ and .'
     elif isinstance(error, OfflineModeIsEnabled):
@@ -99,9 +90,13 @@ def _in_words(error: BaseException, repo: str, revision: str | None) -> ValueErr
     elif isinstance(error, RepositoryNotFoundError):
         sentence = f'The Hub has no repository "{repo}" that this token may see. Name another, or log in anew.'
     elif status == 401:
-        sentence = "The Hub does not know the token. Log in anew with hf auth login, or set HF_TOKEN."
+        sentence = "A push needs a token, and the Hub does not know the token. Use hf auth login, or set HF_TOKEN."
     elif status == 403:
         sentence = f'The token may not write to "{repo}" on the Hub. Use one that may, or name another model id.'
-    else:
+    elif isinstance(error, ValueError) and not isinstance(error, JSONDecodeError):  # an answer cut short
+        sentence = f'This cannot be sent to "{repo}": {reason}.'
+    elif status in range(400, 500) and status not in (408, 429):
         sentence = f'The Hub refuses what was sent to "{repo}": {reason}.'
+    else:
+        return ConnectionError(f'"{repo}" did not reach the Hub: {reason}.')
     return ValueError(sentence)

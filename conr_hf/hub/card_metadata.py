@@ -1,15 +1,13 @@
 """The metadata of a model card, which the Hub reads."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from conr_hf.hub.card_template import number
+from conr_hf.hub.card_template import CardValues, number
 
 SHOTS = {"all": "all", "many": "many-shot", "median": "median-shot", "few": "few-shot"}
-METHODS = {"ConR": "conr", "Rank-N-Contrast": "rank-n-contrast"}  # and their tags
 
 
 @dataclass(frozen=True)
@@ -31,12 +29,12 @@ class ModelCardOptions:
     model_id: str | None = None
 
 
-def metadata(values: Mapping[str, Any], options: ModelCardOptions, is_adapter: bool) -> ModelCardData:
+def metadata(values: CardValues, options: ModelCardOptions, is_adapter: bool) -> ModelCardData:
     """
     The metadata of a card, with the MAE of each shot on the last split, or of gaze the angle.
 
     Args:
-        values (`Mapping`): What the card's template uses.
+        values ([`CardValues`]): What the card's template uses, but for this.
         options ([`ModelCardOptions`]): What the user says.
         is_adapter (`bool`): Whether what was saved is an adapter.
 
@@ -67,12 +65,7 @@ def metadata(values: Mapping[str, Any], options: ModelCardOptions, is_adapter: b
         )
     of_depth = maps is not None and maps["output"] == "predicted_depth"
     used = {method.name for method in values["methods"]}
-    tags = [
-        "conr-hf",
-        f"{kind}-regression",
-        "imbalanced-regression",
-        *(METHODS[name] for name in METHODS if name in used),
-    ]
+    of_methods = [name.lower() for name in ("ConR", "Rank-N-Contrast") if name in used]
     return ModelCardData(
         language=options.language,
         # The terms of restricted data may bind the model too.
@@ -81,7 +74,7 @@ def metadata(values: Mapping[str, Any], options: ModelCardOptions, is_adapter: b
         # The Hub knows no task of regression from images; this is the pipeline that loads the model. Those that load a
         # model for segmentation make classes of its numbers.
         pipeline_tag="depth-estimation" if of_depth else "image-classification" if maps is None else None,
-        tags=[*tags, *as_list(options.tags)],
+        tags=["conr-hf", f"{kind}-regression", "imbalanced-regression", *of_methods, *as_list(options.tags)],
         base_model=base["id"],
         base_model_relation=None if base["id"] is None else "adapter" if is_adapter else "finetune",
         datasets=as_list(options.dataset_tags) or ([data["id"]] if data["id"] else None),

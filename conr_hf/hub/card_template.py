@@ -3,9 +3,9 @@
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 from urllib.parse import quote
 
 import jinja2
@@ -16,6 +16,27 @@ from markupsafe import Markup
 from conr_hf.utils.markdown import escape, one_line
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
+
+
+class CardValues(TypedDict):
+    """What a template of a model card may use, by these names. The package's own describes each at its head."""
+
+    card_data: str
+    model_name: str
+    model_id: str
+    targets: list[str]
+    unit: str
+    base: dict[str, Any]
+    data: dict[str, Any]
+    splits: list[dict[str, Any]]
+    picture: str | None
+    maps: dict[str, Any] | None
+    thresholds: Sequence[float]
+    methods: Sequence[Any]
+    training: dict[str, Any]
+    intervals: dict[str, Any] | None
+    limits: list[dict[str, Any]]
+    citations: list[str]
 
 
 def read_template(path: str | Path | None) -> str:
@@ -39,15 +60,13 @@ def read_template(path: str | Path | None) -> str:
         raise ValueError(f"{whose} is no Jinja template: line {error.lineno}, {error.message}") from error
     if any(True for _ in meta.find_referenced_templates(parsed)):
         raise ValueError(f"{whose} takes in another file. Write all of it in one.")
-    known = meta.find_undeclared_variables(_ENVIRONMENT.parse(TEMPLATE.read_text(encoding="utf-8")))
-    if unknown := sorted(meta.find_undeclared_variables(parsed) - known - set(_ENVIRONMENT.globals)):
-        raise ValueError(
-            f'{whose} uses "{unknown[0]}", which a card does not have. It has {", ".join(sorted(known))}.'
-        )
+    known = CardValues.__annotations__
+    if unknown := sorted(meta.find_undeclared_variables(parsed) - {*known, *_ENVIRONMENT.globals}):
+        raise ValueError(f'{whose} uses "{unknown[0]}", which a card does not have. It has {", ".join(known)}.')
     return text
 
 
-def render(text: str, values: Mapping[str, Any]) -> str:
+def render(text: str, values: CardValues) -> str:
     """
     Fills in a template. `ModelCard.from_template` does so too, but without a sandbox and without escaping.
 

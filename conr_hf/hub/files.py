@@ -2,10 +2,12 @@
 
 import json
 import re
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from conr_hf.hub.provenance import strip_private
+from conr_hf.hub.provenance import strip_paths
 from conr_hf.utils.run_folder import INTERVALS, PICTURE, RESULTS, STATE, read_json
 
 Content = Path | bytes
@@ -14,6 +16,7 @@ _INDEX = "model.safetensors.index.json"
 _WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
 _MODEL = ("config.json", "adapter_config.json", "preprocessor_config.json", "processor_config.json", _INDEX)
 _RUN = ("README.md", PICTURE, INTERVALS, RESULTS, STATE)
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 _RESUME = re.compile(r"(optimizer|scheduler|scaler)\.pt|rng_state(_\d+)?\.pth|trainer_state\.json|" + re.escape(STATE))
 
 
@@ -55,6 +58,23 @@ def _contents(folder: Path, names: Iterable[str]) -> dict[str, Content]:
     for name, path in contents.items():
         if name.endswith(".json"):
             content = read_json(folder / name)
-            public = strip_private(content)
+            public = _public(content)
             contents[name] = path if public == content else (json.dumps(public, indent=2) + "\n").encode()
     return contents
+
+
+def _public(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a JSON file of a run without the paths and tokens of the machine."""
+    if "command" in content:  # word by word, since a path in it may hold spaces
+        words = [word.partition("=") for word in shlex.split(content["command"])]
+        content = {**content, "command": shlex.join("".join(map(strip_paths, parts)) for parts in words)}
+    stripped: dict[str, Any] = strip_paths(_without_tokens(content))
+    return stripped
+
+
+def _without_tokens(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _without_tokens(part) for name, part in value.items() if not name.endswith("token")}
+    if isinstance(value, list):
+        return [_without_tokens(part) for part in value]
+    return _TOKEN.sub("...", value) if isinstance(value, str) else value

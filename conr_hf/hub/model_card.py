@@ -15,7 +15,7 @@ from transformers import AutoModelForDepthEstimation
 
 from conr_hf.data.benchmarks.registry import BENCHMARKS
 from conr_hf.hub.card_metadata import SHOTS, ModelCardOptions, first, metadata
-from conr_hf.hub.card_template import read_template, render
+from conr_hf.hub.card_template import CardValues, read_template, render
 from conr_hf.hub.methods import citations, describe_methods
 from conr_hf.hub.provenance import is_hub_id, strip_paths
 from conr_hf.metrics import THRESHOLDS
@@ -112,26 +112,28 @@ def card(run: TrainingSummary, options: ModelCardOptions, template: str) -> str:
         names = [label for _, label in sorted(run.config["id2label"].items(), key=lambda item: int(item[0]))]
     targets = [one_line(str(target)) for target in names]
     methods = describe_methods(results.get("conr", {}), results["recipe"], unit)
-    values = {
-        "model_name": name,
-        "model_id": options.model_id or f"you/{re.sub(r'[^A-Za-z0-9_.-]+', '-', name).strip('-.') or 'model'}",
-        "targets": targets,
-        "unit": unit,
-        "base": _base(results, run.config, options),
-        "data": _data(results, options),
-        "splits": [
+    values = CardValues(
+        card_data="",
+        model_name=name,
+        model_id=options.model_id or f"you/{re.sub(r'[^A-Za-z0-9_.-]+', '-', name).strip('-.') or 'model'}",
+        targets=targets,
+        unit=unit,
+        base=_base(results, run.config, options),
+        data=_data(results, options),
+        splits=[
             {"name": split, "rows": _rows(results[split], baselines[split])} for split in baselines if split in results
         ],
-        "picture": PICTURE if (run.folder / PICTURE).is_file() else None,
-        "maps": _maps(run),
-        "thresholds": bins.get("thresholds", THRESHOLDS),
-        "methods": methods,
-        "training": _training(results, run.state),
-        "intervals": _intervals(run.intervals) if run.intervals else None,
-        "limits": _limits(bins, targets) if bins else [],
-        "citations": citations(methods),
-    }
-    text = render(template, {**values, "card_data": metadata(values, options, run.is_adapter).to_yaml()})
+        picture=PICTURE if (run.folder / PICTURE).is_file() else None,
+        maps=_maps(run),
+        thresholds=bins.get("thresholds", THRESHOLDS),
+        methods=methods,
+        training=_training(results, run.state),
+        intervals=_intervals(run.intervals) if run.intervals else None,
+        limits=_limits(bins, targets) if bins else [],
+        citations=citations(methods),
+    )
+    values["card_data"] = metadata(values, options, run.is_adapter).to_yaml()
+    text = render(template, values)
     try:
         ModelCard(text)
     except (ValueError, yaml.YAMLError) as error:  # of a user's template

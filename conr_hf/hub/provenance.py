@@ -1,7 +1,6 @@
 """Where a run comes from: its parts on the Hub by name, and nothing of the machine it was made on."""
 
 import re
-import shlex
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -10,7 +9,6 @@ import timm
 
 # Two names or more: "/km2" is a unit. Not the path of a URL, nor the rest of a relative path.
 _PATH = re.compile(r"(?<![\w.~/\\-])(?!//)(?:file://|~|[A-Za-z]:)?(?:[/\\]+[^\s/\\\"'`,;:=|<>\[\]{}()]+){2,}[/\\]?")
-_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 
 
 def hub_ids(*, model: str, pretrained: bool, weights: str | None, data: str | None) -> dict[str, str | None]:
@@ -32,15 +30,6 @@ def is_hub_id(name: str) -> bool:
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII) is not None
 
 
-def strip_private(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a JSON file of a run without the paths and tokens of the machine."""
-    if "command" in content:  # word by word, since a path in it may hold spaces
-        words = [word.partition("=") for word in shlex.split(content["command"])]
-        content = {**content, "command": shlex.join("".join(map(strip_paths, parts)) for parts in words)}
-    stripped: dict[str, Any] = strip_paths(_without_tokens(content))
-    return stripped
-
-
 def strip_paths(value: Any) -> Any:
     """
     The same with every absolute path in its strings cut to the last part.
@@ -59,11 +48,3 @@ def strip_paths(value: Any) -> Any:
     if (posix.is_absolute() or windows.is_absolute()) and len(windows.parts) > 2:
         return windows.name  # which takes both kinds of slashes
     return _PATH.sub(lambda found: PureWindowsPath(found.group()).name, value)
-
-
-def _without_tokens(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _without_tokens(part) for name, part in value.items() if not name.endswith("token")}
-    if isinstance(value, list):
-        return [_without_tokens(part) for part in value]
-    return _TOKEN.sub("...", value) if isinstance(value, str) else value

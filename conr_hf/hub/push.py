@@ -54,22 +54,15 @@ def upload_run(folder: Path, repo: str, message: str, token: str | None, revisio
         raise type(error)(f"{error} The run is whole on disk; send it again with {shlex.join(again)}") from error
 
 
-def link_checkpoint(checkpoint: Path, folder: Path) -> TemporaryDirectory[str]:
-    """A checkpoint's files under a second name in `folder`, since training may delete them before they are sent."""
-    kept = TemporaryDirectory(prefix=".push-", dir=folder)
-    shutil.copytree(checkpoint, Path(kept.name, "checkpoint"), copy_function=_link)
-    return kept
-
-
 def upload_checkpoint(
     kept: TemporaryDirectory[str], place: str | None, repo: str, message: str, token: str | None, revision: str | None
 ) -> None:
     """
-    Sends the model of a checkpoint, and removes what was kept of it.
+    Sends the model of a checkpoint.
 
     Args:
-        kept (`TemporaryDirectory`): From [`link_checkpoint`], with the model's `conr_state.safetensors`.
-        place (`str`, *optional*): Folder of the repository to send the whole checkpoint to. Unset: it is not sent.
+        kept (`TemporaryDirectory`): With the folder `checkpoint` and the model's `conr_state.safetensors`; removed.
+        place (`str`, *optional*): Folder of the repository to send all of the checkpoint to that a resume needs.
         repo, message, token, revision: As in [`~conr_hf.hub.api.upload`].
     """
     with kept as folder:
@@ -80,7 +73,8 @@ def upload_checkpoint(
             upload(files, repo, f"{message}, checkpoint", token, revision)
 
 
-def _link(source: str, target: str) -> None:
+def link(source: str, target: str) -> None:
+    """Gives a file a second name, under which it outlives the first."""
     try:
         os.link(source, target)
     except OSError:  # a disk without links
