@@ -12,9 +12,7 @@ import subprocess
 import sys
 import time
 from html.parser import HTMLParser
-from pathlib import Path
 from urllib.request import Request, urlopen
-from xml.etree import ElementTree
 
 import datasets
 import numpy as np
@@ -30,8 +28,8 @@ from transformers.utils import logging
 from conr_hf import load_benchmark
 from conr_hf.cli.demo import app as demo
 from conr_hf.cli.demo import page as demo_page
-from conr_hf.cli.demo import space
 from conr_hf.cli.demo.page import Target, answer
+from conr_hf.data import images
 from conr_hf.inference.conformal import Group, PredictionIntervals, load_intervals, write_intervals
 from conr_hf.inference.feature_index import load_index
 from conr_hf.metrics import THRESHOLDS
@@ -89,9 +87,9 @@ def photograph(seed=0):
 
 def predict_of(run):
     model, processor = load_saved(str(run))
-    return demo.predictor(
-        model, processor, demo.saved_targets(str(run), demo.target_names(model)), load_index(str(run))
-    )
+    targets = demo.saved_targets(str(run), demo.target_names(model))
+    similar = demo.similar_labels(model, processor, load_index(str(run)))
+    return demo_page.predictor(model, processor, targets, images, similar)
 
 
 @torch.no_grad()
@@ -101,7 +99,7 @@ def by_hand(run, image):
 
 
 class Text(HTMLParser):
-    """The words of a page, and the tags and attributes in it."""
+    """The words of HTML, and the tags and attributes in it."""
 
     def __init__(self, page):
         super().__init__()
@@ -117,12 +115,16 @@ class Text(HTMLParser):
         self.words.append(data)
 
 
-def words(page):
-    return " ".join(Text(page).words)
+def words(answers):
+    """What an answer says: predictions and sentences."""
+    return " ".join(f"{value} {' '.join(Text(sentences).words)}" for value, sentences, _ in answers)
 
 
-def svgs(page):
-    return [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", page)]
+def layers(chart):
+    """The layers of a chart, by what they draw."""
+    band, bars, line = chart["layer"]
+    assert [layer["mark"]["type"] for layer in chart["layer"]] == ["rect", "bar", "rule"]
+    return band["encoding"], bars, line["encoding"]
 
 
 # ---- What is said of an image ---------------------------------------------------------------------------------------
@@ -131,9 +133,9 @@ def svgs(page):
 def test_the_page_shows_what_plain_transformers_predict(run):
     predict = predict_of(run)
     for seed in range(3):
-        image, page = predict(bytes_of(photograph(seed)))
+        image, ((value, _, _),) = predict(bytes_of(photograph(seed)))
         assert image.size == (50, 40)
-        assert f"age {by_hand(run, photograph(seed)):.1f} years" in re.sub(r"\s+", " ", words(page))
+        assert value == f"{by_hand(run, photograph(seed)):.1f} years"
 
 
 def test_images_are_read_as_everywhere(run):
@@ -141,9 +143,9 @@ def test_images_are_read_as_everywhere(run):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held upright
     turned = photograph().transpose(Image.Transpose.ROTATE_270)
-    image, page = predict(bytes_of(photograph(), exif=exif))
+    image, answers = predict(bytes_of(photograph(), exif=exif))
     assert image.size == turned.size
-    assert page == predict(bytes_of(turned))[1]
+    assert answers == predict(bytes_of(turned))[1]
     grey = np.random.default_rng(0).integers(0, 256, (32, 32))
     sixteen, eight = Image.fromarray((grey * 257).astype(np.uint16)), Image.fromarray(grey.astype(np.uint8))
     assert predict(bytes_of(sixteen)) == predict(bytes_of(eight.convert("RGB")))
@@ -167,7 +169,7 @@ def test_what_is_no_image_is_a_sentence_and_the_next_one_is_read(run, monkeypatc
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50_000)
     with pytest.raises(ValueError, match=f"^The file cannot be read as an image: .*{why}.*\\.$"):
         predict(held)
-    assert "years" in predict(bytes_of(photograph()))[1]
+    assert "years" in words(predict(bytes_of(photograph()))[1])
 
 
 @pytest.mark.parametrize(
@@ -193,9 +195,7 @@ def test_a_single_sample_is_one():
 
 
 def test_without_files_beside_the_model_the_prediction_stands_alone():
-    page = answer([Target("age")], [31.42])
-    assert words(page).split() == ["age", "31.4"]
-    assert "<svg" not in page
+    assert answer([Target("age")], [31.42]) == [("31.4", "", None)]
 
 
 def test_what_is_no_number_is_not_shown():
@@ -217,49 +217,57 @@ def test_intervals_and_bins_are_those_of_the_files(run):
 
 def test_the_page_alone_agrees_with_the_package():
     assert (demo_page.FEW, demo_page.MANY) == THRESHOLDS
-    for shot, colour in COLOURS.items():
-        assert f"--{shot}: {colour};" in demo_page.CSS
+    assert {legend.split()[0]: colour for legend, colour in demo_page.SHOTS.items()} == COLOURS
     for value, span in ((1234.567, 5000.0), (0.12345, 0.5), (3.0, 5.0), (-0.02, 0.0), (1e-7, 1e-9)):
         assert demo_page.number(value, span) == number_in_pictures(value, span)
 
 
-def test_the_picture_has_a_bar_for_each_bin_and_the_prediction_in_its_bin():
-    (svg,) = svgs(answer([HEIGHT], [250.0]))
-    bars = [rect for rect in svg.iter("rect") if rect.get("class") != "band"]
-    assert [bar.get("class") for bar in bars] == ["many", "median", "few"]  # and none for the empty bin
-    tops = [float(bar.get("y")) for bar in bars]
-    steps = np.log([1269 / 100, 100 / 12])
-    assert (tops[1] - tops[0]) / (tops[2] - tops[1]) == pytest.approx(steps[0] / steps[1], rel=0.02)
-    (here,) = [float(line.get("x1")) for line in svg.iter("line") if line.get("class") == "here"]
-    second = bars[1]
-    assert (here - float(second.get("x"))) / float(second.get("width")) == pytest.approx(0.25, abs=0.05)
-    (band,) = [rect for rect in svg.iter("rect") if rect.get("class") == "band"]
-    assert float(band.get("x")) + float(band.get("width")) / 2 == pytest.approx(here, abs=0.2)
+def test_the_chart_has_a_bar_for_each_bin_and_the_prediction_with_its_interval():
+    band, bars, line = layers(answer([HEIGHT], [250.0])[0][2])
+    values = bars["data"]["values"]
+    assert [bar["shot"].split()[0] for bar in values] == ["many", "median", "few"]  # and none for the empty bin
+    assert [(bar["from"], bar["to"], bar["samples"]) for bar in values] == [
+        (0.0, 200.0, 1269),
+        (200.0, 400.0, 100),
+        (400.0, 600.0, 12),
+    ]
+    assert line["x"] == {"datum": 250.0}
+    assert (band["x"]["datum"], band["x2"]["datum"]) == (150.0, 350.0)
+    scale, heights = (bars["encoding"][axis]["scale"] for axis in "xy")
+    assert scale["domain"] == [0.0, 800.0]
+    assert scale["clamp"]
+    assert heights["type"] == "log"
+    assert heights["domain"][0] < 1 < 1269 < heights["domain"][1]
+    _, bars, _ = layers(answer([HEIGHT], [-50.0])[0][2])
+    assert bars["encoding"]["x"]["scale"]["domain"] == [-50.0, 800.0]
 
 
-def test_a_hundred_thousand_bins_make_a_small_picture():
+def test_a_hundred_thousand_bins_make_a_small_chart():
     edges = np.linspace(0, 1, 100_001).tolist()
-    page = answer([Target("x", edges=edges, train_counts=[1] * 100_000)], [0.5])
-    assert len(page) < 100_000
-    assert len(svgs(page)) == 1
+    counts = [0] * 100_000
+    counts[70_000] = 30
+    ((_, _, chart),) = answer([Target("x", edges=edges, train_counts=[1] * 100_000)], [0.5])
+    assert len(json.dumps(chart)) < 100_000
+    ((_, _, chart),) = answer([Target("x", edges=edges, train_counts=counts)], [0.5])
+    (bar,) = layers(chart)[1]["data"]["values"]
+    assert bar["from"] <= 0.7 < bar["to"]
+    assert bar["samples"] == 30
 
 
 def test_names_and_units_are_text_whatever_they_hold():
     name = '<img src=x onerror="alert(1)">&amp;'
     targets = [Target(name, "</b><script>", [0.0, 1.0], [5], 0.9, HEIGHT.groups), Target("plain $x^$")]
-    page = answer(targets, [0.5, 2.0], [[0.1, 2.0]])
-    read = Text(page)
-    assert not {"img", "script", "b"} & read.tags
-    assert not {name for name in read.attributes if name.startswith("on") or name in ("src", "href")}
-    assert name in read.words
-    assert len(svgs(page)) == 1
-    assert "<script>" not in demo_page.refusal("<script>")
+    for _, sentences, _ in answer(targets, [0.5, 2.0], [[0.1, 2.0]]):
+        read = Text(sentences)
+        assert read.tags == {"p"}
+        assert not read.attributes
+    assert "</b><script>" in words(answer(targets, [0.5, 2.0]))
 
 
-def test_several_targets_have_a_picture_each():
-    page = answer([HEIGHT, Target("slope", "%", [0.0, 10.0], [30])], [250.0, 5.0], [[100.0, 1.0], [200.0, 2.0]])
-    assert len(svgs(page)) == 2
-    said = words(page)
+def test_several_targets_have_a_chart_each():
+    answers = answer([HEIGHT, Target("slope", "%", [0.0, 10.0], [30])], [250.0, 5.0], [[100.0, 1.0], [200.0, 2.0]])
+    assert [layers(chart)[2]["x"]["datum"] for _, _, chart in answers] == [250.0, 5.0]
+    said = words(answers)
     assert "similar training images are labelled 100, 200 m." in said
     assert "similar training images are labelled 1, 2 %." in said
 
@@ -281,7 +289,7 @@ def test_files_of_another_model_are_refused(run, tmp_path):
     )
     model, processor = load_saved(str(run))
     with pytest.raises(ValueError, match=r"feature_index\.safetensors .* another model's"):
-        demo.predictor(model, processor, [Target("age")], load_index(str(tmp_path)))
+        demo.similar_labels(model, processor, load_index(str(tmp_path)))
 
 
 # ---- Features of training images ------------------------------------------------------------------------------------
@@ -305,8 +313,8 @@ def test_the_index_holds_what_the_head_reads_and_the_labels(run, data):
 def test_a_training_image_is_most_like_itself(run, data):
     predict = predict_of(run)
     for row in (0, 7, 130):
-        page = predict((data / "train" / f"{row:03}.png").read_bytes())[1]
-        assert f"similar training images are labelled {TRAIN_LABELS[row]}," in words(page)
+        answers = predict((data / "train" / f"{row:03}.png").read_bytes())[1]
+        assert f"similar training images are labelled {TRAIN_LABELS[row]}," in words(answers)
 
 
 def test_an_index_is_of_rows_that_can_be_read_again(data, tmp_path):
@@ -332,8 +340,8 @@ def test_examples_are_test_images_of_the_packages_own_benchmark(tmp_path):
     (tmp_path / "results.json").write_text(json.dumps({"recipe": recipe}))
     out = tmp_path / "examples"
     out.mkdir()
-    files, credit = demo.example_files(str(tmp_path), None, out)
-    assert "NASA" in credit
+    assert "NASA" in demo.write_examples(str(tmp_path), None, out)
+    files = sorted(map(str, out.iterdir()))
     test = load_benchmark("earth-elevation")["test"]
     labels = [float(re.search(r"label-([\d.]+)\.png", file).group(1)) for file in files]
     assert len(labels) == 5
@@ -344,11 +352,14 @@ def test_examples_are_test_images_of_the_packages_own_benchmark(tmp_path):
 
 
 def test_own_data_has_examples_only_if_they_are_named(run, data, tmp_path):
-    assert demo.example_files(str(run), None, tmp_path) == ([], "")
-    files, _ = demo.example_files(str(run), str(data / "validation"), tmp_path)
-    assert [Path(file).name for file in files] == [f"{row:03}.png" for row in range(24)]  # metadata.csv is no image
+    assert demo.write_examples(str(run), None, tmp_path) == ""
+    assert not list(tmp_path.iterdir())
+    assert demo.write_examples(str(run), str(data / "validation"), tmp_path) == ""
+    assert [file.name for file in sorted(tmp_path.iterdir())] == [
+        f"{row:03}.png" for row in range(24)
+    ]  # metadata.csv is no image
     with pytest.raises(ValueError, match="is no folder with images"):
-        demo.example_files(str(run), str(tmp_path), tmp_path)
+        demo.write_examples(str(run), str(data), tmp_path)
 
 
 # ---- conr-hf demo ---------------------------------------------------------------------------------------------------
@@ -398,9 +409,9 @@ def test_it_listens_on_this_machine_alone_and_limits_uploads(run, monkeypatch):
 def gradio_or_not(monkeypatch):
     """An export needs only gradio's version."""
     if importlib.util.find_spec("gradio") is None:
-        real = space.version
-        monkeypatch.setattr(space, "version", lambda name: "6.31.0" if name == "gradio" else real(name))
-        monkeypatch.setattr(space, "check_gradio", lambda: None)
+        real = demo.version
+        monkeypatch.setattr(demo, "version", lambda name: "6.31.0" if name == "gradio" else real(name))
+        monkeypatch.setattr(demo, "check_gradio", lambda: None)
 
 
 @pytest.mark.usefixtures("gradio_or_not")
@@ -409,7 +420,7 @@ def test_an_exported_folder_is_a_space(run, data, tmp_path):
     ended = conr("demo", run, "--export", out, "--examples", data / "validation")
     assert ended.code == 0, ended.err
     assert "Push the model to the Hub first" in ended.out
-    for name in ("app.py", "page.py"):
+    for name in ("app.py", "page.py", "images.py"):
         py_compile.compile(str(out / name), doraise=True)
     assert 'MODEL = "YOUR-NAME/faces"' in (out / "app.py").read_text()
     header = yaml.safe_load((out / "README.md").read_text().split("---\n")[1])
@@ -445,21 +456,23 @@ def test_the_space_predicts_without_this_package(run, tmp_path):
     photograph().save(tmp_path / "a.png")
     (tmp_path / "text.jpg").write_text("not a picture")
     code = f"""
+import json
 import sys
 sys.path.insert(0, {str(out)!r})
 sys.modules["conr_hf"] = None
 import app
-print(app.predict(open({str(tmp_path / "a.png")!r}, "rb").read())[1])
+print(json.dumps(app.predict(open({str(tmp_path / "a.png")!r}, "rb").read())[1]))
 try:
     app.predict(open({str(tmp_path / "text.jpg")!r}, "rb").read())
 except ValueError as error:
-    print(error)
+    print(json.dumps(str(error)))
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode == 0, ended.stderr[-2000:]
-    page, refusal = ended.stdout.strip().splitlines()
-    ours = re.sub("<p>The most similar.*?</p>", "", predict_of(run)(bytes_of(photograph()))[1])
-    assert page == ours
+    ((value, sentences, chart),), refusal = map(json.loads, ended.stdout.strip().splitlines())
+    ((our_value, our_sentences, our_chart),) = predict_of(run)(bytes_of(photograph()))[1]
+    assert (value, chart) == (our_value, json.loads(json.dumps(our_chart)))
+    assert sentences == re.sub("<p>The most similar.*?</p>", "", our_sentences)
     assert refusal.startswith("The file cannot be read as an image")
 
 
@@ -528,23 +541,23 @@ def test_in_a_browser(run, chromium, served, log, tmp_path):
         page.goto(served)
         upload = page.locator("#picture input[type=file]")
         upload.set_input_files(str(tmp_path / "photo.png"))
-        page.wait_for_selector("#answer .value")
+        page.wait_for_selector("#answer canvas")
         assert f"{by_hand(run, photograph()):.1f} years" in page.inner_text("#answer")
         assert "most similar training images are labelled" in page.inner_text("#answer")
-        picture = page.locator("#answer svg").bounding_box()
+        picture = page.locator("#answer canvas").bounding_box()
         assert picture["x"] >= 0
         assert picture["x"] + picture["width"] <= 390
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         assert page.locator("footer").count() == 0
         page.locator("#picture button[aria-label]").first.click()  # clears it
-        page.wait_for_selector("#answer .hint")
+        page.wait_for_selector("#answer >> text=is shown here")
         upload.set_input_files(str(tmp_path / "text.jpg"))
-        page.wait_for_selector("#answer .refusal")
+        page.wait_for_selector("#answer >> text=cannot be read")
         assert page.inner_text("#answer").strip() == "The file cannot be read as an image: it is not an image."
         upload.set_input_files(str(tmp_path / "large.png"))
         page.wait_for_selector("text=maximum allowed size of 1")
         upload.set_input_files(str(tmp_path / "photo.png"))  # it goes on
-        page.wait_for_selector("#answer .value")
+        page.wait_for_selector("#answer canvas")
         browser.close()
     assert "Traceback" not in log.read_text()
     assert asked

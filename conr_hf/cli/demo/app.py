@@ -1,30 +1,73 @@
-"""`conr-hf demo`: a saved model in the browser."""
+"""`conr-hf demo`: a saved model in the browser, or as the folder of a Space."""
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from conr_hf.cli.demo.page import Target, answer, number, page, style
+from conr_hf.cli.demo import page as demo_page
+from conr_hf.cli.demo.page import Target, page, predictor
+from conr_hf.data import images
 from conr_hf.data.benchmarks.loading import load_benchmark
 from conr_hf.data.benchmarks.registry import BENCHMARKS
-from conr_hf.data.images import describe_error, to_image
 from conr_hf.inference.conformal import load_intervals
 from conr_hf.inference.feature_index import FeatureIndex, load_index
 from conr_hf.models.adopt_head import adopt_head
 from conr_hf.models.factory import dummy_pixels
 from conr_hf.models.saved import load_saved, saved_unit, target_names
 from conr_hf.training.state import load_state
+from conr_hf.utils.environment import current_device
+from conr_hf.utils.files import check_writable, write_json
+from conr_hf.utils.markdown import escape
+from conr_hf.utils.run_folder import results_of
 
-EXAMPLES = 5
-SHOWN = 1024  # pixels of the longer side of the image in the page
+# Like a saved model, a Space does not need this package.
+APP = '''"""Predictions for images in the browser: python app.py"""
+
+import json
+from pathlib import Path
+
+import images
+import torch
+from page import Target, page, predictor
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+HERE = Path(__file__).parent
+MODEL = {model}
+
+about = json.loads((HERE / "page.json").read_text(encoding="utf-8"))
+targets = [Target(**target) for target in about["targets"]]
+model = AutoModelForImageClassification.from_pretrained(MODEL, dtype=torch.float32)
+predict = predictor(model, AutoImageProcessor.from_pretrained(MODEL), targets, images)
+demo, look = page(about["title"], targets, predict, HERE / "examples", about["credit"])
+
+if __name__ == "__main__":
+    demo.launch(max_file_size={max_size}, **look)
+'''
+
+README = """---
+title: {title}
+emoji: 📐
+colorFrom: blue
+colorTo: yellow
+sdk: gradio
+sdk_version: {gradio}
+app_file: app.py
+models: {models}
+---
+
+Predicts {predicted} from an image. Try it here with `pip install -r requirements.txt` and `python app.py`.
+
+{credit}
+"""
 
 
 def demo(name: str, *, host: str, port: int | None, max_size: int, examples: str | None) -> None:
@@ -36,30 +79,28 @@ def demo(name: str, *, host: str, port: int | None, max_size: int, examples: str
         host (`str`): Address to listen on.
         port (`int`, *optional*): Port to listen on. Unset: the first free one from 7860 on.
         max_size (`int`): Largest upload, in MB (2^20 bytes).
-        examples (`str`, *optional*):
-            A folder of images to choose from. Unset: test images of the benchmark, if it comes with the package.
+        examples (`str`, *optional*): Folder of example images. Unset: as in [`write_examples`].
 
     Raises:
-        `ValueError`: without gradio; for a model or examples that are not there; for an address that is taken.
+        `ValueError`: without gradio; for a model or examples that do not exist; for an address that is in use.
     """
     check_gradio()
     model, processor = load_saved(name)
+    model.eval().to(current_device())
     targets = saved_targets(name, target_names(model))
-    predict = predictor(model, processor, targets, load_index(name))
+    predict = predictor(model, processor, targets, images, similar_labels(model, processor, load_index(name)))
     with TemporaryDirectory() as scratch:
-        files, credit = example_files(name, examples, Path(scratch))
-        blocks = page(title_of(name), about(targets), predict, files, credit)
+        credit = write_examples(name, examples, Path(scratch))
+        blocks, look = page(title_of(name), targets, predict, Path(scratch), credit)
+        options: dict[str, Any] = {
+            "share": False,
+            "show_error": False,
+            "quiet": True,
+            "max_file_size": max_size * 2**20,
+            **look,
+        }
         try:
-            _, url, _ = blocks.launch(
-                server_name=host,
-                server_port=port,
-                share=False,
-                max_file_size=max_size * 2**20,
-                show_error=False,
-                quiet=True,
-                prevent_thread_lock=True,
-                **style(),
-            )
+            _, url, _ = blocks.launch(prevent_thread_lock=True, server_name=host, server_port=port, **options)
         except OSError as error:
             where = f"{host}, port {port}" if port is not None else host
             raise ValueError(f"The demo cannot listen on {where}. Name another --port or --host.") from error
@@ -67,130 +108,134 @@ def demo(name: str, *, host: str, port: int | None, max_size: int, examples: str
         blocks.block_thread()
 
 
-def check_gradio() -> None:
+def export(name: str, folder: str, *, with_model: bool, max_size: int, examples: str | None) -> None:
     """
+    Writes the files of a Space, and prints what is left to do.
+
+    Args:
+        name (`str`): Run folder, checkpoint or Hub id.
+        folder (`str`): Where to write: a new folder, or an empty one.
+        with_model (`bool`): Copy the model into it. Otherwise a model that is not on the Hub must be pushed.
+        max_size (`int`): Largest upload, in MB (2^20 bytes).
+        examples (`str`, *optional*): As in [`demo`].
+
     Raises:
-        `ValueError`: if gradio is not installed.
+        `ValueError`: as in [`demo`], and for a folder that is not empty.
     """
+    check_gradio()
+    out, on_hub, title = Path(folder), not Path(name).exists(), title_of(name)
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ValueError(f'"{folder}" exists and is not an empty folder. Name another for --export.')
+    model, processor = load_saved(name)
+    targets = saved_targets(name, target_names(model))
+    check_writable(folder)
+    (out / "examples").mkdir()
+    credit = write_examples(name, examples, out / "examples")
+    source = json.dumps(name if on_hub else f"YOUR-NAME/{title}")
+    if with_model:
+        source = 'str(HERE / "model")'
+        model.save_pretrained(out / "model")
+        processor.save_pretrained(out / "model")
+    for module in (demo_page, images):
+        shutil.copy(str(module.__file__), out)
+    write_json(out / "page.json", {"title": title, "credit": credit, "targets": [*map(asdict, targets)]})
+    packages = ["torch", "torchvision", "transformers", "gradio", "pillow"]
+    packages += ["timm"] if model.config.model_type == "timm_wrapper" else []
+    readme = README.format(
+        title=json.dumps(title.rpartition("/")[2]),
+        gradio=version("gradio"),
+        models=json.dumps([name] if on_hub else []),
+        predicted=escape(" and ".join(target.title for target in targets)),
+        credit=f"Examples: {escape(credit)}." if credit else "",
+    )
+    app = APP.replace("{model}", source).replace("{max_size}", str(max_size * 2**20))
+    requirements = "".join(f"{package}=={version(package).partition('+')[0]}\n" for package in packages)
+    for file, text in (("app.py", app), ("README.md", readme), ("requirements.txt", requirements)):
+        (out / file).write_text(text, encoding="utf-8")
+    print(f"Written to {folder}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+    if not on_hub and not with_model:
+        place = f"in place of YOUR-NAME/{title} in app.py"
+        print(f"Push the model to the Hub first, and write its id {place}; or export again --with_model.")
+
+
+def check_gradio() -> None:
+    """Raises a `ValueError` if gradio is not installed."""
     if find_spec("gradio") is None:
         raise ValueError('The demo needs gradio. Install it with: pip install "conr-hf[demo]"')
 
 
 def saved_targets(name: str, targets: Sequence[str]) -> list[Target]:
     """
-    What is known of a saved model's targets from the files beside it: unit, training labels, intervals.
+    A saved model's targets with what the files beside it say: unit, bins of the training labels, intervals.
 
     Raises:
-        `ValueError`: for a file that is no such, or another model's.
+        `ValueError`: for a file that cannot be read, or belongs to another model.
     """
     intervals, state = load_intervals(name), load_state(name)
+    predicts = f"and the model predicts {', '.join(targets)}. Remove that file."
     if intervals is not None and intervals.targets != list(targets):
+        raise ValueError(f'The intervals.json beside "{name}" is for {", ".join(intervals.targets)}, {predicts}')
+    if state is not None and (dimensions := len(state[1].edges)) != len(targets):
         raise ValueError(
-            f'The intervals.json beside "{name}" is for {", ".join(intervals.targets)}, and the model predicts '
-            f"{', '.join(targets)}. Remove that file."
+            f'The conr_state.safetensors beside "{name}" has labels of {dimensions} dimensions, {predicts}'
         )
-    if state is not None and len(state[1].edges) != len(targets):
-        raise ValueError(
-            f'The conr_state.safetensors beside "{name}" has labels of {len(state[1].edges)} dimensions, and the '
-            f"model predicts {', '.join(targets)}. Remove that file."
-        )
-    unit = intervals.unit if intervals is not None else saved_unit(name)
     found = []
     for place, target in enumerate(targets):
-        facts: dict[str, Any] = {"name": target, "unit": unit}
+        facts: dict[str, Any] = {"unit": saved_unit(name)}
         if state is not None:
-            facts["edges"] = state[1].edges[place].tolist()
-            facts["train_counts"] = state[1].train_counts[place].tolist()
+            facts |= {"edges": state[1].edges[place].tolist(), "train_counts": state[1].train_counts[place].tolist()}
         if intervals is not None:
-            facts["coverage"] = intervals.coverage
-            facts["groups"] = [
-                {"low": group.low, "high": group.high, "half_width": group.half_width}
-                for group in intervals.groups[target]
-            ]
-        found.append(Target(**facts))
+            groups = [vars(group) for group in intervals.groups[target]]
+            facts |= {"unit": intervals.unit, "coverage": intervals.coverage, "groups": groups}
+        found.append(Target(target, **facts))
     return found
 
 
-def predictor(
-    model: PreTrainedModel, processor: BaseImageProcessor, targets: Sequence[Target], index: FeatureIndex | None
-) -> Callable[[bytes], tuple[Image.Image, str]]:
+def similar_labels(
+    model: PreTrainedModel, processor: BaseImageProcessor, index: FeatureIndex | None
+) -> Callable[[], list[list[float]]]:
     """
-    What the page asks of a model: takes what an image file holds; returns the image, upright, and the HTML of
-    [`~conr_hf.cli.demo.page.answer`]. It raises `ValueError` for what cannot be read as an image.
+    A function that returns the labels of the training images most similar to the model's last input; none without an
+    index.
 
     Raises:
         `ValueError`: for an index of another model.
     """
-    model.eval().to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
-    layer = adopt_head(model, dummy_pixels(processor), index.head) if index is not None else None
-    if index is not None and layer is not None:
-        columns = index.features.shape[1], index.labels.shape[1]
-        if columns != (layer.weight.shape[1], len(targets)):
-            raise ValueError("The feature_index.safetensors beside the model is another model's. Remove that file.")
-
-    def predict(data: bytes) -> tuple[Image.Image, str]:
-        try:
-            image = to_image({"bytes": data})
-        except (OSError, ValueError, SyntaxError) as error:
-            raise ValueError(f"The file cannot be read as an image: {describe_error(error)}.") from error
-        pixels = processor(images=[image], return_tensors="pt")["pixel_values"]
-        with torch.inference_mode():
-            predictions = model(pixel_values=pixels.to(model.device)).logits[0].double().tolist()
-        nearest: list[list[float]] = []
-        if index is not None and layer is not None:
-            nearest = index.nearest_labels(layer.take_features()[0].float().cpu().numpy()).tolist()
-        said = answer(targets, predictions, nearest)
-        image.thumbnail((SHOWN, SHOWN))
-        return image, said
-
-    return predict
+    if index is None:
+        return list
+    layer = adopt_head(model, dummy_pixels(processor), index.head)
+    if (index.labels.shape[1], index.features.shape[1]) != layer.weight.shape:
+        raise ValueError("The feature_index.safetensors beside the model is another model's. Remove that file.")
+    return lambda: index.nearest_labels(layer.take_features()[0].float().cpu().numpy()).tolist()
 
 
-def example_files(name: str, folder: str | None, into: Path) -> tuple[list[str], str]:
+def write_examples(name: str, folder: str | None, into: Path) -> str:
     """
-    Images to choose from, and whose they are: those of `folder`; or test images from all over the label range, written
-    into `into`, where the model was trained on a benchmark that comes with the package; or none.
+    Writes example images into the folder `into`: those of `folder`; or, for a model trained on a benchmark that comes
+    with the package, test images from the whole label range; or none. Returns their credit line.
 
     Raises:
         `ValueError`: for a folder without images.
     """
     if folder is not None:
-        known = Image.registered_extensions()
-        found = sorted(file for file in Path(folder).glob("*") if file.suffix.lower() in known)
-        if not found:
+        files = images.image_files(Path(folder).glob("*"))
+        if not files:
             raise ValueError(f'--examples "{folder}" is no folder with images.')
-        return [str(file) for file in found], ""
-    recipe = saved_recipe(name)
+        for file in files:
+            shutil.copy(file, str(into))
+        return ""
+    recipe = results_of(name).get("recipe", {})
     benchmark = BENCHMARKS.get(str(recipe.get("benchmark")))
     if benchmark is None or (benchmark.folder is None and not benchmark.drawn):
-        return [], ""
-    rows = load_benchmark(benchmark.name, recipe.get("benchmark_source"))["test"]
+        return ""
     column = (recipe.get("label_columns") or benchmark.label_columns)[0]
-    labels = np.asarray(rows[column], np.float64)
-    order = np.argsort(labels, kind="stable")
-    places = order[np.linspace(0, len(order) - 1, EXAMPLES + 2).round().astype(int)[1:-1]]
-    files = []
-    for at, place in enumerate(places.tolist(), 1):
-        label = number(labels[place], float(np.ptp(labels))).replace(",", "")
-        files.append(str(into / f"{at}-{column}-{label}.png"))
-        to_image(rows[place]["image"]).save(files[-1])
-    return files, benchmark.credit
-
-
-def saved_recipe(name: str) -> dict[str, Any]:
-    """The recipe of the run that a saved model or checkpoint lies in; empty without."""
-    files = [folder / "results.json" for folder in (Path(name), Path(name).parent)]
-    found = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
-    return dict(found[0].get("recipe", {})) if found else {}
+    rows = load_benchmark(benchmark.name, recipe.get("benchmark_source"))["test"]
+    places = np.argsort(rows[column], kind="stable")[np.linspace(0, len(rows) - 1, 7).round().astype(int)[1:-1]]
+    for at, row in enumerate(map(rows.__getitem__, places.tolist()), 1):
+        images.to_image(row["image"]).save(into / f"{at}-{column}-{row[column]:.4g}.png")
+    return benchmark.credit
 
 
 def title_of(name: str) -> str:
-    """What a model is called: its id on the Hub, or its folder."""
+    """A model's id on the Hub, or the name of its folder."""
     return Path(name).resolve().name if Path(name).exists() else name
-
-
-def about(targets: Sequence[Target]) -> str:
-    """A sentence on what a model predicts."""
-    named = [f"{target.name} ({target.unit})" if target.unit else target.name for target in targets]
-    *first, last = named
-    return f"Predicts {', '.join(first)}{' and ' if first else ''}{last} from an image."

@@ -1,70 +1,34 @@
-"""The page of a demo, in gradio and the standard library alone: an exported Space has a copy of this file."""
+"""The page of a demo. It needs gradio and torch alone: an exported Space has a copy of this file."""
 
-import bisect
 import html
+import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 FEW, MANY = 20, 100  # training samples in a bin: fewer than the first are few, more than the second many
+SHOTS = {f"few (< {FEW})": "#D55E00", f"median ({FEW} to {MANY})": "#E69F00", f"many (> {MANY})": "#0072B2"}
+HINT = "The prediction for your image is shown here."
 
-LEFT, RIGHT, TOP, BOTTOM = 34, 316, 40, 166  # the panel of a picture of 340 x 206
-
-CSS = """
-.gradio-container {max-width: 1080px !important; margin: auto !important}
-.html-container:has(> .prose > .conr) {padding: 0 !important}
-.conr {--few: #D55E00; --median: #E69F00; --many: #0072B2; --quiet: #62656b; overflow-wrap: anywhere}
-.dark .conr {--few: #F08A4B; --median: #F0B93A; --many: #56A8E0; --quiet: #b4b6bb}
-.conr h1 {font-size: 1.6rem; margin: 0 0 .2rem; line-height: 1.2}
-.conr h2 {font-size: 1rem; font-weight: 600; margin: 0; color: var(--quiet)}
-.conr p {margin: .35rem 0; line-height: 1.45}
-.conr .about, .conr .hint {color: var(--quiet)}
-.conr .hint {margin: 0; padding: 2.5rem 1rem; text-align: center; border: 1px dashed var(--border-color-primary);
-  border-radius: 6px}
-.conr .refusal {margin: 0; padding: .8rem 1rem; border-left: 4px solid var(--few); border-radius: 4px;
-  background: var(--background-fill-secondary)}
-.conr section + section {margin-top: 1.4rem; padding-top: 1.2rem; border-top: 1px solid var(--border-color-primary)}
-.conr .value {font-size: 2.6rem; font-weight: 600; line-height: 1.15; margin: .1rem 0 .4rem}
-.conr .value small {font-size: 1.2rem; font-weight: 400; color: var(--quiet)}
-.conr .shot::before {content: ""; display: inline-block; width: .7em; height: .7em; margin-right: .45em;
-  border-radius: 50%; background: var(--shot)}
-.conr .few {--shot: var(--few)}
-.conr .median {--shot: var(--median)}
-.conr .many {--shot: var(--many)}
-.conr svg {display: block; width: 100%; max-width: 500px; height: auto; margin: .7rem 0 .3rem}
-.conr svg text {font: 10.5px var(--font); fill: var(--quiet)}
-.conr svg rect {fill: var(--shot)}
-.conr svg .band {fill: var(--body-text-color); opacity: .12}
-.conr svg .grid {stroke: var(--border-color-primary)}
-.conr svg .limit {stroke: var(--quiet); stroke-dasharray: 2 3}
-.conr svg .limit-name {font-size: 9px}
-.conr svg .here {stroke: var(--body-text-color); stroke-width: 1.6}
-.conr svg .here-name {font-size: 12.5px; font-weight: 600; fill: var(--body-text-color)}
-.conr .legend {display: flex; flex-wrap: wrap; gap: .1rem 1.1rem; font-size: .85rem; color: var(--quiet)}
-#picture img {image-rendering: pixelated; object-fit: contain; width: 100%; height: 100%}
-@media (max-width: 640px) {
-  #picture {height: 240px !important}
-  #examples .gallery {gap: 6px}
-  #examples .gallery .container {width: 54px; height: 54px}
-}
-"""
+Answer = tuple[str, str, dict[str, Any] | None]  # prediction with unit, sentences as HTML, Vega-Lite chart
 
 
 @dataclass(frozen=True)
 class Target:
     """
-    What a demo knows of one number that a model predicts.
+    What a demo knows about one number that a model predicts.
 
     Args:
-        name (`str`): What it is called.
+        name (`str`): Its name.
         unit (`str`, *optional*, defaults to `""`): Its unit.
-        edges (sequence of B + 1 `float`, *optional*): Bins of the training labels; none where they are not known.
+        edges (sequence of B + 1 `float`, *optional*): Bins of the training labels; empty if they are not known.
         train_counts (sequence of B `int`, *optional*): Training labels in each bin.
-        coverage (`float`, *optional*, defaults to 0.0): Share of labels that the intervals promise to hold.
-        groups (sequence of `Mapping`, *optional*):
-            As in [`~conr_hf.inference.conformal.Group`], ascending; none where there are no intervals.
+        coverage (`float`, *optional*, defaults to 0.0): Share of the labels that the intervals should contain.
+        groups (sequence of `Mapping`, *optional*): As in [`~conr_hf.inference.conformal.Group`], ascending.
     """
 
     name: str
@@ -74,6 +38,11 @@ class Target:
     coverage: float = 0.0
     groups: Sequence[Mapping[str, Any]] = ()
 
+    @property
+    def title(self) -> str:
+        """Name and unit."""
+        return f"{self.name} ({self.unit})" if self.unit else self.name
+
     def interval(self, prediction: float) -> tuple[float, float] | None:
         """The ends of a prediction's interval, in label units, if there is one."""
         for group in self.groups:
@@ -82,215 +51,188 @@ class Target:
         return None
 
     def bin(self, prediction: float) -> int | None:
-        """The bin of the training labels that a prediction falls into; `None` outside all of them."""
+        """The bin of the training labels that contains a prediction; `None` outside all of them."""
         if not self.edges or not self.edges[0] <= prediction <= self.edges[-1]:
             return None
-        return min(bisect.bisect_right(self.edges, prediction), len(self.train_counts)) - 1
+        return min(bisect_right(self.edges, prediction), len(self.train_counts)) - 1
 
 
-def answer(targets: Sequence[Target], predictions: Sequence[float], nearest: Sequence[Sequence[float]] = ()) -> str:
+def number(value: float, span: float) -> str:
+    """A label, to at least a hundredth of the `span` of the labels; whole numbers have no decimals."""
+    decimals = max(0, 2 - math.floor(math.log10(span))) if span > 0 else 2
+    return f"{value:,.{0 if value == round(value) else min(decimals, 9)}f}"
+
+
+def predictor(
+    model: Any, processor: Any, targets: Sequence[Target], images: Any, nearest: Callable[[], list[list[float]]] = list
+) -> Callable[[bytes], tuple[Any, list[Answer]]]:
     """
-    The HTML of what a model says of an image.
+    Returns a function of the content of an image file: the image as the model sees it, and the [`answer`].
 
     Args:
+        model, processor (`PreTrainedModel`, `BaseImageProcessor`): A saved model and its processor.
         targets (sequence of T [`Target`]): What it predicts.
+        images (module): `conr_hf.data.images`, or a Space's copy of it.
+        nearest (`Callable`, *optional*): Returns labels of the training images most similar to the model's last input.
+    """
+    import torch
+
+    def predict(data: bytes) -> tuple[Any, list[Answer]]:
+        try:
+            image = images.to_image({"bytes": data})
+        except (OSError, ValueError, SyntaxError) as error:
+            raise ValueError(f"The file cannot be read as an image: {images.describe_error(error)}.") from error
+        with torch.inference_mode():
+            pixels = processor(images=[image], return_tensors="pt")["pixel_values"].to(model.device)
+            predictions = model(pixel_values=pixels).logits[0].double().tolist()
+        image.thumbnail((1024, 1024))
+        return image, answer(targets, predictions, nearest())
+
+    return predict
+
+
+def answer(
+    targets: Sequence[Target], predictions: Sequence[float], nearest: Sequence[Sequence[float]] = ()
+) -> list[Answer]:
+    """
+    What the page shows of T targets.
+
+    Args:
+        targets (sequence of T [`Target`]): What the model predicts.
         predictions (sequence of T `float`): In label units.
-        nearest (sequence of K sequences of T `float`, *optional*):
-            Labels of the training images whose features are nearest, nearest first.
+        nearest (sequence of K sequences of T `float`, *optional*): Labels of the K most similar training images.
 
     Raises:
-        `ValueError`: for a prediction that is no finite number.
+        `ValueError`: for a prediction that is not finite.
     """
     if not all(map(math.isfinite, predictions)):
         raise ValueError("The model's answer to this image is not a finite number.")
-    parts = [
-        "".join(_section(target, prediction, [labels[place] for labels in nearest]))
-        for place, (target, prediction) in enumerate(zip(targets, predictions, strict=True))
+    answers = []
+    for place, (target, prediction) in enumerate(zip(targets, predictions, strict=True)):
+        span = target.edges[-1] - target.edges[0] if target.edges else abs(prediction)
+        unit, sentences = f" {target.unit}" if target.unit else "", []
+        if interval := target.interval(prediction):
+            low, high = (number(end, span) for end in interval)
+            sentences.append(f"{100 * target.coverage:g} % of labels like this lie between {low} and {high}{unit}.")
+        if target.edges:
+            sentences.append(f"{_region(target, prediction, span)}{unit}.")
+        if nearest:
+            labels = ", ".join(number(row[place], span) for row in nearest)
+            sentences.append(f"The most similar training images are labelled {labels}{unit}.")
+        text = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in sentences)
+        answers.append((number(prediction, span) + unit, text, _chart(target, prediction) if target.edges else None))
+    return answers
+
+
+def _shot(count: int) -> str:
+    """The shot of a bin with so many training samples, as in the legend."""
+    return list(SHOTS)[(count >= FEW) + (count > MANY)]
+
+
+def _region(target: Target, prediction: float, span: float) -> str:
+    """How many training samples the prediction's bin has."""
+    place = target.bin(prediction)
+    if place is None:
+        low, high = (number(end, span) for end in (target.edges[0], target.edges[-1]))
+        return f"Few-shot region: outside the bins of the training labels, which are from {low} to {high}"
+    start, end, count = target.edges[place], target.edges[place + 1], target.train_counts[place]
+    low, high = (number(edge, min(span, 100 * (end - start))) for edge in (start, end))
+    samples = f"{count:,} training sample{'s' * (count > 1)}" if count else "no training sample"
+    return f"{_shot(count).split()[0].capitalize()}-shot region: {samples} from {low} to {high}"
+
+
+def _chart(target: Target, prediction: float) -> dict[str, Any]:
+    """A Vega-Lite chart of the training labels per bin, coloured by shot, with the prediction and its interval."""
+    edges, counts = target.edges, target.train_counts
+    step = math.ceil(len(counts) / 300)  # bins in a bar: narrower bars would not be seen
+    bars = [
+        {"from": edges[start], "to": edges[min(start + step, len(counts))], "samples": top, "shot": _shot(top)}
+        for start in range(0, len(counts), step)
+        if (top := max(counts[start : start + step]))
     ]
-    return f'<div class="conr">{"".join(parts)}</div>'
+    low, high = target.interval(prediction) or (prediction, prediction)
+    span = {"domain": [min(edges[0], prediction), max(edges[-1], prediction)], "nice": False, "clamp": True}
+    heights = {"type": "log", "domain": [0.6, 1.6 * max(*counts, MANY)], "nice": False}
+    powers = {"title": "training samples per bin", "values": [10**power for power in range(10)], "format": ","}
+    colours = {"domain": list(SHOTS), "range": list(SHOTS.values())}
+    bar = {
+        "x": {"field": "from", "type": "quantitative", "axis": {"title": target.title, "grid": False}, "scale": span},
+        "x2": {"field": "to"},
+        "y": {"field": "samples", "type": "quantitative", "axis": powers, "scale": heights},
+        "y2": {"datum": 0.6},
+        "color": {"field": "shot", "title": None, "scale": colours, "legend": {"orient": "bottom"}},
+    }
+    band, line = {"type": "rect", "fill": "gray", "opacity": 0.2}, {"type": "rule", "stroke": "#CC79A7", "size": 3}
+    layers = [
+        {"mark": band, "encoding": {"x": {"datum": low}, "x2": {"datum": high}}},
+        {"mark": {"type": "bar", "tooltip": True, "opacity": 1}, "encoding": bar, "data": {"values": bars}},
+        {"mark": line, "encoding": {"x": {"datum": prediction}}},
+    ]
+    look = {"background": "transparent", "height": 200, "usermeta": {"embedOptions": {"actions": False}}}
+    return {"data": {"values": [{}]}, "encoding": {}, "layer": layers, **look}  # gradio reads the empty encoding
 
 
 def page(
     title: str,
-    about: str,
-    predict: Callable[[bytes], tuple[Any, str]],
-    examples: Sequence[str] = (),
-    credit: str = "",
-) -> Any:
+    targets: Sequence[Target],
+    predict: Callable[[bytes], tuple[Any, list[Answer]]],
+    examples: Path,
+    credit: str,
+) -> tuple[Any, dict[str, Any]]:
     """
-    The page as `gradio.Blocks`, to be launched with what [`style`] returns.
+    The page as `gradio.Blocks`, and arguments for its `launch`.
 
     Args:
-        title (`str`): What is shown, such as the model's name.
-        about (`str`): A sentence on it.
-        predict (`Callable`):
-            Takes what a file holds; returns the image as the model sees it, and the HTML of [`answer`]. A `ValueError`
-            is shown as its sentence.
-        examples (sequence of `str`, *optional*): Paths of images to choose from.
-        credit (`str`, *optional*, defaults to `""`): Whose they are.
+        title (`str`): Title of the page, such as the model's name.
+        targets (sequence of T [`Target`]): What the model predicts.
+        predict (`Callable`): As returned by [`predictor`]. The page shows the message of a `ValueError`.
+        examples (`pathlib.Path`): Folder of example images; may be empty.
+        credit (`str`): Credit line of the examples; may be empty.
     """
     import gradio as gr
+    from gradio.components.plot import AltairPlotData
 
-    hint = '<div class="conr"><p class="hint">The prediction for your image is shown here.</p></div>'
-
-    def shown(path: str | Path) -> tuple[Any, str]:
+    def show(upload: Mapping[str, Any] | None) -> dict[Any, Any]:
+        image, answers, message = None, list[Answer](), HINT
         try:
-            return predict(Path(path).read_bytes())
+            if upload is not None:
+                path = Path(str(upload.get("path"))).resolve()
+                if not path.is_relative_to(Path(picture.GRADIO_CACHE).resolve()):
+                    raise ValueError("The file was not uploaded.")
+                image, answers = predict(path.read_bytes())
         except ValueError as error:
-            return None, refusal(str(error))
-
-    def uploaded(given: Mapping[str, Any] | None) -> tuple[Any, str]:
-        if given is None:
-            return None, hint
-        path = Path(str(given.get("path"))).resolve()
-        if not (path.is_file() and path.is_relative_to(Path(picture.GRADIO_CACHE).resolve())):
-            return None, refusal("The file was not uploaded.")
-        return shown(path)
+            message = html.escape(str(error))
+        shown = {picture: image, note: gr.HTML(message, visible=not answers), result: gr.Column(visible=bool(answers))}
+        for (value, sentences, chart), (label, text, plot) in zip(answers, parts, strict=False):
+            drawn = chart and AltairPlotData(type="altair", chart="bar", plot=json.dumps(chart))
+            shown |= {label: value, text: sentences, plot: drawn}
+        return shown
 
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
-        head = f'<h1>{html.escape(title)}</h1><p class="about">{html.escape(about)}</p>'
-        gr.HTML(f'<div class="conr">{head}</div>')
+        predicted = html.escape(" and ".join(target.title for target in targets))
+        gr.HTML(f"<h1>{html.escape(title)}</h1><p>Predicts {predicted} from an image.</p>")
         with gr.Row():
             with gr.Column(min_width=300):
-                picture = gr.Image(
-                    label="Image", sources=["upload", "clipboard"], buttons=[], height=320, elem_id="picture"
-                )
-                choice = gr.Dataset(
-                    components=[picture],
-                    samples=[[path] for path in examples],
-                    type="index",
-                    label=f"Examples ({credit})" if credit else "Examples",
-                    visible=bool(examples),
-                    elem_id="examples",
-                )
-            with gr.Column(min_width=300):
-                said = gr.HTML(hint, elem_id="answer")
-        # Not preprocessed, as gradio would open the file itself: with no word on what is wrong, and 16 bits clipped.
-        picture.input(uploaded, picture, [picture, said], preprocess=False, api_name="predict")
-        choice.click(lambda index: shown(examples[index]), choice, [picture, said], api_visibility="private")
-    return blocks
-
-
-def refusal(sentence: str) -> str:
-    """The HTML of why there is no answer."""
-    return f'<div class="conr"><p class="refusal" role="alert">{html.escape(sentence)}</p></div>'
-
-
-def style() -> dict[str, Any]:
-    """What `launch` takes to make a page of [`page`] look as it should, with fonts of the reader's system."""
-    import gradio as gr
-
-    theme = gr.themes.Default(
-        primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-    )
-    return {"theme": theme, "css": CSS, "footer_links": [], "ssr_mode": False}
-
-
-def number(value: float, span: float) -> str:
-    """A label as people read it, to at least a hundredth of the `span` of the labels; a whole one without decimals."""
-    decimals = max(0, 2 - math.floor(math.log10(span))) if span > 0 else 2
-    if value == round(value):
-        decimals = 0
-    return f"{value:,.{min(decimals, 9)}f}"
-
-
-def shot_of(count: int) -> str:
-    """What a bin with so many training samples is: `"few"`, `"median"` or `"many"` shot."""
-    return "few" if count < FEW else "many" if count > MANY else "median"
-
-
-def _section(target: Target, prediction: float, nearest: Sequence[float]) -> Iterator[str]:
-    unit = f" {html.escape(target.unit)}" if target.unit else ""
-    span = target.edges[-1] - target.edges[0] if target.edges else abs(prediction)
-    yield f"<section><h2>{html.escape(target.name)}</h2>"
-    yield f'<p class="value">{number(prediction, span)}<small>{unit}</small></p>'
-    interval = target.interval(prediction)
-    if interval is not None:
-        low, high = (number(end, span) for end in interval)
-        yield f"<p>{100 * target.coverage:g} % of labels like this lie between {low} and {high}{unit}.</p>"
-    if target.edges:
-        count, where = _place(target, prediction, unit, span)
-        shot = shot_of(count)
-        yield f'<p class="shot {shot}">{shot.capitalize()}-shot region: {where}.</p>'
-    if nearest:
-        labels = ", ".join(number(label, span) for label in nearest)
-        yield f"<p>The most similar training images are labelled {labels}{unit}.</p>"
-    if target.edges:
-        yield _picture(target, prediction, interval, span)
-    yield "</section>"
-
-
-def _place(target: Target, prediction: float, unit: str, span: float) -> tuple[int, str]:
-    """How many training samples are in a prediction's bin, and the same in words."""
-    place = target.bin(prediction)
-    if place is None:
-        ends = f"{number(target.edges[0], span)} to {number(target.edges[-1], span)}{unit}"
-        return 0, f"outside the bins of the training labels, which are from {ends}"
-    low, high = target.edges[place], target.edges[place + 1]
-    fine = min(span, 100 * (high - low))
-    count = target.train_counts[place]
-    samples = f"{count:,} training sample{'s' * (count != 1)}" if count else "no training sample"
-    return count, f"{samples} from {number(low, fine)} to {number(high, fine)}{unit}"
-
-
-def _picture(target: Target, prediction: float, interval: tuple[float, float] | None, span: float) -> str:
-    """Training labels per bin on a logarithmic axis, coloured by shot, and where the prediction is among them."""
-    start, end = min(target.edges[0], prediction), max(target.edges[-1], prediction)
-    top = 1.6 * max(*target.train_counts, MANY)
-
-    def x(value: float) -> float:
-        return round(LEFT + (min(max(value, start), end) - start) / (end - start) * (RIGHT - LEFT), 1)
-
-    def y(count: float) -> float:
-        return round(BOTTOM - math.log(count / 0.6) / math.log(top / 0.6) * (BOTTOM - TOP), 1)
-
-    def line(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
-        return f'<line class="{kind}" x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}"/>'
-
-    def text(words: str, at: float, above: float, anchor: str = "middle", kind: str = "") -> str:
-        return f'<text class="{kind}" x="{at}" y="{above}" text-anchor="{anchor}">{html.escape(words)}</text>'
-
-    name = f"{target.name} ({target.unit})" if target.unit else target.name
-    parts = [text("training samples per bin", 0, 9, "start")]
-    for power in range(math.floor(math.log10(top)) + 1):
-        height = y(10**power)
-        parts += [line("grid", LEFT, height, RIGHT, height), text(f"{10**power:,}", LEFT - 4, height + 4, "end")]
-    if interval is not None:
-        low, high = x(interval[0]), x(interval[1])
-        parts.append(f'<rect class="band" x="{low}" y="{TOP}" width="{high - low:.1f}" height="{BOTTOM - TOP}"/>')
-    bars: dict[int, tuple[int, str]] = {}  # one for each pixel: more would not be seen
-    for low, high, count in zip(target.edges, target.edges[1:], target.train_counts, strict=False):
-        left, width = x(low), max(x(high) - x(low), 0.6)
-        if count > bars.get(int(left), (0, ""))[0]:
-            size = f'width="{0.9 * width:.1f}" height="{BOTTOM - y(count):.1f}"'
-            bar = f'<rect class="{shot_of(count)}" x="{left + 0.05 * width:.1f}" y="{y(count)}" {size}/>'
-            bars[int(left)] = count, bar
-    parts += [bar for _, bar in bars.values()]
-    for limit in (FEW, MANY):
-        parts += [
-            line("limit", LEFT, y(limit), RIGHT, y(limit)),
-            text(f"{limit}", RIGHT + 3, y(limit) + 3, "start", "limit-name"),
-        ]
-    for tick in _ticks(start, end):
-        parts += [line("grid", x(tick), BOTTOM, x(tick), BOTTOM + 4), text(number(tick, span), x(tick), BOTTOM + 17)]
-    here = x(prediction)
-    anchor = "start" if here < LEFT + 30 else "end" if here > RIGHT - 30 else "middle"
-    parts += [
-        text(name if len(name) <= 50 else f"{name[:49]}…", (LEFT + RIGHT) / 2, BOTTOM + 36),
-        line("grid", LEFT, BOTTOM, RIGHT, BOTTOM),
-        line("here", here, TOP - 6, here, BOTTOM),
-        text(number(prediction, span), here, TOP - 9, anchor, "here-name"),
-    ]
-    label = html.escape(f"Training labels of {name} per bin; the prediction is {number(prediction, span)}")
-    kinds = (("few", f"few (< {FEW})"), ("median", f"median ({FEW} to {MANY})"), ("many", f"many (> {MANY})"))
-    legend = "".join(f'<span class="shot {kind}">{html.escape(words)}</span>' for kind, words in kinds)
-    drawn = f'<svg viewBox="0 0 340 206" role="img" aria-label="{label}">{"".join(parts)}</svg>'
-    return f'{drawn}<div class="legend">{legend}</div>'
-
-
-def _ticks(start: float, end: float) -> list[float]:
-    """Round numbers from `start` to `end`, about six."""
-    rough = (end - start) / 6
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
-    return [step * i for i in range(math.ceil(start / step), math.floor(end / step) + 1)]
+                picture = gr.Image(sources=["upload", "clipboard"], buttons=[], height=320, elem_id="picture")
+                caption = f"Examples ({credit})" if credit else "Examples"
+                files = [[str(path)] for path in sorted(examples.glob("*"))]
+                chosen = gr.Examples(files, picture, label=caption, visible=bool(files))
+            with gr.Column(min_width=300, elem_id="answer"):
+                note = gr.HTML(HINT)
+                with gr.Column(visible=False) as result:
+                    parts = [
+                        (
+                            gr.Label(label=each.name),
+                            gr.HTML(),
+                            gr.Plot(show_label=False, visible=bool(each.edges)),
+                        )
+                        for each in targets
+                    ]
+        # Not preprocessed: gradio itself would clip 16 bits, and not say what is wrong with a file.
+        call: dict[str, Any] = {"fn": show, "inputs": picture, "outputs": [picture, note, result, *chain(*parts)]}
+        picture.input(**call, preprocess=False, api_name="predict")
+        chosen.load_input_event.then(**call, preprocess=False, api_visibility="private")
+    # Fonts of the reader's system, as others would be downloaded; small images without blur.
+    css = "#picture img {image-rendering: pixelated; object-fit: contain; width: 100%; height: 100%}"
+    theme = gr.themes.Default(primary_hue="blue", font=["system-ui"], font_mono=["ui-monospace"])
+    return blocks, {"theme": theme, "css": css, "footer_links": [], "ssr_mode": False}
