@@ -33,22 +33,7 @@ def evaluate(options: argparse.Namespace) -> int:
     from conr_hf.cli.evaluate import evaluate_saved
     from conr_hf.utils.environment import command_line
 
-    evaluate_saved(
-        options.model,
-        benchmark=options.benchmark,
-        benchmark_source=options.benchmark_source,
-        data=options.data,
-        streaming=options.streaming,
-        split=options.split,
-        image_column=options.image_column,
-        label_columns=options.label_columns,
-        batch_size=options.batch_size,
-        skip_bad_rows=options.skip_bad_rows,
-        map_scale=options.map_scale,
-        map_invalid=options.map_invalid,
-        output=options.output,
-        command=command_line(options.given),
-    )
+    evaluate_saved(**_arguments(options), command=command_line(options.given))
     return 0
 
 
@@ -172,7 +157,7 @@ def demo(options: argparse.Namespace) -> int:
     _quiet_libraries()
     given = {name: getattr(options, name) for name in ("max_size", "examples")}
     if options.export is not None:
-        from conr_hf.cli.demo.app import export
+        from conr_hf.cli.demo.space import export
 
         export(options.model, options.export, with_model=options.with_model, **given)
     else:
@@ -186,33 +171,27 @@ def inspect(options: argparse.Namespace) -> int:
     _quiet_libraries()
     from conr_hf.cli.inspect import inspect_data
 
-    inspect_data(
-        options.data,
-        label_columns=options.label_columns,
-        image_column=options.image_column,
-        group_column=options.group_column,
-        bin_width=options.bin_width,
-        unit=options.unit,
-        output=options.output,
-    )
+    inspect_data(**_arguments(options))
     return 0
 
 
 def split(options: argparse.Namespace) -> int:
     _quiet_libraries()
-    from dataclasses import fields
-
     from conr_hf.cli.split import SplitOptions, write_split
 
-    write_split(SplitOptions(**{option.name: getattr(options, option.name) for option in fields(SplitOptions)}))
+    write_split(SplitOptions(**_arguments(options)))
     return 0
 
 
+def _arguments(options: argparse.Namespace) -> dict[str, Any]:
+    return {name: value for name, value in vars(options).items() if name not in ("command", "given")}
+
+
 def _quiet_libraries() -> None:
-    """Leaves the terminal to our own lines: no bars for loading files, no notes on what libraries do by design."""
+    """Leaves the terminal to our own lines: no progress bars of loaded files, no notes on what is meant to be so."""
     import datasets
     from transformers.utils import logging
 
     datasets.disable_progress_bars()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()

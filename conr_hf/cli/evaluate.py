@@ -17,8 +17,8 @@ from conr_hf.utils.files import check_writable, writing
 
 
 def evaluate_saved(
-    model_name: str,
     *,
+    model: str,
     benchmark: str | None,
     benchmark_source: str | None = None,
     data: str | None,
@@ -44,8 +44,8 @@ def evaluate_saved(
     """
     if output is not None:
         check_writable(output)
-    model, processor = load_saved(model_name, maps=True)
-    saved = load_state(model_name)
+    loaded, processor = load_saved(model, maps=True)
+    saved = load_state(model)
     columns = label_columns or (saved[0].label_columns if saved is not None else ["label"])
     if saved is not None:
         map_scale = saved[0].map_scale if map_scale is None else map_scale
@@ -60,7 +60,7 @@ def evaluate_saved(
             map_scale=1.0 if map_scale is None else map_scale,
             map_invalid=map_invalid,
         )
-        targets = target_names(model)
+        targets = target_names(loaded)
         sets, targets, unit = load_data(
             Recipe(
                 benchmark=benchmark,
@@ -71,16 +71,16 @@ def evaluate_saved(
             ),
             args,
         )
-        unit = unit or saved_unit(model_name)
+        unit = unit or saved_unit(model)
         if split not in sets:
             raise ValueError(f'The data has no split "{split}"; it has {", ".join(sets)}. Name one with --split.')
         label_values(dict.fromkeys(sets[split].column_names), args.label_columns, f'split "{split}"')
         train = sets.get("train") if saved is None else None
-        trainer = ConRTrainer(model, args, train_dataset=train, processing_class=processor)
+        trainer = ConRTrainer(loaded, args, train_dataset=train, processing_class=processor)
         facts = {
             "schema": 1,
             "command": command,
-            "model": model_name,
+            "model": model,
             "versions": versions(),
             "hardware": hardware(),
             "unit": unit,

@@ -121,21 +121,7 @@ def _run(given: list[str]) -> int:
     _add_split(subparsers)
     subparsers.add_parser("env", help="what a bug report needs")
     options = parser.parse_args(given, argparse.Namespace(given=given))
-    run = {
-        "evaluate": commands.evaluate,
-        "predict": commands.predict,
-        "export": commands.export,
-        "compare": commands.compare,
-        "report": commands.report,
-        "card": commands.card,
-        "push": commands.push,
-        "recipes": commands.recipes,
-        "env": commands.env,
-        "demo": commands.demo,
-        "inspect": commands.inspect,
-        "split": commands.split,
-    }[options.command]
-    return run(options)
+    return int(getattr(commands, options.command)(options))  # a function for each command, of its name
 
 
 def _add_demo(subparsers: Any) -> None:
