@@ -1,4 +1,4 @@
-"""All pictures of one finished run, and the numbers beside them."""
+"""The pictures of one finished run, and the numbers of its features."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,8 +14,15 @@ from conr_hf.data.images import to_image
 from conr_hf.data.validation import valid_rows
 from conr_hf.imbalance import label_columns
 from conr_hf.inference.features import embed
-from conr_hf.metrics import features as reading
-from conr_hf.metrics import shot_masks
+from conr_hf.metrics import constant_median, sample_shots
+from conr_hf.metrics.features import (
+    distance_pairs,
+    knn_error,
+    nearest,
+    neighbour_bins,
+    rank_correlation,
+    rare_among_frequent,
+)
 from conr_hf.models.saved import load_saved
 from conr_hf.plots.style import with_unit
 
@@ -23,19 +30,18 @@ MOST_TRAINING = 2_000
 WORST = 24
 SEED = 0
 PLACES = ("latitude", "longitude")
-CURVES = "Losses, share of rows that are anchors, and error on the validation split, by epoch."
 
 
 @dataclass
 class Section:
     """
-    What a report shows of one run, or of all runs together.
+    The part of a report about one run, or about all runs together.
 
     Args:
-        name (`str`): What it is about.
-        pictures (`list[tuple[str, str]]`): Each picture's path without ending, and a line about it.
+        name (`str`): Its title.
+        pictures (`list[tuple[str, str]]`): Each picture's path without suffix, and its caption.
         left_out (`list[str]`): What could not be shown, and why.
-        numbers (`dict[str, Any]`): MAE by shot, and what [`~conr_hf.metrics.features`] made of the features.
+        numbers (`dict[str, Any]`): MAE by shot, and the results of [`~conr_hf.metrics.features`].
     """
 
     name: str
@@ -50,11 +56,11 @@ def pictures_of(run: FinishedRun, data: datasets.DatasetDict | None, folder: Pat
 
     Args:
         run ([`~conr_hf.cli.report.finished_run.FinishedRun`]): The run.
-        data (`datasets.DatasetDict`, *optional*): Its data; without it, what needs images or features is left out.
+        data (`datasets.DatasetDict`, *optional*): Its data; without it, pictures of images and features are left out.
         folder (`pathlib.Path`): Where to write; it must exist.
     """
     section = Section(run.name, numbers={"mae": {shot: m["mae"] for shot, m in run.results[run.split].items()}})
-    median = np.tile(run.results["conr"]["label_median"], (len(run.labels), 1))
+    median = constant_median([run.results["conr"]["label_median"]], len(run.labels))
     what: dict[str, Any] = {"unit": run.unit, "target": run.targets}
     plots.density_with_error(
         run.bins,
@@ -69,14 +75,7 @@ def pictures_of(run: FinishedRun, data: datasets.DatasetDict | None, folder: Pat
     title = f"{run.name}: predictions on the {run.split} split"
     plots.predicted_against_true(run.bins, run.labels, run.predictions, folder / "scatter", title=title, **what)
     section.pictures.append(("scatter", f"Predicted against true labels of the {run.split} split, by shot."))
-    try:
-        history, best = training_history(run.folder)
-        kept = {} if best is None else {run.name: best}
-        title = f"{run.name}: training"
-        plots.training_curves({run.name: history}, folder / "curves", unit=run.unit, title=title, best=kept)
-        section.pictures.append(("curves", CURVES))
-    except ValueError as error:
-        section.left_out.append(f"Training curves are left out: {error}")
+    draw_curves(section, [run], folder, title=f"{run.name}: training")
     if data is not None:
         _draw_worst(section, run, data[run.split], folder)
         columns = set(data["train"].column_names) & set(data[run.split].column_names)
@@ -89,25 +88,39 @@ def pictures_of(run: FinishedRun, data: datasets.DatasetDict | None, folder: Pat
     return section
 
 
+def draw_curves(section: Section, runs: Sequence[FinishedRun], folder: Path, title: str) -> None:
+    """Draws the training curves of the runs that have a log into `folder`, and adds the picture to the section."""
+    histories, best = {}, {}
+    for run in runs:
+        try:
+            histories[run.name], epoch = training_history(run.folder)
+            best |= {} if epoch is None else {run.name: epoch}
+        except ValueError as error:
+            section.left_out.append(f"Training curves are left out: {error}")
+    if histories:
+        plots.training_curves(histories, folder / "curves", unit=runs[0].unit, title=title, best=best)
+        line = "Losses, share of rows that are anchors, and error on the validation split, by epoch."
+        section.pictures.append(("curves", line))
+
+
 def _draw_worst(section: Section, run: FinishedRun, rows: datasets.Dataset, folder: Path) -> None:
     error = np.abs(run.predictions - run.labels).mean(axis=1)
-    masks = shot_masks(run.bins.train_count_of(run.labels))
+    masks = sample_shots(run.labels, run.bins)
+    shots = np.select(list(masks.values()), list(masks), default="")
     images, shown = [], []
     for i in np.argsort(-error, kind="stable")[:WORST].tolist():
         try:
             images.append(to_image(rows[int(run.rows[i])][run.args.image_column]))
             shown.append(i)
         except (OSError, ValueError, SyntaxError):
-            section.left_out.append(
-                f"The image of row {run.rows[i]}, among the worst, is left out: it cannot be read."
-            )
+            section.left_out.append(f"The image of row {run.rows[i]}, one of the worst, cannot be read.")
     if not shown:
         return
     plots.contact_sheet(
         images,
         run.labels[shown],
         run.predictions[shown],
-        [next(shot for shot, mask in masks.items() if mask[i]) for i in shown],
+        shots[shown].tolist(),
         [f"row {run.rows[i]}" for i in shown],
         folder / "worst",
         span=float(np.ptp(run.labels)),
@@ -151,8 +164,8 @@ def _draw_features(section: Section, run: FinishedRun, data: datasets.DatasetDic
     if len(kept) < 2:
         raise ValueError(f'split "{run.split}" has {len(kept)} image that can be read, and distances need two.')
     labels = run.labels[kept]
-    pairs = reading.distance_pairs(features, labels, seed=SEED)
-    neighbours = reading.nearest(features, train_features)
+    pairs = distance_pairs(features, labels, seed=SEED)
+    neighbours = nearest(features, train_features)
     section.numbers |= {
         "samples": {
             "evaluated": len(features),
@@ -160,13 +173,13 @@ def _draw_features(section: Section, run: FinishedRun, data: datasets.DatasetDic
             "training": len(train_features),
             "training_of": int(run.bins.train_counts[0].sum()),
         },
-        "rank_correlation": reading.rank_correlation(*pairs),
+        "rank_correlation": rank_correlation(*pairs),
         "knn_mae": {
-            "training": reading.knn_error(run.bins, labels, train_labels, neighbours),
-            "leave_one_out": reading.knn_error(run.bins, labels, labels, reading.nearest(features)),
+            "training": knn_error(run.bins, labels, train_labels, neighbours),
+            "leave_one_out": knn_error(run.bins, labels, labels, nearest(features)),
         },
-        "rare_among_frequent": reading.rare_among_frequent(run.bins, labels, train_labels, neighbours),
-        "neighbour_bins": reading.neighbour_bins(run.bins, labels, train_labels, neighbours),
+        "rare_among_frequent": rare_among_frequent(run.bins, labels, train_labels, neighbours),
+        "neighbour_bins": neighbour_bins(run.bins, labels, train_labels, neighbours),
     }
 
     plots.feature_map(

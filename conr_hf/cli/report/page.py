@@ -1,4 +1,4 @@
-"""The words of a report: its tables of numbers and its page of pictures."""
+"""The text of a report: its tables of numbers and its page in Markdown."""
 
 import html
 import re
@@ -9,6 +9,7 @@ from urllib.parse import quote
 from conr_hf.cli.report.figures import Section
 from conr_hf.metrics.features import K
 from conr_hf.plots.style import with_unit
+from conr_hf.utils.tables import markdown_table
 
 MOST_BINS = 15
 
@@ -22,17 +23,13 @@ def number_rows(numbers: Mapping[str, Mapping[str, Any]], split: str, unit: str)
         split (`str`): Name of the split.
         unit (`str`): Unit of the labels, or `""`.
     """
-    share = "rare_among_frequent"
+    share, of_knn = "rare_among_frequent", f"MAE of the mean label of the {K} nearest"
     lines: list[tuple[str, tuple[str, ...], float]] = [
         (with_unit("MAE", unit), ("mae", "all"), 1),
         ("  few shot", ("mae", "few"), 1),
-        (
-            with_unit(f"MAE of the mean label of the {K} nearest training images", unit),
-            ("knn_mae", "training", "all"),
-            1,
-        ),
+        (with_unit(f"{of_knn} training images", unit), ("knn_mae", "training", "all"), 1),
         ("  few shot", ("knn_mae", "training", "few"), 1),
-        (with_unit(f"MAE of the mean label of the {K} nearest others", unit), ("knn_mae", "leave_one_out", "all"), 1),
+        (with_unit(f"{of_knn} others", unit), ("knn_mae", "leave_one_out", "all"), 1),
         ("  few shot", ("knn_mae", "leave_one_out", "few"), 1),
         ("rank correlation of label and feature distances", ("rank_correlation",), 1),
         ("few-shot images that lie among many-shot ones (%)", (share, "share"), 100),
@@ -50,22 +47,15 @@ def number_rows(numbers: Mapping[str, Mapping[str, Any]], split: str, unit: str)
 
 def neighbour_rows(table: Sequence[Mapping[str, Any]], targets: Sequence[str], unit: str) -> list[list[str]]:
     """
-    [`neighbour_bins`] as rows of cells, of at most 15 bins, those most inside frequent ones first.
+    [`neighbour_bins`] as rows of cells, for at most 15 bins, those with most many-shot neighbours first.
 
     Args:
-        table (sequence of `Mapping`): What `neighbour_bins` returned.
-        targets (`Sequence[str]`): What the T labels are called.
+        table (sequence of `Mapping`): The result of `neighbour_bins`.
+        targets (`Sequence[str]`): Names of the T labels.
         unit (`str`): Unit of the labels, or `""`.
     """
-    rows = [
-        [
-            with_unit("rare labels", unit),
-            "training images",
-            "images",
-            "neighbours in many shot",
-            "commonest bins of the neighbours",
-        ]
-    ]
+    counts = ["training images", "images", "neighbours in many shot"]
+    rows = [[with_unit("rare labels", unit), *counts, "commonest bins of the neighbours"]]
     for entry in sorted(table, key=lambda entry: -entry["many_share"])[:MOST_BINS]:
         name = f"{targets[entry['dimension']]} " if len(targets) > 1 else ""
         found = ", ".join(f"{_bin(near['bin'])} ({100 * near['share']:.0f} %)" for near in entry["neighbours"])
@@ -87,20 +77,20 @@ def page(
 
     Args:
         together ([`~conr_hf.cli.report.figures.Section`], *optional*): All runs against each other.
-        sections (sequence of `Section` and `str`): Each run, and the folder of its pictures seen from the page.
-        rows: What [`number_rows`] returned.
-        targets (`Sequence[str]`): What the labels are called.
+        sections (sequence of `Section` and `str`): Each run, and the folder of its pictures, relative to the page.
+        rows: The result of [`number_rows`].
+        targets (`Sequence[str]`): Names of the labels.
         split, unit (`str`): Name of the split; unit of the labels, or `""`.
     """
     names = ", ".join(section.name for section, _ in sections)
-    parts = [f"# {_plain(names)}: {_plain(', '.join(targets))} of the {_plain(split)} split", _table(rows)]
+    parts = [f"# {_plain(names)}: {_plain(', '.join(targets))} of the {_plain(split)} split", _markdown(rows)]
     samples = next((s.numbers["samples"] for s, _ in sections if "samples" in s.numbers), None)
     if samples is not None:
         parts.append(
-            f"Features are those that the head reads, of {samples['evaluated']:,} {split} images and of "
+            f"Features are taken at the head, of {samples['evaluated']:,} {split} images and of "
             f"{samples['training']:,} of {samples['training_of']:,} training images, drawn with a fixed seed. Their "
             f"distance is 1 - cosine; an image lies among many-shot ones if most of its {K} nearest training images "
-            "are many shot. Every picture is also there as SVG."
+            "are many shot. Every picture is also written as SVG."
         )
     if together is not None:
         parts += ["## All runs", *_shown(together, "")]
@@ -110,7 +100,7 @@ def page(
         if section.numbers.get("neighbour_bins"):
             parts += [
                 "Where rare labels lie:",
-                _table(neighbour_rows(section.numbers["neighbour_bins"], targets, unit)),
+                _markdown(neighbour_rows(section.numbers["neighbour_bins"], targets, unit)),
             ]
     return "\n\n".join(parts) + "\n"
 
@@ -122,23 +112,19 @@ def _shown(section: Section, folder: str) -> list[str]:
     return [*pictures, *map(_plain, section.left_out)]
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    header, *others = [[_plain(cell) for cell in row] for row in rows]
-    lines = [header, ["---", *("---:" for _ in header[1:])], *others]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    return markdown_table([[_plain(cell) for cell in row] for row in rows])
 
 
 def _plain(text: str) -> str:
-    """Text as Markdown that shows it and does nothing else: no HTML, link, picture or cell of its own."""
+    """Markdown that shows the text as it is: no HTML, link, picture or cell of its own."""
     return re.sub(r"([\\`\[\]|])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
 
 
 def _cell(values: Mapping[str, Any], keys: Sequence[str], factor: float) -> str:
     value: Any = values
     for key in keys:
-        if value is None or key not in value:
-            return ""
-        value = value[key]
+        value = (value or {}).get(key)
     if value is None:
         return ""
     return f"{value:,}" if isinstance(value, int) else f"{factor * value:.4g}"

@@ -1,4 +1,4 @@
-"""`conr-hf report`: pictures of finished runs, and what their features say."""
+"""`conr-hf report`: pictures of finished runs, and numbers on their features."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,8 +9,8 @@ from datasets import DatasetDict
 
 from conr_hf import plots
 from conr_hf.cli.recipe_data import load_data, shuffled
-from conr_hf.cli.report.figures import CURVES, MOST_TRAINING, Section, pictures_of
-from conr_hf.cli.report.finished_run import FinishedRun, read_run, training_history
+from conr_hf.cli.report.figures import MOST_TRAINING, Section, draw_curves, pictures_of
+from conr_hf.cli.report.finished_run import FinishedRun, read_run
 from conr_hf.cli.report.page import neighbour_rows, number_rows, page
 from conr_hf.data.columns import read_labels
 from conr_hf.data.streaming import materialize
@@ -24,9 +24,9 @@ def report(folders: Sequence[str], split: str, output: str | None) -> None:
     """
     Writes pictures (PNG and SVG), `report.json` and `index.md` of finished runs, and prints the numbers.
 
-    One run's pictures lie in the report's folder; several runs are drawn against each other there, and each by itself
-    in a folder of its name. Features are those of all images of the split and of at most 2,000 training images, drawn
-    with a fixed seed.
+    The pictures of a single run are written to the report's folder; of several runs, each has a folder of its name,
+    and pictures of all of them together are beside these. Features are those of all images of the split and of at most
+    2,000 training images, drawn with a fixed seed.
 
     Args:
         folders (`Sequence[str]`): Run folders.
@@ -53,6 +53,7 @@ def report(folders: Sequence[str], split: str, output: str | None) -> None:
         sections.append(pictures_of(runs[i], data, place / part))
         sections[-1].left_out += [reason] if reason else []
     together = _together(runs, place) if len(runs) > 1 else None
+    all_sections = [*sections, together] if together else sections
     numbers = {section.name: section.numbers for section in sections}
     unit, targets = runs[0].unit, runs[0].targets
     rows = number_rows(numbers, split, unit)
@@ -69,10 +70,10 @@ def report(folders: Sequence[str], split: str, output: str | None) -> None:
         if section.numbers.get("neighbour_bins"):
             print(f"\n{section.name}: where rare labels lie")
             print(format_table(neighbour_rows(section.numbers["neighbour_bins"], targets, unit)))
-    for section in [*sections, *([together] if together else [])]:
+    for section in all_sections:
         for sentence in section.left_out:
             print(f"\n{section.name}: {sentence}")
-    count = sum(len(section.pictures) for section in [*sections, *([together] if together else [])])
+    count = sum(len(section.pictures) for section in all_sections)
     print(f"\n{count} pictures written to {place}, as PNG and SVG; {place / 'index.md'} shows them.")
 
 
@@ -100,12 +101,12 @@ def _check_comparable(runs: Sequence[FinishedRun]) -> None:
 
 
 def _with_data(run: FinishedRun) -> tuple[FinishedRun, DatasetDict | None, str]:
-    """The run with the names of its labels, its data, and if that is gone or changed, a sentence that says so."""
+    """The run with its target names, its data, and a sentence if the data are missing or have changed."""
     try:
         data, targets, _ = load_data(run.recipe, run.args)
         if run.split not in data or "train" not in data:
             raise ValueError(f'The data has no split "{run.split if "train" in data else "train"}" any more.')
-        if run.recipe.streaming:  # as many rows as are drawn of others
+        if run.recipe.streaming:  # as many rows as are drawn from other data
             data["train"] = materialize(shuffled(data["train"], run.recipe, run.args).take(MOST_TRAINING))
         _check_same_labels(run, data)
     except ValueError as error:
@@ -123,9 +124,7 @@ def _check_same_labels(run: FinishedRun, data: DatasetDict) -> None:
     )
     changed = [i for i in range(len(run.rows)) if i in wrong or not close[i].all()]
     if changed:
-        raise ValueError(
-            f'The label of row {run.rows[changed[0]]} of split "{run.split}" is not what the run was told.'
-        )
+        raise ValueError(f'The label of row {run.rows[changed[0]]} of split "{run.split}" has changed since the run.')
 
 
 def _together(runs: Sequence[FinishedRun], place: Path) -> Section:
@@ -144,15 +143,5 @@ def _together(runs: Sequence[FinishedRun], place: Path) -> Section:
     section.pictures.append(
         ("density", f"Training labels per bin of {first.name}, and the error of each run in each.")
     )
-    histories, best = {}, {}
-    for run in runs:
-        try:
-            histories[run.name], kept = training_history(run.folder)
-        except ValueError:
-            continue  # said with the run's own pictures
-        if kept is not None:
-            best[run.name] = kept
-    if histories:
-        plots.training_curves(histories, place / "curves", unit=first.unit, title="Training", best=best)
-        section.pictures.append(("curves", CURVES))
+    draw_curves(section, runs, place, title="Training")
     return section
