@@ -157,7 +157,7 @@ def demo(options: argparse.Namespace) -> int:
     _quiet_libraries()
     given = {name: getattr(options, name) for name in ("max_size", "examples")}
     if options.export is not None:
-        from conr_hf.cli.demo.space import export
+        from conr_hf.cli.demo.app import export
 
         export(options.model, options.export, with_model=options.with_model, **given)
     else:
