@@ -27,8 +27,7 @@ def feature_map(
     seed: int = 0,
 ) -> None:
     """
-    The directions of the features as a map: by PCA, and by t-SNE and UMAP where scikit-learn and umap-learn are
-    installed.
+    The directions of the features as a map: by PCA and t-SNE, and by UMAP if umap-learn is installed.
 
     Colours are the labels, in a row of maps for each label dimension; evaluated samples are larger, with a dark edge.
     Of more than 3,000 samples a draw is shown.
@@ -75,18 +74,9 @@ def feature_map(
         bar = figure.colorbar(points, ax=panels[t, -1], pad=0.02, aspect=30)
         bar.set_label(name, fontsize=8.5, color=INK)
         bar.ax.tick_params(labelsize=8.5, color=FAINT, labelcolor=INK)
+    dot = {"color": FAINT, "marker": "o", "linestyle": "", "markeredgewidth": 0.5}
     handles = [
-        Line2D(
-            [],
-            [],
-            color=FAINT,
-            marker="o",
-            linestyle="",
-            markersize=size,
-            markeredgewidth=0.5,
-            markeredgecolor=edge,
-            label=text,
-        )
+        Line2D([], [], markersize=size, markeredgecolor=edge, label=text, **dot)
         for size, edge, text in ((3, FAINT, "training images"), (5, INK, f"{split} images"))
     ]
     heading(figure, title, handles)
@@ -113,13 +103,10 @@ def projections(features: npt.NDArray[np.float64], seed: int) -> dict[str, Float
     if len(features) < 10:
         return maps
     compact = scores[:, :50]
-    try:
-        from sklearn.manifold import TSNE
-    except ImportError:
-        pass
-    else:
-        perplexity = min(30.0, (len(features) - 1) / 3)
-        maps["t-SNE"] = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(compact)
+    from sklearn.manifold import TSNE
+
+    perplexity = min(30.0, (len(features) - 1) / 3)
+    maps["t-SNE"] = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(compact)
     try:
         from umap import UMAP
     except ImportError:

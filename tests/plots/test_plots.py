@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.decomposition import PCA
 
 from conr_hf.imbalance import Bins, make_bins
 from conr_hf.metrics import StreamedErrors, constant_median
@@ -237,29 +238,26 @@ def test_pictures_of_a_map_without_labels_of_a_constant_and_of_no_error(tmp_path
 
 
 def test_pca_is_the_one_of_scikit_learn():
-    decomposition = pytest.importorskip("sklearn.decomposition")
     features = np.random.default_rng(0).normal(size=(60, 7)) * np.arange(1, 8)
     maps = projections(features, seed=0)
     (name, found), *others = maps.items()
-    pca = decomposition.PCA(2).fit(features)
+    pca = PCA(2).fit(features)
     np.testing.assert_allclose(np.abs(found), np.abs(pca.transform(features)), atol=1e-6)
     assert name == f"PCA ({100 * pca.explained_variance_ratio_.sum():.0f} % of the variance)"
     assert all(places.shape == (60, 2) and np.isfinite(places).all() for _, places in others)
     assert "t-SNE" in maps
 
 
-def test_maps_without_scikit_learn_and_of_next_to_nothing(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
+def test_maps_without_umap_learn_and_of_next_to_nothing(monkeypatch):
     monkeypatch.setitem(sys.modules, "umap", None)
-    assert len(projections(np.random.default_rng(0).normal(size=(60, 7)), seed=0)) == 1
+    assert len(projections(np.random.default_rng(0).normal(size=(60, 7)), seed=0)) == 2
     for features in (np.ones((3, 4)), np.arange(5.0)[:, None]):  # all the same; one dimension
         (places,) = projections(features, seed=0).values()
         assert places.shape == (len(features), 2)
         assert np.isfinite(places).all()
 
 
-def test_features_and_distances(samples, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
+def test_features_and_distances(samples, tmp_path):
     labels, _ = samples
     random = np.random.default_rng(0)
     two = np.stack([labels, -labels], axis=1)
