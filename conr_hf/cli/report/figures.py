@@ -90,11 +90,13 @@ def pictures_of(run: FinishedRun, data: datasets.DatasetDict | None, folder: Pat
 
 def draw_curves(section: Section, runs: Sequence[FinishedRun], folder: Path, title: str) -> None:
     """Draws the training curves of the runs that have a log into `folder`, and adds the picture to the section."""
-    histories, best = {}, {}
+    histories: dict[str, list[dict[str, Any]]] = {}
+    best: dict[str, float] = {}
     for run in runs:
         try:
             histories[run.name], epoch = training_history(run.folder)
-            best |= {} if epoch is None else {run.name: epoch}
+            if epoch is not None:
+                best[run.name] = epoch
         except ValueError as error:
             section.left_out.append(f"Training curves are left out: {error}")
     if histories:
