@@ -1,4 +1,4 @@
-"""Label-preserving moves: what makes views of images, and moves their maps with them."""
+"""Label-preserving augmentation: random crops and flips of images, and of their maps with them."""
 
 import numpy as np
 import torch
@@ -26,13 +26,13 @@ def sample_augmentation(
     return int(top), int(left), bool(horizontal_flip and random.random() < 0.5)
 
 
-def augment(images: Tensor, moves: Tensor, crop_padding: float, fill: float = 0.0) -> Tensor:
+def augment(images: Tensor, crops: Tensor, crop_padding: float, fill: float = 0.0) -> Tensor:
     """
     The views of images, on the device where these are.
 
     Args:
         images (`torch.Tensor` of shape `(B, C, H, W)`): The processor's output, or maps of the same size.
-        moves (`torch.Tensor` of shape `(B, V, 3)`, int64): V views of each, as [`sample_augmentation`] returns them.
+        crops (`torch.Tensor` of shape `(B, V, 3)`, int64): V views of each, as [`sample_augmentation`] returns them.
         crop_padding (`float`): As there.
         fill (`float`, *optional*, defaults to 0.0): What images are padded with; 0 is the processor's mean colour.
 
@@ -40,13 +40,13 @@ def augment(images: Tensor, moves: Tensor, crop_padding: float, fill: float = 0.
         `torch.Tensor` of shape `(B, V, C, H, W)`.
 
     Example:
-        >>> moved(torch.arange(4.0).view(1, 1, 1, 4), torch.tensor([[[0, 0, 0], [0, 2, 1]]]), 0.25).tolist()
+        >>> augment(torch.arange(4.0).view(1, 1, 1, 4), torch.tensor([[[0, 0, 0], [0, 2, 1]]]), 0.25).tolist()
         [[[[[0.0, 0.0, 1.0, 2.0]]], [[[0.0, 3.0, 2.0, 1.0]]]]]
     """
     height, width = images.shape[-2:]
     pad_y, pad_x = _padding((height, width), crop_padding)
     padded = F.pad(images, (pad_x, pad_x, pad_y, pad_y), value=fill)
-    top, left, flipped = moves.unbind(-1)
+    top, left, flipped = crops.unbind(-1)
     both = torch.stack([padded, padded.flip(-1)], 1)  # (B, 2, C, H + 2 pad_y, W + 2 pad_x)
     windows = both.unfold(3, height, 1).unfold(4, width, 1)  # (B, 2, C, 2 pad_y + 1, 2 pad_x + 1, H, W), no copy
     left = torch.where(flipped > 0, 2 * pad_x - left, left)

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from conr_hf.imbalance import label_columns
 
 REACH = 6  # bandwidths; partners farther away, 65 million times less likely than the row itself, are left out
-ROUND_COST = 1000  # what a round of drawing costs beside its draws, in draws
+ROUND_COST = 1000  # overhead of a round of drawing, in draws
 
 
 class CMixup:
@@ -38,7 +38,9 @@ class CMixup:
 
     def __init__(self, labels: npt.ArrayLike, alpha: float, bandwidth: float, seed: int) -> None:
         if not 0 < alpha < math.inf:
-            raise ValueError(f"alpha is {alpha}; it must be finite and greater than 0 (1 draws every share alike).")
+            raise ValueError(
+                f"alpha is {alpha}; it must be finite and greater than 0 (1: all shares are equally likely)."
+            )
         if not 0 < bandwidth < math.inf:
             raise ValueError(f"bandwidth is {bandwidth}; it must be finite and greater than 0, in label units.")
         columns = label_columns(labels)
@@ -68,8 +70,8 @@ class CMixup:
         shares = random.beta(self.alpha, self.alpha, len(rows))
         own, first, last = self.labels[rows], self._first[rows], self._last[rows]
         places = np.empty(len(rows), dtype=np.int64)
-        # Draws among all candidates alike, of which a likely partner is more often accepted: cheap as long as many
-        # are. Once it has cost as much as it would to weigh every candidate of the rows that are left, that is done.
+        # Rejection sampling from all candidates: cheap as long as many are accepted. Once it has cost as much as
+        # weighing every candidate of the remaining rows would, they are weighed.
         left, cost = np.arange(len(rows)), 0
         while cost < (last[left] - first[left]).sum():
             drawn = random.integers(first[left], last[left])

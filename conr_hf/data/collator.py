@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import BaseImageProcessor
 
 from conr_hf.data.augmentation import augment, sample_augmentation
-from conr_hf.data.columns import Row, label_values
+from conr_hf.data.columns import Row, check_column, label_values
 from conr_hf.data.dataset import SampledExample
 from conr_hf.data.images import describe_error, format_size, to_image
 from conr_hf.data.label_maps import is_map, to_map
@@ -24,14 +24,13 @@ class ImageCollator:
     Makes batches of rows: `num_views` augmented views of each image for training, one plain view for evaluation.
 
     Each image is decoded and processed once for all its views: a view is the processor's output, padded, cropped back
-    to its size and perhaps flipped. So evaluation sees exactly what the processor saved beside the model gives.
+    to its size and perhaps flipped. So evaluation sees exactly what the processor saved with the model gives.
 
-    What moves an image moves its label: a map is brought to the image's size (each pixel has the label of the nearest)
-    and moved with the view, without labels where the view lies outside the image; a flip turns the sign of the columns
-    in `flipped_columns`.
+    Labels follow their images: a map is resized to the image's size (nearest neighbour) and moved with the view,
+    without labels where the view lies outside the image; a flip changes the sign of the columns in `flipped_columns`.
 
-    Where a draw has a partner, its views, label and weight are mixtures with the partner's: its share of its own and
-    the rest of the partner's.
+    Where an index has a partner, views, labels and weights are mixtures of the row's and its partner's, by the index's
+    share.
 
     Views are made where `makes_views` says: on a CPU by the workers; on an accelerator by
     [`~ImageCollator.with_views`] when the batch is there, so that each image travels once. They are the same.
@@ -44,8 +43,8 @@ class ImageCollator:
         num_views (`int`): Views of each image (V).
         horizontal_flip (`bool`): Flip half of the views from left to right.
         crop_padding (`float`): Largest shift of a view, as a share of its sides.
-        seed (`int`): Seed of all draws.
-        flipped_columns (`Sequence[str]`, *optional*): Label columns whose sign a flip turns, such as yaw.
+        seed (`int`): Seed of all random numbers.
+        flipped_columns (`Sequence[str]`, *optional*): Label columns whose sign a flip changes, such as yaw.
         map_scale (`float`, *optional*, defaults to 1.0): Label units in a stored number of a map.
         map_invalid (`float`, *optional*): The stored number of a map that means there is no label.
         makes_views (`bool`, *optional*, defaults to `True`): Make the views; otherwise a training batch holds images
@@ -82,54 +81,54 @@ class ImageCollator:
         self.makes_views = makes_views
 
     def __call__(self, examples: Sequence[SampledExample]) -> dict[str, Any]:
-        draws, rows = [example[0] for example in examples], _rows(examples)
+        indices, rows = [example[0] for example in examples], _rows(examples)
         if not rows:
             return {}
-        batch: dict[str, Any] = self._tensors(draws, rows)
+        batch: dict[str, Any] = self._tensors(indices, rows)
         partners = [example[2] for example in examples if len(example) == 3]
         if partners:
-            batch["partners"] = self._tensors(draws, partners, of_partners=True)
-            batch["shares"] = torch.tensor([draw.share for draw in draws if draw])
-        if draws[0] is not None:
-            batch["position"] = draws[0].position
+            batch["partners"] = self._tensors(indices, partners, of_partners=True)
+            batch["shares"] = torch.tensor([index.share for index in indices if index])
+        if indices[0] is not None:
+            batch["position"] = indices[0].position
         return self.with_views(batch) if self.makes_views else batch
 
     def with_views(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch with its views in the place of images, on whatever device it is; mixed where it has partners."""
-        made = {name: value for name, value in batch.items() if name not in ("moves", "partners", "shares")}
-        if "moves" in batch:
-            made |= self._moved(batch["moves"], made["pixel_values"], made.get("labels"))
+        """The batch with views instead of images, on the device where it is; mixed where it has partners."""
+        made = {name: value for name, value in batch.items() if name not in ("crops", "partners", "shares")}
+        if "crops" in batch:
+            made |= self._augmented(batch["crops"], made["pixel_values"], made.get("labels"))
         if "partners" in batch:
             partners = self.with_views(batch["partners"])
             made |= {name: _mixed(made[name], partner, batch["shares"]) for name, partner in partners.items()}
         return made
 
-    def _moved(self, moves: Tensor, images: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
-        views = {"pixel_values": augment(images, moves, self.crop_padding)}
+    def _augmented(self, crops: Tensor, images: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+        views = {"pixel_values": augment(images, crops, self.crop_padding)}
         if labels is not None and labels.ndim == 3:
-            views["labels"] = augment(labels[:, None], moves, self.crop_padding, fill=float("nan"))[:, :, 0]
+            views["labels"] = augment(labels[:, None], crops, self.crop_padding, fill=float("nan"))[:, :, 0]
         elif labels is not None and (self.signs < 0).any():
-            turned = torch.where(moves[..., 2:] > 0, self.signs.to(moves.device), 1.0)  # (B, V, T)
-            views["labels"] = labels.view(len(labels), 1, -1) * turned
+            signs = torch.where(crops[..., 2:] > 0, self.signs.to(crops.device), 1.0)  # (B, V, T)
+            views["labels"] = labels.view(len(labels), 1, -1) * signs
         return views
 
     def _tensors(
-        self, draws: Sequence[SampledIndex | None], rows: Sequence[Row], of_partners: bool = False
+        self, indices: Sequence[SampledIndex | None], rows: Sequence[Row], of_partners: bool = False
     ) -> dict[str, Tensor]:
         tensors = {"pixel_values": self._images(rows)}
         size = tensors["pixel_values"].shape[-2:]
         # Rows ready for the model, and those of evaluation, stay as they are.
-        moves = None if "pixel_values" in rows[0] else self._moves(draws, size, of_partners)
-        if moves is not None:
-            tensors["moves"] = moves
+        crops = None if "pixel_values" in rows[0] else self._crops(indices, size, of_partners)
+        if crops is not None:
+            tensors["crops"] = crops
         if "labels" in rows[0] or all(column in rows[0] for column in self.label_columns):
             cells = [label_values(row, self.label_columns, "a data set") for row in rows]
             if is_map(cells[0][0]):
-                tensors["labels"] = self._maps(cells, None if moves is None else size)
+                tensors["labels"] = self._maps(cells, None if crops is None else size)
             else:
                 labels = torch.tensor([[float(cell) for cell in row] for row in cells], dtype=torch.float32)
                 tensors["labels"] = labels[:, 0] if len(self.label_columns) == 1 else labels
-        if draws[0] is not None and "sample_weight" in rows[0]:
+        if indices[0] is not None and "sample_weight" in rows[0]:
             tensors["sample_weight"] = torch.tensor([float(row["sample_weight"]) for row in rows])
         return tensors
 
@@ -140,11 +139,7 @@ class ImageCollator:
             raise ValueError(
                 "The images need an image processor: give processing_class=..., as load_regressor returns."
             )
-        if self.image_column not in rows[0]:
-            raise ValueError(
-                f'The data set has no column "{self.image_column}"; its columns are {", ".join(rows[0])}. '
-                "Name the column of the image with image_column."
-            )
+        check_column(self.image_column, list(rows[0]), "The data set", "image_column")
         images = [to_image(row[self.image_column]) for row in rows]
         try:
             return _pixel_values(self.processor, images)
@@ -152,18 +147,20 @@ class ImageCollator:
             _check_sizes(self.processor, images)
             raise
 
-    def _moves(self, draws: Sequence[SampledIndex | None], size: tuple[int, ...], of_partners: bool) -> Tensor | None:
-        """The moves of each row's V views, `(B, V, 3)`; none in evaluation."""
-        moves = []
-        for draw in draws:
-            if draw is None:
+    def _crops(
+        self, indices: Sequence[SampledIndex | None], size: tuple[int, ...], of_partners: bool
+    ) -> Tensor | None:
+        """The crops of each row's V views, `(B, V, 3)`; none in evaluation."""
+        crops = []
+        for index in indices:
+            if index is None:
                 return None
-            places = [(self.seed, draw.epoch, draw.position, view) for view in range(self.num_views)]
+            places = [(self.seed, index.epoch, index.position, view) for view in range(self.num_views)]
             randoms = [np.random.default_rng((*place, 1) if of_partners else place) for place in places]
-            moves.append(
+            crops.append(
                 [sample_augmentation(size, self.crop_padding, random, self.horizontal_flip) for random in randoms]
             )
-        return torch.tensor(moves)
+        return torch.tensor(crops)
 
     def _maps(self, cells: Sequence[Sequence[Any]], size: tuple[int, ...] | None) -> Tensor:
         """`(B, H, W)`, of the images' size where it is given."""
@@ -212,7 +209,7 @@ def _mixed(own: Tensor, partners: Tensor, shares: Tensor) -> Tensor:
 
 
 class UserCollator:
-    """The user's own collator, given plain rows; its batch also tells the first row's position in the epoch."""
+    """Calls the user's own collator with plain rows, and adds the first row's position in the epoch to its batch."""
 
     def __init__(self, collate: Callable[[list[Row]], dict[str, Any]]) -> None:
         self.collate = collate
@@ -227,5 +224,5 @@ class UserCollator:
         if not rows:
             return {}
         batch = dict(self.collate(rows))
-        draw = examples[0][0]
-        return batch if draw is None else {**batch, "position": draw.position}
+        index = examples[0][0]
+        return batch if index is None else {**batch, "position": index.position}

@@ -86,8 +86,8 @@ def label_values(row: Row, columns: Sequence[str], name: str) -> list[Any]:
             return list(cells)
         if len(columns) == 1 and is_map(row["labels"]):
             return [row["labels"]]
-        told = f"has the shape {array.shape}" if array.ndim > 1 else f"holds {len(cells)} numbers"
-        raise ValueError(f'{name}: "labels" {told}, but label_columns names {len(columns)}.')
+        found = f"has the shape {array.shape}" if array.ndim > 1 else f"holds {len(cells)} numbers"
+        raise ValueError(f'{name}: "labels" {found}, but label_columns names {len(columns)}.')
     missing = next(column for column in columns if column not in row)
     near = difflib.get_close_matches(missing, list(row), n=1)
     hint = f' Did you mean "{near[0]}"?' if near else ""
@@ -95,6 +95,17 @@ def label_values(row: Row, columns: Sequence[str], name: str) -> list[Any]:
         f'{name} has no column "{missing}"; its columns are {", ".join(row)}. '
         f"Name the column of the label with label_columns.{hint}"
     )
+
+
+def check_column(column: str, columns: Sequence[str], name: str, option: str) -> None:
+    """
+    Raises:
+        `ValueError`: if a data set's `columns` lack the one that the option names.
+    """
+    if column not in columns:
+        raise ValueError(
+            f'{name} has no column "{column}"; its columns are {", ".join(columns)}. Name one of them with {option}.'
+        )
 
 
 def unreadable_rows(
@@ -147,9 +158,9 @@ def in_threads(
     read: Callable[[int], T], dataset: Dataset[Any], rows: Sequence[int], name: str, show_progress: bool
 ) -> Iterator[T]:
     """
-    What `read` returns of each row, in order, behind a progress bar.
+    What `read` returns for each row, in order, with a progress bar.
 
-    In threads for what is known to bear them: a data set of the user's own may hold a file or a database open.
+    In threads for a `datasets.Dataset` only: a data set of the user's own may hold a file or a database open.
     """
     threads = isinstance(dataset, datasets.Dataset)
     with ThreadPoolExecutor(os.cpu_count() if threads else 1) as pool, warnings.catch_warnings():
@@ -159,7 +170,7 @@ def in_threads(
 
 
 def _label_rows(dataset: Dataset[Any], columns: Sequence[str]) -> Iterator[Row]:
-    plain: datasets.Dataset | datasets.IterableDataset | None = None  # of which columns can be read alone
+    plain: datasets.Dataset | datasets.IterableDataset | None = None  # where columns can be read alone
     if isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom":
         plain = dataset.with_format(None)
     elif isinstance(dataset, datasets.IterableDataset) and dataset.column_names is not None:

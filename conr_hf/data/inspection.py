@@ -1,22 +1,17 @@
-"""What is in a data set before one trains on it: how its labels lie, and what is wrong with it."""
+"""What is in a data set: the distribution of its labels, and its problems."""
 
 import hashlib
 import io
-import os
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from tqdm.auto import tqdm
 
-from conr_hf.data.columns import label_values, read_labels
+from conr_hf.data.columns import cell_of, check_column, in_threads, label_values, read_labels, undecoded
 from conr_hf.data.images import describe_error, to_image
 from conr_hf.data.map_statistics import has_maps
 from conr_hf.data.splits import SPLITS
@@ -25,6 +20,10 @@ from conr_hf.imbalance.bins import FloatArray
 from conr_hf.metrics import THRESHOLDS, shot_masks
 
 OUTLIER_Z = 6.0
+PROBLEMS = (
+    *("unreadable_images", "bad_labels", "duplicates_across", "duplicates_within"),
+    *("groups_across", "rows_without_group", "outliers"),
+)
 
 
 def inspect(
@@ -37,19 +36,12 @@ def inspect(
     show_progress: bool = True,
 ) -> dict[str, Any]:
     """
-    Reads every label and every image of a data set once, in threads, and tells what it found.
+    Reads every label and every image of a data set once, in threads, and reports what it found.
 
     Rows are counted from 0 in each split. Shots and outliers go by the training labels: those of the split `"train"`,
     or of the first one if there is none. Only duplicates that are equal pixel for pixel, once decoded, are found.
-
-    Args:
-        data (mapping of `str` to `datasets.Dataset`): Splits, as [`~conr_hf.data.local.load_local`] returns them.
-        label_columns (sequence of T `str`, *optional*, defaults to `("label",)`): Columns of the label.
-        image_column (`str`, *optional*, defaults to `"image"`): Column of the image.
-        group_column (`str`, *optional*): Column of what should not be in two splits: a person, a photograph.
-        bin_width (`float` or a sequence of T `float`, *optional*):
-            Width of the label bins, in label units. Unset: what [`suggest_bin_width`] suggests.
-        show_progress (`bool`, *optional*, defaults to `True`): Show a bar while images are read.
+    `group_column` holds what should not be in two splits: a person, a photograph. Without `bin_width`, in label units,
+    bins are as [`suggest_bin_width`] has them.
 
     Returns:
         `dict`, ready for JSON. In label units where it is about labels:
@@ -69,9 +61,6 @@ def inspect(
           1.4826 times the median of such distances, if above 6).
 
         What goes by training labels is absent if none is a number.
-
-    Raises:
-        `ValueError`: For no rows, a missing column, labels that are maps, and a `bin_width` that makes no bins.
     """
     columns = list(label_columns)
     data = {split: data[split] for split in sorted(data, key=[*SPLITS, *data].index)}
@@ -80,7 +69,8 @@ def inspect(
     if not any(len(rows) for rows in data.values()):
         raise ValueError("The data has no rows.")
     training = "train" if "train" in data else next(iter(data))
-    labels, problems = {}, _no_problems()
+    labels: dict[str, FloatArray] = {}
+    problems: dict[str, list[Any]] = {kind: [] for kind in PROBLEMS}
     for split, rows in data.items():
         read, wrong = read_labels(rows, columns, f'split "{split}"')
         labels[split] = read.reshape(len(rows), len(columns))  # (N, T)
@@ -97,7 +87,9 @@ def inspect(
     if len(known[training]):
         found |= _density(known, training, bin_width, found["splits"])
         problems["outliers"] = _outliers(labels, known[training], columns)
-    pictures = {split: _look(rows, image_column, f"images of {split}", show_progress) for split, rows in data.items()}
+    pictures = {
+        split: _read_images(rows, image_column, f"images of {split}", show_progress) for split, rows in data.items()
+    }
     found["images"] = _image_figures(pictures, problems)
     if group_column is not None:
         _check_groups(data, group_column, problems)
@@ -106,17 +98,11 @@ def inspect(
 
 def suggest_bin_width(labels: npt.ArrayLike) -> float:
     """
-    A round bin width for training labels of one dimension.
+    A round bin width, in label units, for training labels of one dimension, `(N,)`.
 
     The narrowest of 1, 2, 5, 10, 20 ... or their decimal fractions, from a hundredth of the range up, with which no
     more than half of the labels lie in bins of few shots; but no wider than a tenth of the range, and of whole labels
-    at least 1.
-
-    Args:
-        labels (`array_like` of shape `(N,)`): Training labels, in label units.
-
-    Returns:
-        `float`: the width, in label units; 1 where all labels are equal.
+    at least 1. It is 1 where all labels are equal.
 
     Example:
         >>> suggest_bin_width([20 + i % 61 for i in range(2000)])  # 61 ages with 33 people each
@@ -140,8 +126,7 @@ def suggest_bin_width(labels: npt.ArrayLike) -> float:
     return fitting[-1]
 
 
-@dataclass(frozen=True)
-class _Picture:
+class _Picture(NamedTuple):
     size: str
     mode: str
     digest: bytes
@@ -157,40 +142,23 @@ def _check(
             "every map before it starts."
         )
     for option, column in (("image_column", image_column), ("group_column", group_column)):
-        if column is not None and column not in rows.column_names:
-            raise ValueError(
-                f'{name} has no column "{column}"; its columns are {", ".join(rows.column_names)}. '
-                f"Name one of them with {option}."
-            )
-
-
-def _no_problems() -> dict[str, list[Any]]:
-    kinds = ("unreadable_images", "bad_labels", "duplicates_across", "duplicates_within", "groups_across")
-    return {kind: [] for kind in (*kinds, "rows_without_group", "outliers")}
+        if column is not None:
+            check_column(column, rows.column_names, name, option)
 
 
 def _label_figures(labels: FloatArray, columns: list[str]) -> dict[str, Any]:
     if len(labels) == 0:
         return {}
-    return {
-        column: {
-            "n": len(values),
-            "min": float(values.min()),
-            "max": float(values.max()),
-            "mean": float(values.mean()),
-            "std": float(values.std()),
-            "median": float(np.median(values)),
-            "whole": bool((values == np.rint(values)).all()),
-        }
-        for column, values in zip(columns, labels.T, strict=True)
-    }
+    found: dict[str, Any] = {}
+    for column, values in zip(columns, labels.T, strict=True):
+        figures = {"min": values.min(), "max": values.max(), "mean": values.mean(), "std": values.std()}
+        figures = {name: float(figure) for name, figure in (*figures.items(), ("median", np.median(values)))}
+        found[column] = {"n": len(values), **figures, "whole": bool((values == np.rint(values)).all())}
+    return found
 
 
 def _density(
-    known: dict[str, FloatArray],
-    training: str,
-    bin_width: float | Sequence[float] | None,
-    splits: dict[str, Any],
+    known: dict[str, FloatArray], training: str, bin_width: float | Sequence[float] | None, splits: dict[str, Any]
 ) -> dict[str, Any]:
     """What follows from the bins of the training labels; the shots of every split are put into `splits`."""
     suggested = [suggest_bin_width(values) for values in known[training].T]
@@ -215,11 +183,8 @@ def _density(
 
 
 def _bin_counts(labels: FloatArray, bins: Bins) -> list[list[int]]:
-    index = bins.index(labels)
-    return [
-        np.bincount(index[index[:, t] >= 0, t], minlength=len(counts)).tolist()
-        for t, counts in enumerate(bins.train_counts)
-    ]
+    columns = zip(bins.index(labels).T, bins.train_counts, strict=True)
+    return [np.bincount(index[index >= 0], minlength=len(counts)).tolist() for index, counts in columns]
 
 
 def _outliers(labels: dict[str, FloatArray], train: FloatArray, columns: list[str]) -> list[dict[str, Any]]:
@@ -227,7 +192,7 @@ def _outliers(labels: dict[str, FloatArray], train: FloatArray, columns: list[st
     spread = 1.4826 * np.median(np.abs(train - median), axis=0)
     found = []
     for split, values in labels.items():
-        # Where over half of the labels are equal the spread is 0, and nothing can be told.
+        # Where more than half of the labels are equal the spread is 0, and there are no outliers.
         z = np.divide(values - median, spread, out=np.zeros_like(values), where=spread > 0)
         for row, t in np.argwhere(np.abs(z) > OUTLIER_Z):
             place = {"split": split, "row": int(row), "column": columns[t]}
@@ -235,19 +200,14 @@ def _outliers(labels: dict[str, FloatArray], train: FloatArray, columns: list[st
     return sorted(found, key=lambda outlier: -abs(outlier["robust_z"]))
 
 
-def _look(rows: datasets.Dataset, image_column: str, name: str, show_progress: bool) -> list[_Picture | str]:
+def _read_images(rows: datasets.Dataset, column: str, name: str, show_progress: bool) -> list[_Picture | str]:
     """Every image, or why it cannot be read."""
-    decoded = rows.with_format(None).select_columns(image_column)
-    # Not decoded by the data set, so that what is too large is refused before it fills the memory.
-    stored = decoded
-    if isinstance(decoded.features[image_column], datasets.Image):
-        stored = decoded.cast_column(image_column, datasets.Image(decode=False))
+    rows = rows.with_format(None).select_columns(column)
+    stored = undecoded(rows, [column])
 
-    def look(index: int) -> _Picture | str:
+    def read(index: int) -> _Picture | str:
         try:
-            cell = stored[index][image_column]
-            if isinstance(cell, dict) and cell["bytes"] is None and "://" in (cell["path"] or ""):  # in an archive
-                cell = decoded[index][image_column]
+            cell = cell_of(rows, stored[index], index, column)
             image = to_image(cell)
             mode = _mode(cell, image)
         except Exception as error:  # whatever a decoder raises, the image cannot be read
@@ -255,10 +215,7 @@ def _look(rows: datasets.Dataset, image_column: str, name: str, show_progress: b
         size = f"{image.width} x {image.height}"
         return _Picture(size, mode, hashlib.blake2b(size.encode() + image.tobytes(), digest_size=16).digest())
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # told as a problem instead
-        found = pool.map(look, range(len(rows)))
-        return list(tqdm(found, f"Reading {name}", len(rows), leave=False, disable=not show_progress))
+    return list(in_threads(read, rows, range(len(rows)), name, show_progress))
 
 
 def _mode(cell: Any, image: Image.Image) -> str:

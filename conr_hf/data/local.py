@@ -9,6 +9,7 @@ from pathlib import Path
 import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from pyarrow import csv
 
 TABLES = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -44,7 +45,7 @@ def load_local(path: str, image_column: str = "image", revision: str | None = No
     if location.is_file() and location.suffix not in TABLES:
         raise ValueError(f'"{path}" is no table this reads; it must end in {", ".join(TABLES)}.')
     check_path(path)
-    with reading(path):
+    with load_errors(path):
         if location.is_dir():
             return _folder(location, image_column)
         if location.is_file():
@@ -53,26 +54,18 @@ def load_local(path: str, image_column: str = "image", revision: str | None = No
 
 
 def check_path(path: str) -> None:
-    """
-    Raises:
-        `ValueError`: if `path` is nothing that data could be read from.
-    """
+    """Raises a `ValueError` if `path` is nothing that data could be read from."""
     location = Path(path)
     if not location.exists() and (path.startswith((".", "/")) or len(location.parts) != 2):
         raise ValueError(f'data "{path}" is neither a folder, a file nor an id on the Hub (owner/name).')
 
 
 @contextmanager
-def reading(path: str) -> Iterator[None]:
-    """Turns whatever goes wrong inside into one sentence about the data at `path`, a `ValueError`."""
+def load_errors(path: str) -> Iterator[None]:
+    """Turns errors of the libraries that read the data at `path` into a `ValueError` of one sentence."""
     try:
         yield
-    except (
-        OSError,
-        ValueError,
-        datasets.exceptions.DatasetGenerationError,
-        datasets.exceptions.DatasetNotFoundError,
-    ) as error:
+    except (OSError, ValueError, DatasetGenerationError, DatasetNotFoundError) as error:
         reason = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0].rstrip(".!")
         if "corresponds to no data" in reason:
             reason = "a split of it has no rows"
@@ -81,10 +74,8 @@ def reading(path: str) -> Iterator[None]:
 
 def read_table(file: Path) -> datasets.Dataset:
     """
-    The rows of a CSV, JSON lines or Parquet file, as they stand in it.
-
-    Raises:
-        `ValueError`: if it has no rows, or its text is not UTF-8, nor, of a CSV file, by its first bytes UTF-16.
+    The rows of a CSV, JSON lines or Parquet file, as they are; raises a `ValueError` if it has none, or its text is
+    not UTF-8, nor, of a CSV file, by its first bytes UTF-16.
     """
     kind = TABLES[file.suffix]
     if kind == "csv":
@@ -92,7 +83,7 @@ def read_table(file: Path) -> datasets.Dataset:
         # In one block, so that a column has the type of all its rows: a text among numbers is found by its row later.
         table = csv.read_csv(
             pa.BufferReader(text),
-            csv.ReadOptions(block_size=len(text) + 1, use_threads=False),  # threads would not tell the row of an error
+            csv.ReadOptions(block_size=len(text) + 1, use_threads=False),  # threads do not report the row of an error
             csv.ParseOptions(newlines_in_values=True),
             csv.ConvertOptions(strings_can_be_null=True),
         )
@@ -111,17 +102,10 @@ def read_table(file: Path) -> datasets.Dataset:
 
 def with_images(rows: datasets.Dataset, image_column: str, folder: Path) -> datasets.Dataset:
     """
-    Makes a column of paths, or of bytes, a column of images.
+    Makes a column of paths relative to `folder`, or of the bytes of image files, a column of images.
 
-    Args:
-        rows (`datasets.Dataset`): The rows of a table.
-        image_column (`str`): Its column of paths relative to `folder`, or of the bytes of image files. A column of
-            anything else, or one that is missing, is left for those who use it. Paths of .npy files, which are maps,
-            become what an undecoded image is.
-        folder (`pathlib.Path`): The folder that the paths may not lead out of.
-
-    Raises:
-        `ValueError`: for a path that does; it names the row.
+    Paths of .npy files, which are maps, become what an undecoded image is. A column of anything else is left as it
+    is. A path that leads out of the folder raises a `ValueError` that names the row.
     """
     if image_column not in rows.column_names:
         return rows
@@ -147,7 +131,7 @@ def split_by_column(rows: datasets.Dataset) -> datasets.DatasetDict:
     for index, name in enumerate(rows["split"]):
         name = str(name).lower()
         splits.setdefault(SPLITS.get(name, name), []).append(index)
-    order = [name for name in dict.fromkeys([*SPLITS.values(), *splits]) if name in splits]
+    order = sorted(splits, key=[*SPLITS.values(), *splits].index)
     return datasets.DatasetDict({name: rows.select(splits[name]) for name in order})
 
 
@@ -159,9 +143,7 @@ def _folder(location: Path, image_column: str) -> datasets.DatasetDict:
             if file is None:
                 raise ValueError(f'the folder "{parts[split].name}" has none of {", ".join(METADATA)}')
         found = {split: _described(file) for split, file in described.items() if file is not None}
-        return datasets.DatasetDict(
-            {split: found[split] for split in dict.fromkeys(SPLITS.values()) if split in found}
-        )
+        return datasets.DatasetDict({split: found[split] for split in sorted(found, key=[*SPLITS.values()].index)})
     if metadata := _metadata(location):
         return split_by_column(_described(metadata))
     if any(location.rglob("*.parquet")):
@@ -180,9 +162,8 @@ def _described(metadata: Path) -> datasets.Dataset:
     """Images and what a metadata file says of them: `file_name` names the image, `x_file_name` that of column `x`."""
     rows = read_table(metadata)
     if "file_name" not in rows.column_names:
-        raise ValueError(
-            f'"{metadata.name}" has no column "file_name"; its columns are {", ".join(rows.column_names)}'
-        )
+        columns = ", ".join(rows.column_names)
+        raise ValueError(f'"{metadata.name}" has no column "file_name"; its columns are {columns}')
     for column in rows.column_names:
         if column == "file_name" or column.endswith("_file_name"):
             image = column.removesuffix("file_name").removesuffix("_") or "image"
@@ -205,7 +186,7 @@ def _utf8(file: Path, or_utf16: bool = False) -> bytes:
 
 def path_inside(root: str, name: str) -> str | None:
     """
-    The absolute path of what `name` tells, relative to the absolute path `root`; `None` where it leads out of it.
+    The absolute path of `name`, which is relative to the absolute path `root`; `None` where it leads out of it.
 
     Links are not followed: those in a folder are its owner's, and a data set's folder in the cache of the Hub is made
     of links to files outside it.
@@ -215,17 +196,15 @@ def path_inside(root: str, name: str) -> str | None:
 
 
 def _inside(names: list[str | None], column: str, folder: Path) -> list[str | None]:
-    """Absolute paths of the files in `folder` that `names` tell."""
+    """Absolute paths of the files called `names` in `folder`."""
     root = os.path.abspath(folder)
-    paths: list[str | None] = []
-    for row, name in enumerate(names):
-        path = None if name is None else path_inside(root, name)
+    paths = [None if name is None else path_inside(root, name) for name in names]
+    for row, (name, path) in enumerate(zip(names, paths, strict=True)):
         if name is not None and path is None:
             raise ValueError(
                 f'row {row:,}, column "{column}": "{name}" lies outside the folder "{folder}". Put the images in it, '
                 "or the table above them"
             )
-        paths.append(path)
     return paths
 
 

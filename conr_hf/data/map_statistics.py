@@ -104,7 +104,7 @@ def read_maps(
     show_progress: bool = True,
 ) -> dict[int, ReadMap | str]:
     """
-    Reads the maps of `rows`, and tells what is wrong with those that cannot be used.
+    Reads the maps of `rows`.
 
     Args:
         dataset: A map-style data set.
@@ -162,7 +162,7 @@ def read_maps(
             share = MOST_PIXELS / total
             # More than the share, as subsample_evenly may round up.
             found |= {
-                row: thinned(row, kept, int(kept.valid * share) + 2)
+                row: subsample(row, kept, int(kept.valid * share) + 2)
                 for row, kept in found.items()
                 if isinstance(kept, ReadMap)
             }
@@ -186,13 +186,13 @@ def subsample_evenly(maps: Mapping[int, ReadMap], valid: Mapping[int, int]) -> d
     # Rounded over the maps, not map by map, so that those with few valid pixels count neither more nor less.
     counts = np.diff(np.rint(ends * (MOST_PIXELS / ends[-1])).astype(np.int64), prepend=0)
     kept = dict(zip(rows, np.maximum(counts, 1).tolist(), strict=True))
-    return {row: thinned(row, one, kept[row]) for row, one in maps.items()}
+    return {row: subsample(row, one, kept[row]) for row, one in maps.items()}
 
 
-def thinned(index: int, one: ReadMap, count: int) -> ReadMap:
+def subsample(index: int, one: ReadMap, count: int) -> ReadMap:
     """
-    A map with the labels of at most `count` of its valid pixels, the first of an order that hangs on the row's `index`
-    alone: so any number of processes draws the same, and a map may be thinned more than once.
+    A map with the labels of at most `count` of its valid pixels, the first of an order that depends on the row's
+    `index` alone: so any number of processes draws the same, and a map can be subsampled more than once.
     """
     if len(one.values) <= count:
         return one

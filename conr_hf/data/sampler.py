@@ -10,7 +10,7 @@ from conr_hf.data.cmixup import CMixup
 
 
 class SampledIndex(NamedTuple):
-    """One row drawn for training. Randomness hangs on the draw, so a resume and any number of processes repeat it."""
+    """One row drawn for training. Randomness depends on it alone, whatever the processes, and after a resume."""
 
     row: int
     epoch: int

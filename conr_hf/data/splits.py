@@ -3,15 +3,15 @@
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from torch import Tensor
 
-from conr_hf.data.columns import read_labels
+from conr_hf.data.columns import check_column, read_labels
 from conr_hf.imbalance import Bins, make_bins
 from conr_hf.imbalance.bins import FloatArray, IntArray
 
@@ -41,7 +41,7 @@ def dir_split(
     training. They are visited again and again, those with the rarest bins first and in a seeded order otherwise, and
     each is moved where it lowers the sum, over validation and test and all bins, of (rows - quota)^2 / max(quota, 1)
     most; it ends when no group's move lowers it. So a group that carries a bin further above its quota than it was
-    below stays out, unless that is outweighed in its other bins. [`split_counts`] tells what came of it.
+    below stays out, unless that is outweighed in its other bins. [`split_counts`] reports the result.
 
     Source: the protocol of AgeDB-DIR (`cap` 30) and IMDB-WIKI-DIR (`cap` 150), [Delving into Deep Imbalanced
     Regression](https://huggingface.co/papers/2102.09554).
@@ -51,7 +51,7 @@ def dir_split(
         label (`str` or a sequence of T `str`): Column of the label, or of each label dimension.
         group (`str`, *optional*): Column of what must not be in two splits: a person, a photograph, a block of a map.
         id_column (`str`, *optional*):
-            Column that tells rows apart; of an image column, the path. Rows are put in its order first, so that the
+            Column that identifies rows; of an image column, the path. Rows are put in its order first, so that the
             same rows in another order are split in the same way. Unset: rows are taken as they come.
         cap (`int`, *optional*, defaults to 30): The most rows of a bin in validation, and in test.
         share (`float`, *optional*, defaults to 1/3): The largest share of a bin in validation, and in test.
@@ -91,31 +91,23 @@ def dir_split(
         split = _split_rows(places, quotas, random)
     else:
         cells = key_cells(dataset, group, "group")
-        split = _split_groups(places, _numbered([cells[row] for row in order]), quotas, random)
+        # Groups as numbers from 0, in the order in which they first appear.
+        groups, _ = pd.factorize(np.array(cells, dtype=object)[order])
+        split = _split_groups(places, groups, quotas, random)
     for number, name in enumerate(SPLITS):
         if not (split == number).any():
             raise ValueError(_empty(name, len(order), share, group))
     return datasets.DatasetDict({name: dataset.select(order[split == number]) for number, name in enumerate(SPLITS)})
 
 
-@dataclass(frozen=True)
-class BinCount:
-    """
-    How the rows of one bin were split.
-
-    Args:
-        dimension (`int`): Which label dimension it is a bin of.
-        low (`float`): Its lower edge, in label units.
-        high (`float`): Its upper edge, in label units.
-        quota (`int`): How many of its rows validation and test should hold each.
-        rows (`dict[str, int]`): How many every split holds.
-    """
+class BinCount(NamedTuple):
+    """How the rows of one bin of a label dimension, between `low` and `high` in label units, were split."""
 
     dimension: int
     low: float
     high: float
-    quota: int
-    rows: dict[str, int]
+    quota: int  # how many of its rows validation and test should hold each
+    rows: dict[str, int]  # how many every split holds
 
 
 def split_counts(
@@ -141,10 +133,8 @@ def split_counts(
     places = _rarest_bins(labels, bins)
     quotas = _quotas(places, bins, cap, share)
     ends = np.cumsum([len(part) for part in parts.values()])[:-1]
-    counts = {
-        name: np.bincount(part, minlength=len(quotas))
-        for name, part in zip(parts, np.split(places, ends), strict=True)
-    }
+    by_split = dict(zip(parts, np.split(places, ends), strict=True))
+    counts = {name: np.bincount(part, minlength=len(quotas)) for name, part in by_split.items()}
     first = _first_places(bins)
     found = []
     for place in np.unique(places[places > 0]):
@@ -158,7 +148,7 @@ def split_counts(
 def _labels(dataset: datasets.Dataset, label: str | Sequence[str]) -> FloatArray:
     columns = [label] if isinstance(label, str) else list(label)
     for column in columns:
-        _check_column(dataset, column, "label")
+        check_column(column, dataset.column_names, "dataset", "label")
     labels, wrong = read_labels(dataset, columns, "dataset")
     if wrong:
         row = min(wrong)
@@ -168,13 +158,8 @@ def _labels(dataset: datasets.Dataset, label: str | Sequence[str]) -> FloatArray
 
 
 def key_cells(dataset: datasets.Dataset, column: str, option: str) -> list[Any]:
-    """
-    The cells of a column that tells rows or groups apart; of an image column, the paths.
-
-    Raises:
-        `ValueError`: If it is missing (called `option` there), holds lists or the like, or is empty in a row.
-    """
-    _check_column(dataset, column, option)
+    """The cells of a column, named by `option`, that identifies rows or groups; of an image column, the paths."""
+    check_column(column, dataset.column_names, "dataset", option)
     rows = dataset.with_format(None).select_columns(column)
     if isinstance(rows.features[column], datasets.Image):
         paths = rows.cast_column(column, datasets.Image(decode=False))[column]
@@ -189,14 +174,6 @@ def key_cells(dataset: datasets.Dataset, column: str, option: str) -> list[Any]:
     return cells
 
 
-def _check_column(dataset: datasets.Dataset, column: str, option: str) -> None:
-    if column not in dataset.column_names:
-        raise ValueError(
-            f'dataset has no column "{column}"; its columns are {", ".join(dataset.column_names)}. '
-            f"Name one of them as {option}."
-        )
-
-
 def _by_id(ids: list[Any]) -> IntArray:
     order = sorted(range(len(ids)), key=ids.__getitem__)
     for first, second in itertools.pairwise(order):
@@ -206,12 +183,6 @@ def _by_id(ids: list[Any]) -> IntArray:
                 "another id_column, or drop one of the rows."
             )
     return np.array(order, dtype=np.int64)
-
-
-def _numbered(groups: list[Any]) -> IntArray:
-    """Groups as numbers from 0, in the order in which they first appear."""
-    numbers: dict[Any, int] = {}
-    return np.array([numbers.setdefault(group, len(numbers)) for group in groups], dtype=np.int64)
 
 
 def _rarest_bins(labels: npt.ArrayLike | Tensor, bins: Bins) -> IntArray:

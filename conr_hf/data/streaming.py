@@ -1,4 +1,4 @@
-"""Data sets that are read from their first row to their last: from far, or too large to hold."""
+"""Data sets that are read from their first row to their last: remote ones, or those too large for the memory."""
 
 import math
 from pathlib import Path
@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 
 from conr_hf.data.columns import label_error
-from conr_hf.data.local import SPLITS, check_path, read_table, reading
+from conr_hf.data.local import SPLITS, check_path, load_errors, read_table
 from conr_hf.imbalance import Bins
 
 _NO_STREAM = "which are read one by one as they are needed: leave streaming out"
@@ -39,7 +39,7 @@ def load_stream(path: str, image_column: str = "image", revision: str | None = N
             "the Hub."
         )
     check_path(path)
-    with reading(path):
+    with load_errors(path):
         opened = _open(path, revision)
         if len(opened) == 1 and "split" in (next(iter(opened.values())).column_names or []):
             raise ValueError(
@@ -59,7 +59,7 @@ def label_stream(path: str, columns: list[str], revision: str | None = None) -> 
         columns (`list[str]`): The label columns.
         revision (`str`, *optional*): Branch, tag or commit of a data set on the Hub.
     """
-    with reading(path):
+    with load_errors(path):
         opened = _open(path, revision, columns if _is_parquet(path, revision) else None)
         splits = {SPLITS.get(name, name): rows for name, rows in opened.items()}
         return splits["train"].select_columns(columns)
@@ -104,7 +104,7 @@ def _check_stored(row: dict[str, Any], column: str) -> dict[str, Any]:
 
 
 def materialize(stream: datasets.IterableDataset) -> datasets.Dataset:
-    """All rows of a stream, in memory; images that it left as they are stored are decoded when they are asked for."""
+    """All rows of a stream, in memory; images that were left as they are stored are decoded on access."""
     rows = datasets.Dataset.from_list(list(stream), features=datasets.Features(stream.features))
     for column, feature in rows.features.items():
         if isinstance(feature, datasets.Image):
@@ -125,7 +125,7 @@ def read_histogram(file: str) -> Bins:
     """
     if Path(file).suffix != ".csv":
         raise ValueError(f'label_histogram is "{file}"; it must be a CSV file with columns low, high and count.')
-    with reading(file):
+    with load_errors(file):
         rows = read_table(Path(file))
         columns = []
         for column in ("low", "high", "count"):
@@ -143,7 +143,7 @@ def read_histogram(file: str) -> Bins:
                 )
             follows = bool(edges) and math.isclose(low, edges[-1], rel_tol=1e-9)
             if not low < high or (edges and low < edges[-1] and not follows):
-                raise ValueError(f"row {row}: the bin {low} .. {high} must ascend, behind the bin before it")
+                raise ValueError(f"row {row}: the bin {low} .. {high} must ascend, after the bin before it")
             if edges and not follows:
                 counts.append(0)
             edges += [float(high)] if follows else [float(low), float(high)]

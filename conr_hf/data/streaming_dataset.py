@@ -15,7 +15,7 @@ from conr_hf.data.sampler import SampledIndex
 
 logger = logging.get_logger(__name__)
 
-_AT_ONCE = 32  # rows that are asked of a `datasets` stream at once
+_AT_ONCE = 32  # rows of a `datasets` stream that are read at once
 
 
 class StreamingDataset(IterableDataset[SampledExample]):
@@ -23,12 +23,12 @@ class StreamingDataset(IterableDataset[SampledExample]):
     A stream as epochs of `count` rows, each beside its place in the epoch.
 
     Every process, and every worker of it, reads the whole stream and decodes the images of its own batches, so that
-    the global order hangs on (seed, epoch) alone. Where the processes' batches would not come out even, rows from the
-    start of the epoch follow as repeats. A stream that ends early begins again.
+    the global order depends on (seed, epoch) alone. Where the processes would get different numbers of batches, rows
+    from the start of the epoch follow as repeats. A stream that ends early begins again.
 
     Args:
         stream (`torch.utils.data.IterableDataset`): Rows with an image and labels, or ready for the model. It must
-            give every process and worker all its rows in one order; a seeded one of `datasets` does, and is told the
+            give every process and worker all its rows in one order; a seeded one of `datasets` does, and gets the
             epoch, unless `split_dataset_by_node` divided it.
         name (`str`): What messages call it.
         image_column (`str`, *optional*): Column of the image. Unset: the rows are left as they are.
@@ -72,7 +72,7 @@ class StreamingDataset(IterableDataset[SampledExample]):
     @epoch.setter
     def epoch(self, epoch: int) -> None:
         self._epoch.fill_(epoch)
-        if isinstance(self.stream, datasets.IterableDataset):  # told once: two workers would both add to one number
+        if isinstance(self.stream, datasets.IterableDataset):  # once: two workers would both add to one number
             self.stream.set_epoch(epoch)
 
     @property
@@ -119,7 +119,7 @@ class StreamingDataset(IterableDataset[SampledExample]):
                     self._refuse(place, epoch, problem, row)
                     continue
                 if position == end:
-                    self._tell_of_more()
+                    self._warn_of_more()
                     break
                 if position < len(self) - end:
                     first.append((place, row))
@@ -127,8 +127,8 @@ class StreamingDataset(IterableDataset[SampledExample]):
                 position += 1
             if position == begun_at:
                 raise ValueError(
-                    f"{self.name} is a stream that gives no row that can be used. It must begin anew each time it is "
-                    "iterated."
+                    f"{self.name} is a stream that gives no row that can be used. It must start again each time "
+                    "it is iterated."
                 )
             if position < end:
                 logger.warning_once(
@@ -138,7 +138,7 @@ class StreamingDataset(IterableDataset[SampledExample]):
         for repeat in range(len(self) - end):
             yield first[repeat % len(first)]
 
-    def _tell_of_more(self) -> None:
+    def _warn_of_more(self) -> None:
         if not self.drop_last:
             logger.warning_once(
                 f"{self.name} has more rows than the {self.count:,} labels that are known of it; an epoch ends there."
@@ -193,7 +193,7 @@ def _undecoded(stream: IterableDataset[Any], column: str | None) -> IterableData
 
 
 def _rows(stream: IterableDataset[Any]) -> Iterator[Row]:
-    """The rows of an epoch; a `datasets` stream, asked row by row, would share them out among the workers."""
+    """The rows of an epoch. Iterated row by row, a `datasets` stream would divide them among the workers."""
     if not isinstance(stream, datasets.IterableDataset):
         yield from stream
         return

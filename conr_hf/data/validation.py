@@ -1,11 +1,11 @@
-"""Before training starts: which rows of a data set can be used, and the labels they have."""
+"""Checks before training: which rows of a data set are valid, and their labels."""
 
 import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Dataset, IterableDataset
 from transformers.utils import logging
 
-from conr_hf.data.columns import Row, column_names, label_values, read_labels, unreadable_rows
+from conr_hf.data.columns import Row, check_column, column_names, label_values, read_labels, unreadable_rows
 from conr_hf.data.config import DataConfig
 from conr_hf.data.images import format_size
 from conr_hf.data.map_statistics import MapStatistics, ReadMap, has_maps, read_maps, subsample_evenly
@@ -58,7 +58,7 @@ def valid_rows(
     if with_labels:
         wrong = {**invalid_weights(dataset, name), **wrong}
     if with_images:
-        check_image_column(dataset, name, args.image_column)
+        check_column(args.image_column, column_names(dataset), name, "image_column")
         mine = range(rank(), count, world_size())
         unreadable = unreadable_rows(dataset, args.image_column, mine, name, rank() == 0 and show_progress)
         for theirs in gather_objects(unreadable):
@@ -94,7 +94,7 @@ def valid_maps(
         `ValueError`: at the first row that cannot be used, or, with `skip_bad_rows`, if none can.
     """
     if with_images:
-        check_image_column(dataset, name, args.image_column)
+        check_column(args.image_column, column_names(dataset), name, "image_column")
     count = len(dataset)  # type: ignore[arg-type]
     mine = read_maps(
         dataset,
@@ -144,19 +144,6 @@ def check_one_size(maps: MapStatistics, indices: np.ndarray, name: str) -> None:
         )
 
 
-def check_image_column(dataset: Dataset[Row], name: str, column: str) -> None:
-    """
-    Raises:
-        `ValueError`: if a data set has no such column.
-    """
-    names = column_names(dataset)
-    if column not in names:
-        raise ValueError(
-            f'{name} has no column "{column}"; its columns are {", ".join(names)}. '
-            "Name the column of the image with image_column."
-        )
-
-
 def check_columns(stream: IterableDataset[Row], name: str, args: DataConfig, *, with_image: bool) -> None:
     """
     Raises:
@@ -168,7 +155,7 @@ def check_columns(stream: IterableDataset[Row], name: str, args: DataConfig, *, 
     if not all(column in names for column in args.label_columns) and "labels" not in names:
         label_values(dict.fromkeys(names), args.label_columns, name)
     if with_image and "pixel_values" not in names:
-        check_image_column(stream, name, args.image_column)
+        check_column(args.image_column, names, name, "image_column")
 
 
 def streamed_labels(stream: IterableDataset[Row], name: str, args: DataConfig) -> np.ndarray:

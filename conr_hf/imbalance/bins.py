@@ -90,7 +90,7 @@ class Bins:
     tolerance: tuple[float, ...] | None = None
     thresholds: tuple[float, float] = THRESHOLDS
     # B + 1 numbers per dimension: `searchsorted(boundaries, label, side="right")` is 0 below the bins, 1 .. B in them
-    # and B + 1 above, for numpy and torch alike.
+    # and B + 1 above, in numpy and torch.
     boundaries: tuple[FloatArray, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -168,7 +168,7 @@ class Bins:
         return counts
 
     def to_dict(self) -> dict[str, list[Any]]:
-        """Lists ready for JSON; [`~Bins.from_dict`] reads them back."""
+        """Lists for JSON; [`~Bins.from_dict`] reads them."""
         return {
             "edges": [e.tolist() for e in self.edges],
             "train_counts": [c.tolist() for c in self.train_counts],
@@ -179,14 +179,8 @@ class Bins:
     @classmethod
     def from_dict(cls, saved: dict[str, list[Any]]) -> "Bins":
         """Bins from what [`~Bins.to_dict`] returned; `"tolerance"` and `"thresholds"` may be left out."""
-        tolerance = saved.get("tolerance")
         few, many = saved.get("thresholds", THRESHOLDS)
-        return cls(
-            tuple(saved["edges"]),
-            tuple(saved["train_counts"]),
-            None if tolerance is None else tuple(tolerance),
-            (few, many),
-        )
+        return cls(tuple(saved["edges"]), tuple(saved["train_counts"]), saved.get("tolerance"), (few, many))
 
     def _places(self, labels: npt.ArrayLike | Tensor) -> IntArray:
         columns = label_columns(labels)

@@ -109,14 +109,6 @@ class FeatureSmoothing:
             known = torch.where(rows.isfinite().all(1), theirs, 0)
             self._sums.index_add_(0, known, torch.cat([torch.ones_like(rows[:, :1]), rows, rows.square()], 1))
 
-    def sums(self) -> Tensor:
-        """A copy of the sums of this epoch, for [`~FeatureSmoothing.put_back`]."""
-        return self._sums.clone()
-
-    def put_back(self, sums: Tensor) -> None:
-        """Forgets what was added since [`~FeatureSmoothing.sums`]."""
-        self._sums = sums
-
     def smooth(self, features: Tensor, labels: Tensor) -> Tensor:
         """
         The features by which the last layer predicts in training.

@@ -1,4 +1,4 @@
-"""Kernels that smooth along bins: what lies in a bin says something about its neighbours."""
+"""Kernels that smooth along bins."""
 
 import math
 from typing import Literal, get_args

@@ -22,7 +22,7 @@ def in_blocks(
     """
     The loss of each row, in memory that does not grow with rows times `width`.
 
-    The gradient is found beside the losses, so that backward keeps `T + 1` numbers of each row, and computes none.
+    The gradient is computed with the losses, so that backward keeps `T + 1` numbers of each row, and computes none.
 
     Args:
         of_block (function of predictions, labels and noise): Finds the losses of some rows, and their slopes.

@@ -16,8 +16,8 @@ from conr_hf.losses.validation import Settings, bounds, check_numbers, check_set
 # tests/benchmarks/bench_loss.py.
 DENSE_ROWS = 512
 
-# So it is for no more anchors than that, as one process has among the rows of many, whatever the rows, while their
-# pairs fit a moderate memory: slices sort and copy all rows for them.
+# Likewise for up to so many anchors, as one process has among the rows of many processes, while their pairs fit a
+# moderate memory: slices sort and copy all rows for them.
 FEW_ANCHORS, FEW_PAIRS = 256, 2**23
 
 
@@ -240,17 +240,9 @@ class ConRLoss(nn.Module):
         algorithm: str = "auto",
     ) -> None:
         super().__init__()
-        check_settings(Settings(window, push_scale, temperature, push, formulation, reduction, distance, algorithm))
-        self.settings: dict[str, Any] = {
-            "window": window,
-            "push_scale": push_scale,
-            "temperature": temperature,
-            "push": push,
-            "formulation": formulation,
-            "reduction": reduction,
-            "distance": distance,
-            "algorithm": algorithm,
-        }
+        settings = Settings(window, push_scale, temperature, push, formulation, reduction, distance, algorithm)
+        check_settings(settings)
+        self.settings: dict[str, Any] = settings._asdict()
 
     def forward(
         self,
@@ -262,10 +254,8 @@ class ConRLoss(nn.Module):
         return_statistics: bool = False,
     ) -> Tensor | tuple[Tensor, PairStatistics]:
         """See [`conr_loss`] for the arguments, shapes and errors."""
-        options: dict[str, Any] = {"anchors": anchors, "return_statistics": return_statistics}
-        loss: Tensor | tuple[Tensor, PairStatistics]
-        loss = conr_loss(features, labels, predictions, weights, **self.settings, **options)
-        return loss
+        options = {**self.settings, "anchors": anchors, "return_statistics": return_statistics}
+        return conr_loss(features, labels, predictions, weights, **options)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.settings.items())

@@ -1,4 +1,4 @@
-"""Who is similar to whom, and who is confused with whom: label distances, the window, and the masks of pairs."""
+"""Pairs of rows, similar or confused: label distances, the window, and the masks of pairs."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What the loss refuses, each in one sentence: the name, the value or its place, and the mend."""
+"""Checks of what [`conr_loss`] is given."""
 
 import math
 from typing import NamedTuple
@@ -15,7 +15,7 @@ ALGORITHMS = ("auto", "dense", "windowed")
 
 
 class Settings(NamedTuple):
-    """What [`conr_loss`] is set to, under the names and with the meaning that it gives them."""
+    """The settings of [`conr_loss`], under its names."""
 
     window: float
     push_scale: float

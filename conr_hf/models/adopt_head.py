@@ -1,6 +1,7 @@
-"""The layer that predicts: found in any model, and adopted as the head that losses can read the input of."""
+"""The layer that predicts: found in any model, and adopted as the head, whose input the losses read."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,9 +64,13 @@ def adopt_head(model: nn.Module, pixel_values: Tensor, name: str | None = None) 
             f'head="{layer_name}" is not a {kind} of {type(model).__name__}. Its layers: {_described(model)}.'
         )
     if predicts_maps(model):
-        head: Head = _map_head(model, layer, link or _link(model, layer, pixel_values), layer_name)
-    else:
-        head = _adopted(layer)
+        link = link or _link(model, layer, pixel_values)
+        if link is None:
+            raise ValueError(
+                f'head="{layer_name}": its output alone, or what ReLU or a sigmoid makes of it, is not the prediction '
+                f"of {type(model).__name__}. Its layers: {_described(model)}."
+            )
+    head = _as_head(layer, link)
     parent, _, attribute = layer_name.rpartition(".")
     setattr(layers[parent], attribute, head)
     return head
@@ -193,26 +198,18 @@ def _described(model: nn.Module) -> str:
     return ", ".join(shown) if layers else f"none that is {kind}"
 
 
-def _map_head(model: nn.Module, layer: nn.Module, link: Link | None, name: str) -> MapHead:
-    if link is None:
-        raise ValueError(
-            f'head="{name}": its output alone, or what ReLU or a sigmoid makes of it, is not the prediction of '
-            f"{type(model).__name__}. Its layers: {_described(model)}."
-        )
-    assert isinstance(layer, nn.Conv2d)
-    side = layer.kernel_size[0]
-    head = MapHead(layer.in_channels, 1, side, padding=side // 2, bias=layer.bias is not None, device="meta")
-    head.weight, head.bias = layer.weight, layer.bias
-    head.link, head.limit = link
-    return head.train(layer.training)
-
-
-def _adopted(layer: nn.Module) -> Head:
+def _as_head(layer: nn.Module, link: Link | None) -> Head:
+    """A head with the parameters of a layer; a [`MapHead`] if there is a link."""
+    assert isinstance(layer, nn.Linear | nn.Conv2d)
     head: Head
-    if isinstance(layer, nn.Conv2d):
-        head = ConvHead(layer.in_channels, layer.out_channels, 1, bias=layer.bias is not None, device="meta")
+    options: dict[str, Any] = {"bias": layer.bias is not None, "device": "meta"}
+    if isinstance(layer, nn.Linear):
+        head = LinearHead(layer.in_features, layer.out_features, **options)
+    elif link is None:
+        head = ConvHead(layer.in_channels, layer.out_channels, 1, **options)
     else:
-        assert isinstance(layer, nn.Linear)
-        head = LinearHead(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+        side = layer.kernel_size[0]
+        head = MapHead(layer.in_channels, 1, side, padding=side // 2, **options)
+        head.link, head.limit = link
     head.weight, head.bias = layer.weight, layer.bias
     return head.train(layer.training)

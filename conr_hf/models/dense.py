@@ -1,4 +1,4 @@
-"""Models that predict maps: depth models of transformers, and any backbone under a light dense head."""
+"""Models that predict maps: depth models of transformers, and any backbone with a light dense head."""
 
 from functools import partial
 from typing import Any

@@ -1,4 +1,4 @@
-"""The regression head: a model's own last layer, in float32, which remembers what goes into it."""
+"""The regression head: a model's own last layer, in float32, which remembers its input."""
 
 from collections.abc import Callable
 
@@ -26,13 +26,13 @@ def of_rows(factor: float | Tensor, tensor: Tensor) -> float | Tensor:
 
 
 class _Head(nn.Module):
-    """What the adopted layers share; see [`~conr_hf.models.adopt_head.adopt_head`]."""
+    """Shared by the heads; see [`~conr_hf.models.adopt_head.adopt_head`]."""
 
     weight: Tensor
     bias: Tensor | None
     gradient_factor: float | Tensor = 1.0
     features: Tensor | None = None
-    smooth: Callable[[Tensor], Tensor] | None = None  # of FDS: what the layer reads in place of the features
+    smooth: Callable[[Tensor], Tensor] | None = None  # FDS: the layer reads its result instead of the features
 
     def _parameters_in_float32(self) -> tuple[Tensor, Tensor | None]:
         weight, bias = self.weight.float(), None if self.bias is None else self.bias.float()
@@ -51,7 +51,7 @@ class _Head(nn.Module):
     def take_features(self) -> Tensor:
         """
         The input of the last forward, of shape `(B, D)`, or `(B, D, h, w)` of a [`MapHead`], and dtype float32, with
-        its graph; it is given away, so that the graph lives no longer than its user.
+        its graph. The head drops it, so that the graph is freed with its user.
 
         Raises:
             `RuntimeError`: if there was no forward since the last call, as under `nn.DataParallel`.

@@ -1,4 +1,4 @@
-"""Image processors: the one that belongs to a model, for input of a given size that shows the whole image."""
+"""Image processors: a model's own, for input of a given size that shows the whole image."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -65,7 +65,7 @@ def resized(processor: BaseImageProcessor, config: PreTrainedConfig, side: int |
 def without_crop(processor: BaseImageProcessor, side: int | None) -> BaseImageProcessor:
     """`processor` for the whole image, nothing cut off or added, in a square of `side` pixels if that is given."""
     settings = processor.to_dict()
-    if side is not None and type(processor).__name__.startswith("GLPN"):  # which heeds no size
+    if side is not None and type(processor).__name__.startswith("GLPN"):  # which ignores size
         looks = {name: settings[name] for name in ("rescale_factor", "resample") if name in settings}
         return ViTImageProcessor(size=_square(side), do_normalize=False, **looks)
     changed: dict[str, Any] = {name: False for name in ("do_center_crop", "do_pad") if settings.get(name)}

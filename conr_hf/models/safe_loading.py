@@ -1,4 +1,4 @@
-"""Models of others, opened without running anything that comes with them."""
+"""Models of other people, loaded without running code that comes with them."""
 
 from collections.abc import Mapping
 from pickle import UnpicklingError
@@ -35,7 +35,7 @@ def check_config(name: str, **hub: Any) -> None:
     try:
         config, _ = PreTrainedConfig.get_config_dict(name, **hub)
     except OSError:
-        return  # said by who opens the model, unless that is an adapter, which has none
+        return  # whoever loads the model reports it, unless it is an adapter, which has none
     if not isinstance(config, dict):
         raise ValueError("its config.json holds no settings by name")
     if "checkpoint_path" in (config.get("model_args") or {}):
@@ -43,7 +43,7 @@ def check_config(name: str, **hub: Any) -> None:
 
 
 def reason_of(error: Exception) -> str:
-    """Why something could not be opened, in one line."""
+    """Why something could not be loaded, in one line."""
     text = str(error).strip() or type(error).__name__
     if isinstance(error, UnpicklingError) or "weights_only" in text:
         return "its weights are pickled with more than tensors among them, which could run code as they are read"

@@ -1,4 +1,4 @@
-"""Saved models: loaded, and what their files say of them."""
+"""Saved models, loaded, and what their files say about them."""
 
 from pathlib import Path
 from typing import Any
@@ -56,12 +56,12 @@ def _config(name: str) -> dict[str, Any]:
     try:
         config, _ = PreTrainedConfig.get_config_dict(name)
     except OSError:
-        return {}  # of an adapter, which has none; or said by who opens the model
+        return {}  # an adapter has none; otherwise whoever loads the model reports it
     return config if isinstance(config, dict) else {}
 
 
 def target_names(model: PreTrainedModel) -> list[str]:
-    """What the model's T outputs are called, in their order."""
+    """Names of the model's T outputs, in order."""
     names: dict[int, str] = model.config.id2label  # type: ignore[assignment]
     return [names[index] for index in range(len(names))]
 
@@ -72,7 +72,7 @@ def saved_unit(model_name: str) -> str:
 
 
 def companion_file(name: str, file_name: str) -> Path | None:
-    """A file beside a model, of a folder or an id on the Hub; `None` where there is no such file, or no name."""
+    """A file saved with a model, in a folder or on the Hub; `None` where there is no such file, or no name."""
     path = name and cached_file(
         name, file_name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
     )

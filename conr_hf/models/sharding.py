@@ -1,4 +1,4 @@
-"""Models are loaded whole, also where DeepSpeed shards them later."""
+"""Whole models, also where DeepSpeed shards them later."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

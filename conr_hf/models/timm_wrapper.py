@@ -1,4 +1,4 @@
-"""Models of timm, in the wrapper that transformers has for them."""
+"""timm models, in transformers' wrapper."""
 
 import difflib
 import json
@@ -133,7 +133,7 @@ def drawn_weights(make: Callable[[], nn.Module], state: dict[str, torch.Tensor])
     """
     Which weights of a model that `make` loads from a file are not in it, and start at random.
 
-    timm says nothing of them; made twice, they differ from those in `state`, of the model made first.
+    timm does not report them; in a second model they differ from those in `state`, of the first.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch.initial_seed() + 1)
@@ -164,7 +164,7 @@ def _wrapped(
     cfg = json.loads(json.dumps({key: value for key, value in cfg.items() if key not in ("num_classes", "file")}))
     settings: dict[str, Any] = {"architecture": architecture, "pretrained_cfg": cfg, "model_args": model_args or None}
     wrapper: Any = TimmWrapperForImageClassification
-    # It draws every weight anew from N(0, 0.02): timm's own initialisation, or a file's weights, must be put back.
+    # It draws every weight from N(0, 0.02): timm's own initialisation, or a file's weights, must be restored.
     model = wrapper(TimmWrapperConfig(**settings, **labels))
     make = partial(timm.create_model, architecture, num_classes=labels["num_labels"], **model_args)
     return model, TimmWrapperImageProcessor(cfg, architecture=architecture), make

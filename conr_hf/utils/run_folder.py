@@ -15,23 +15,18 @@ STATE = "conr_state.safetensors"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """
-    A JSON object from a file.
-
-    Raises:
-        `ValueError`: if it holds no JSON, or something else than an object.
-        `OSError`: if there is no such file.
-    """
+    """A JSON object from a file; raises a `ValueError` if it holds something else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"it is a {type(content).__name__}")
     except ValueError as error:
         raise ValueError(f'"{path}" holds no JSON object ({error}); train or save again') from error
-    if not isinstance(content, dict):
-        raise ValueError(f'"{path}" holds no JSON object; train or save again')
     return content
 
 
 def results_of(model_name: str) -> dict[str, Any]:
     """The results of the run that a saved model or checkpoint is part of; empty without."""
     files = [folder / RESULTS for folder in (Path(model_name), Path(model_name).parent)]
-    return next((read_json(file) for file in files if file.is_file()), {})
+    found = next((json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()), {})
+    return found if isinstance(found, dict) else {}

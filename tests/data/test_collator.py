@@ -16,11 +16,12 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from conr_hf import ConRTrainer, load_regressor
+from conr_hf import load_regressor
 from conr_hf.data.augmentation import augment, sample_augmentation
 from conr_hf.data.collator import ImageCollator, UserCollator
 from conr_hf.data.dataset import SampledDataset
 from conr_hf.data.sampler import SampledIndex
+from conr_hf.training.dataloaders import DataLoaders
 
 SIDE = 32
 
@@ -202,14 +203,14 @@ def test_views_made_after_the_batch_has_travelled_train_the_same_model(tmp_path,
         return run.model.state_dict()
 
     expected = train(tmp_path / "workers")
-    made = ConRTrainer.collator
+    made = DataLoaders.collator
 
-    def left(trainer):
-        collator = made(trainer)
+    def left(loaders):
+        collator = made(loaders)
         collator.makes_views = False
         return collator
 
-    monkeypatch.setattr(ConRTrainer, "collator", left)
+    monkeypatch.setattr(DataLoaders, "collator", left)
     found = train(tmp_path / "device")
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 

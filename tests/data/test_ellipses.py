@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from conr_hf import load_benchmark
-from conr_hf.data.benchmarks.ellipses import PROPERTIES, SIDE, EllipsesConfig, _images, draw_ellipses, read_drawing
+from conr_hf.data.benchmarks.ellipses import PROPERTIES, SIDE, EllipsesConfig, _images, draw_ellipses
 from conr_hf.data.benchmarks.loading import benchmark_of
+from conr_hf.data.benchmarks.synthetic import read_settings
 
 
 @pytest.mark.parametrize("imbalance", [1, 10, 1000])
@@ -86,4 +87,4 @@ def test_as_a_benchmark():
 )
 def test_settings_that_cannot_be_meant(text, message):
     with pytest.raises(ValueError, match=message):
-        read_drawing(text)
+        read_settings("ellipses", text, EllipsesConfig)

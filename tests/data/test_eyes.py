@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from conr_hf import load_benchmark
-from conr_hf.data.benchmarks.eyes import EyesConfig, _directions, _light, _looks, draw_eyes, read_eye_drawing
+from conr_hf.data.benchmarks.eyes import EyesConfig, _directions, _light, _looks, draw_eyes
 from conr_hf.data.benchmarks.loading import benchmark_of
+from conr_hf.data.benchmarks.synthetic import read_settings
 from conr_hf.imbalance import make_bins
 from conr_hf.metrics import sample_shots
 
@@ -127,4 +128,4 @@ def test_as_a_benchmark(eyes):
 )
 def test_settings_that_cannot_be_meant(text, message):
     with pytest.raises(ValueError, match=message):
-        read_eye_drawing(text)
+        read_settings("eyes", text, EyesConfig)

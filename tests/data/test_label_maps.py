@@ -8,7 +8,6 @@ import pytest
 import small
 import torch
 from PIL import Image
-from transformers import ViTConfig, ViTForImageClassification
 
 from conr_hf.data import map_statistics
 from conr_hf.data.columns import read_labels
@@ -17,7 +16,8 @@ from conr_hf.data.label_maps import is_map, to_map
 from conr_hf.data.local import load_local
 from conr_hf.data.map_statistics import has_maps
 from conr_hf.training.config.resolved_config import resolve
-from conr_hf.training.dataloaders import ImageTrainer
+from conr_hf.training.data_module import DataModule
+from conr_hf.training.dataloaders import DataLoaders
 
 
 @pytest.fixture(autouse=True)
@@ -192,9 +192,12 @@ def rows(maps, image_size=(32, 32), label=NUMBERS):
     return datasets.Dataset.from_dict({"image": images, "label": maps}, features=features)
 
 
-def trainer(folder, train=None, evaluation=None, **changed):
-    model = ViTForImageClassification(ViTConfig(**{**small.TRANSFORMER, "intermediate_size": 32, "num_labels": 1}))
-    return ImageTrainer(model, small.settings(folder, **changed), None, train, evaluation, processor(), None)
+def data_module(folder, train=None, evaluation=None, **changed):
+    return DataModule(small.settings(folder, **changed), train, evaluation, None)
+
+
+def loaders_of(data):
+    return DataLoaders(data.args, data, processor(), lambda: 8)
 
 
 def varied(n=7, shape=(4, 4), seed=0):
@@ -208,8 +211,8 @@ def varied(n=7, shape=(4, 4), seed=0):
 
 def test_a_trainer_knows_the_labels_of_all_valid_pixels(tmp_path):
     maps = varied()
-    of = trainer(tmp_path, rows(maps))
-    of.check_data()
+    of = data_module(tmp_path, rows(maps))
+    of.check()
     assert of.labels_are_maps
     assert of.training_rows() == 7
     valid = [one[np.isfinite(one)] for one in maps]
@@ -219,12 +222,12 @@ def test_a_trainer_knows_the_labels_of_all_valid_pixels(tmp_path):
     assert of.valid_share() == pytest.approx(np.mean([len(v) / 16 for v in valid]))
     mean = np.mean([len(v) for v in valid])
     assert of.shot_thresholds() == pytest.approx((20 * mean, 100 * mean))
-    assert of.steps_per_epoch() == 1  # 7 rows in a batch of 8
-    assert of.usable(of.train_dataset, "train_dataset")[1] is None
+    assert loaders_of(of).steps_per_epoch() == 1  # 7 rows in a batch of 8
+    assert of.load_split(of.train_dataset, "train_dataset")[1] is None
 
 
 def test_one_number_a_row_is_as_it_was(tmp_path):
-    of = trainer(tmp_path, small.images(10))
+    of = data_module(tmp_path, small.images(10))
     assert not of.labels_are_maps
     assert of.shot_thresholds() is None
     assert of.training_rows() == len(of.training_labels()) == 10
@@ -235,7 +238,7 @@ def test_one_number_a_row_is_as_it_was(tmp_path):
 def test_stored_numbers_become_label_units(tmp_path):
     values = [heights((8, 8), np.uint16, seed) for seed in range(3)]
     data = rows([stored(Image.fromarray(one)) for one in values], label=datasets.Image())
-    of = trainer(tmp_path, data, map_scale=0.001, map_invalid=0)
+    of = data_module(tmp_path, data, map_scale=0.001, map_invalid=0)
     expected = np.concatenate([one[one > 0] for one in values]) * 0.001
     np.testing.assert_allclose(of.training_labels(), expected, rtol=1e-6)
 
@@ -255,9 +258,9 @@ def test_rows_that_are_ready_for_the_model(tmp_path, ready):
         return {"pixel_values": [np.zeros((3, 32, 32), np.float32)] * len(batch["label"]), "labels": batch["label"]}
 
     data = Ready() if ready == "plain" else rows(maps).with_transform(transform)
-    of = trainer(tmp_path, data)
+    of = data_module(tmp_path, data)
     assert of.labels_are_maps
-    of.check_data()
+    of.check()
     np.testing.assert_array_equal(of.training_labels(), np.concatenate([one[np.isfinite(one)] for one in maps]))
 
 
@@ -269,7 +272,7 @@ def test_of_too_many_pixels_the_same_share_of_each_map(tmp_path, monkeypatch, mo
     """7 maps with 16, 14, ... 4 valid pixels, 70 in all."""
     maps = varied()
     monkeypatch.setattr(map_statistics, "MOST_PIXELS", most)
-    of = trainer(tmp_path / "a", rows(maps))
+    of = data_module(tmp_path / "a", rows(maps))
     valid = [one[np.isfinite(one)] for one in maps]
     counts = counts or [len(v) for v in valid]
     found = np.split(of.training_labels(), np.cumsum(counts)[:-1])
@@ -279,7 +282,7 @@ def test_of_too_many_pixels_the_same_share_of_each_map(tmp_path, monkeypatch, mo
     np.testing.assert_array_equal(of.pixel_rows(), np.repeat(np.arange(7), counts))
     assert of.valid_share() == pytest.approx(np.mean([len(v) / 16 for v in valid]))
     assert of.shot_thresholds() == pytest.approx((20 * sum(counts) / 7, 100 * sum(counts) / 7))
-    again = trainer(tmp_path / "b", rows(maps))
+    again = data_module(tmp_path / "b", rows(maps))
     np.testing.assert_array_equal(again.training_labels(), of.training_labels())
 
 
@@ -297,7 +300,7 @@ def test_sparse_maps_count_no_more_in_a_sample(tmp_path, monkeypatch):
     maps = list(dense_and_sparse())
     every = np.concatenate([one[np.isfinite(one)] for one in maps])
     monkeypatch.setattr(map_statistics, "MOST_PIXELS", 3000)
-    labels = trainer(tmp_path, rows(maps)).training_labels()
+    labels = data_module(tmp_path, rows(maps)).training_labels()
     assert len(labels) == pytest.approx(3000, abs=30)
     assert (labels > 50).mean() == pytest.approx((every > 50).mean(), abs=0.001)
     assert labels.mean() == pytest.approx(every.mean(), abs=0.2)
@@ -350,12 +353,12 @@ def test_maps_of_the_users_own(tmp_path, kind, form):
         folder = tmp_path / "rows.parquet"
     data = load_local(str(folder))["train"]
     assert data.column_names == ["image", "label"]
-    of = trainer(tmp_path / "run", data, map_scale=0.001, map_invalid=0)
-    of.check_data()
+    of = data_module(tmp_path / "run", data, map_scale=0.001, map_invalid=0)
+    of.check()
     assert of.labels_are_maps
     expected = np.concatenate([one[one > 0] for one in values]) / 1000
     np.testing.assert_allclose(of.training_labels(), expected, rtol=1e-6)
-    batch = of.collator()([(None, data[index]) for index in range(3)])
+    batch = loaders_of(of).collator()([(None, data[index]) for index in range(3)])
     np.testing.assert_allclose(
         batch["labels"].numpy(), np.where(np.stack(values) > 0, np.stack(values) / 1000, np.nan), rtol=1e-6
     )
@@ -381,9 +384,9 @@ def test_streams_of_maps_are_refused(tmp_path):
     stream = rows(varied()).to_iterable_dataset()
     with pytest.raises(ValueError, match=r"^train_dataset is a stream, and its labels are maps\. Give maps by index"):
         has_maps(stream, ["label"], "train_dataset")
-    of = trainer(tmp_path, stream)
+    of = data_module(tmp_path, stream)
     with pytest.raises(ValueError, match="stream, and its labels are maps"):
-        of.check_data()
+        of.check()
 
 
 @pytest.mark.parametrize(
@@ -402,12 +405,12 @@ def test_streams_of_maps_are_refused(tmp_path):
     ],
 )
 def test_a_map_has_the_aspect_of_its_image(tmp_path, shape, image_size, fits):
-    of = trainer(tmp_path, rows([np.ones(shape, np.float32)], image_size))
+    of = data_module(tmp_path, rows([np.ones(shape, np.float32)], image_size))
     if fits:
-        of.check_data()
+        of.check()
         return
     with pytest.raises(ValueError) as refused:
-        of.check_data()
+        of.check()
     assert str(refused.value).startswith(
         f'train_dataset, row 0, column "label": its map has {shape[1]} x {shape[0]} pixels and its image '
         f"{image_size[0]} x {image_size[1]}; "
@@ -430,12 +433,12 @@ def test_maps_that_cannot_be_used_are_named_by_row(tmp_path, caplog):
     cells, wrong = bad_rows()
     data = rows(cells, label=datasets.Image())
     with pytest.raises(ValueError) as refused:
-        trainer(tmp_path, data, map_invalid=0).check_data()
+        data_module(tmp_path, data, map_invalid=0).check()
     text = str(refused.value)
     assert text.startswith('train_dataset, row 1, column "label": the map cannot be read (it is not an image). 4 more')
-    of = trainer(tmp_path, data, map_invalid=0, skip_bad_rows=True)
-    of.check_data()
-    assert of.usable(data, "train_dataset")[0].indices.tolist() == [0, 4, 7]
+    of = data_module(tmp_path, data, map_invalid=0, skip_bad_rows=True)
+    of.check()
+    assert of.load_split(data, "train_dataset")[0].indices.tolist() == [0, 4, 7]
     assert of.training_rows() == 3
     assert sorted(set(of.pixel_rows().tolist())) == [0, 1, 2]
     for index, (_, why) in wrong.items():
@@ -446,12 +449,12 @@ def test_maps_that_cannot_be_used_are_named_by_row(tmp_path, caplog):
 def test_images_and_weights_are_checked_beside_maps(tmp_path):
     data = rows(varied(4)).add_column("sample_weight", [1.0, 1.0, -1.0, 1.0])
     with pytest.raises(ValueError, match=r'row 2, column "sample_weight": -1\.0 is less than 0'):
-        trainer(tmp_path, data).check_data()
+        data_module(tmp_path, data).check()
     images = [stored(Image.new("RGB", (4, 4))), b"no image"]
     features = datasets.Features({"image": datasets.Image(), "label": rows(varied(1)).features["label"]})
     broken = datasets.Dataset.from_dict({"image": images, "label": varied(2)}, features=features)
     with pytest.raises(ValueError, match=r'row 1, column "image": the image cannot be read \(it is not an image\)'):
-        trainer(tmp_path, broken).check_data()
+        data_module(tmp_path, broken).check()
 
 
 def test_a_transform_that_fails_names_the_row(tmp_path):
@@ -462,15 +465,15 @@ def test_a_transform_that_fails_names_the_row(tmp_path):
 
     data = rows([np.full((4, 4), value) for value in (1, 2, 3)]).with_transform(transform)
     with pytest.raises(ValueError, match=r"^train_dataset, row 2, it cannot be read \(the scanner was off\)\."):
-        trainer(tmp_path, data).check_data()
+        data_module(tmp_path, data).check()
 
 
 def test_maps_of_an_evaluation_set_are_of_one_size(tmp_path):
     several = rows([np.ones((4, 4)), np.ones((4, 4)), np.ones((8, 8))])
-    trainer(tmp_path, several).check_data()
-    for of in (trainer(tmp_path, rows(varied()), several), trainer(tmp_path, several, several)):
+    data_module(tmp_path, several).check()
+    for of in (data_module(tmp_path, rows(varied()), several), data_module(tmp_path, several, several)):
         with pytest.raises(ValueError, match=r"^eval_dataset, rows 0 and 2: their maps have 4 x 4 and 8 x 8 pixels"):
-            of.check_data()
+            of.check()
 
 
 def test_a_map_where_one_number_is_read_is_told():
@@ -494,20 +497,20 @@ class Cells:
 @pytest.mark.parametrize("kind", [torch.from_numpy, np.asarray])
 def test_a_map_may_have_an_axis_of_1_before_it(tmp_path, kind):
     maps = varied(3)
-    of = trainer(tmp_path, Cells([kind(one[None]) for one in maps]), Cells([kind(one[None]) for one in maps]))
-    of.check_data()
+    of = data_module(tmp_path, Cells([kind(one[None]) for one in maps]), Cells([kind(one[None]) for one in maps]))
+    of.check()
     assert of.labels_are_maps
     np.testing.assert_array_equal(of.training_labels(), np.concatenate([one[np.isfinite(one)] for one in maps]))
-    batch = of.collator()([(None, row) for row in of.train_dataset])
+    batch = loaders_of(of).collator()([(None, row) for row in of.train_dataset])
     np.testing.assert_array_equal(batch["labels"].numpy(), np.stack(maps))
 
 
 @pytest.mark.parametrize("column", ["label", "labels"])
 @pytest.mark.parametrize("cell", [np.zeros((3, 40, 40)), torch.zeros(3, 40, 40), torch.zeros(1, 1, 40, 40)])
 def test_other_shapes_are_refused_in_a_short_sentence(tmp_path, cell, column):
-    of = trainer(tmp_path, Cells([cell, cell], column))
+    of = data_module(tmp_path, Cells([cell, cell], column))
     with pytest.raises(ValueError, match="the shape") as refused:
-        of.check_data()
+        of.check()
     assert str(tuple(cell.shape)) in str(refused.value)
     assert len(str(refused.value)) < 300
 
@@ -522,17 +525,17 @@ def test_labels_that_are_long_are_not_told_in_full():
 def test_what_is_known_of_the_data_costs_no_more_reading(tmp_path):
     """A training step asks for the share of valid pixels."""
     data = Cells(varied(4))
-    of = trainer(tmp_path, data, skip_bad_rows=True)
-    of.check_data()
+    of = data_module(tmp_path, data, skip_bad_rows=True)
+    of.check()
     reads = data.reads
     for _ in range(3):
         of.valid_share(), of.shot_thresholds(), of.bin_width(), of.training_labels(), of.pixel_rows()
     assert data.reads == reads
     numbers = Ready(4)
-    of = trainer(tmp_path, numbers, skip_bad_rows=True)
-    of.check_data()
+    of = data_module(tmp_path, numbers, skip_bad_rows=True)
+    of.check()
     reads = numbers.reads
-    of.training_labels(), of.training_rows(), of.bin_width(), of.check_data()
+    of.training_labels(), of.training_rows(), of.bin_width(), of.check()
     assert numbers.reads == reads
 
 

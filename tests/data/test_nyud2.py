@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 import small
 from PIL import Image
-from transformers import ViTConfig, ViTForImageClassification
 
 from conr_hf import load_regressor
 from conr_hf.data.benchmarks import nyud2
 from conr_hf.data.benchmarks.loading import benchmark_of, load_benchmark
 from conr_hf.inference.evaluate_dense import evaluate_maps
-from conr_hf.training.dataloaders import ImageTrainer
+from conr_hf.training.data_module import DataModule
 
 FILMS = ["attic_0001a_out", "attic_0001b_out", "kitchen_0002_out", "office_0003_out"]
 SIZE = (640, 480)
@@ -124,11 +123,8 @@ def test_workers_get_their_own_copy(published):
 
 def test_a_trainer_reads_them(published, tmp_path):
     data = load_benchmark("nyud2-dir", published)
-    model = ViTForImageClassification(ViTConfig(**{**small.TRANSFORMER, "intermediate_size": 32, "num_labels": 1}))
-    processor = small.models["vit"]()[1]
-    args = small.settings(tmp_path / "run")
-    of = ImageTrainer(model, args, None, data["train"], data["test"], processor, None)
-    of.check_data()
+    of = DataModule(small.settings(tmp_path / "run"), data["train"], data["test"], None)
+    of.check()
     assert of.labels_are_maps
     assert of.valid_share() == 1
     assert of.bin_width() == 0.1

@@ -12,8 +12,9 @@ from torch.utils.data import BatchSampler, DataLoader
 from conr_hf.data.collator import ImageCollator
 from conr_hf.data.dataset import SampledDataset
 from conr_hf.data.sampler import SampledIndex, TrainingSampler
-from conr_hf.training import dataloaders as feeding
-from conr_hf.training.dataloaders import ImageTrainer
+from conr_hf.training import dataloaders
+from conr_hf.training.dataloaders import DataLoaders
+from conr_hf.training.trainer import ConRTrainer
 
 
 def drawn(rows, seed=0, shuffle=True, multiple=1, epoch=0):
@@ -113,27 +114,22 @@ def test_weights_that_nothing_can_be_drawn_by_are_refused(weights, said):
 # ---- Processes ------------------------------------------------------------------------------------------------------
 
 
-def trainer_on(processes, rows, batch, split_batches=False, drop_last=False, seed=0, data_seed=None):
-    """What `ImageTrainer` reads to make its sampler and count its samples, without a model."""
+def loaders_on(processes, rows, batch, split_batches=False, drop_last=False, seed=0, data_seed=None):
+    """What a trainer makes its sampler by, and counts its samples, without a model."""
     args = SimpleNamespace(
         world_size=processes,
         dataloader_drop_last=drop_last,
         seed=seed,
         data_seed=data_seed,
         train_sampling_strategy="random",
+        cmixup_alpha=0,
     )
     accelerator = SimpleNamespace(split_batches=split_batches)
-    trainer = SimpleNamespace(
-        args=args,
-        accelerator=accelerator,
-        _train_batch_size=batch,
-        row_weights=lambda: None,
-        mixing=lambda: None,
-    )
-    trainer.global_batch = lambda: ImageTrainer.global_batch(trainer)
-    trainer.sampling_seed = lambda: ImageTrainer.sampling_seed(trainer)
-    ImageTrainer._get_train_sampler(trainer, range(rows))
-    return trainer
+    trainer = SimpleNamespace(args=args, accelerator=accelerator, _train_batch_size=batch)
+    data = SimpleNamespace(resolved=SimpleNamespace(resample="none"))
+    loaders = DataLoaders(args, data, None, lambda: ConRTrainer.global_batch(trainer))
+    loaders.train_sampler(range(rows))
+    return loaders
 
 
 @pytest.mark.parametrize("drop_last", [False, True])
@@ -141,13 +137,13 @@ def trainer_on(processes, rows, batch, split_batches=False, drop_last=False, see
 @pytest.mark.parametrize("processes", [2, 3])
 def test_each_process_gets_the_rows_that_are_counted_for_it(monkeypatch, processes, split_batches, drop_last):
     """The loss would be divided by a wrong number of samples, and a repeat would be an anchor and a candidate."""
-    monkeypatch.setattr(feeding, "world_size", lambda: processes)
+    monkeypatch.setattr(dataloaders, "world_size", lambda: processes)
     for batch in (processes, 2 * processes):
         for rows in range(1, 6 * processes + 2):
-            trainer = trainer_on(processes, rows, batch, split_batches, drop_last)
+            loaders = loaders_on(processes, rows, batch, split_batches, drop_last)
             shards = [
                 list(
-                    BatchSamplerShard(BatchSampler(trainer.order, batch, drop_last), processes, process, split_batches)
+                    BatchSamplerShard(BatchSampler(loaders.order, batch, drop_last), processes, process, split_batches)
                 )
                 for process in range(processes)
             ]
@@ -157,9 +153,9 @@ def test_each_process_gets_the_rows_that_are_counted_for_it(monkeypatch, process
                 assert len({len(part) for part in step}) == 1
                 real = [sum(draw.position < rows for draw in part) for part in step]
                 for process, part in enumerate(step):
-                    monkeypatch.setattr(feeding, "rank", lambda process=process: process)
+                    monkeypatch.setattr(dataloaders, "rank", lambda process=process: process)
                     collated = {"labels": torch.zeros(len(part)), "position": part[0].position}
-                    assert ImageTrainer.samples(trainer, collated) == real
+                    assert loaders.sample_counts(collated) == real
                     # The samples that count come first, in one piece: the loss takes them as a slice.
                     positions = [draw.position for draw in part]
                     assert positions == list(range(positions[0], positions[0] + len(part)))
@@ -175,11 +171,10 @@ def test_each_process_gets_the_rows_that_are_counted_for_it(monkeypatch, process
 @pytest.mark.parametrize("rows", [1, 7, 8, 9, 16])
 def test_one_process_counts_every_row(rows):
     """A short last batch would be filled up, or counted as a full one."""
-    trainer = trainer_on(1, rows, 8)
-    batches = list(BatchSampler(trainer.order, 8, drop_last=False))
+    loaders = loaders_on(1, rows, 8)
+    batches = list(BatchSampler(loaders.order, 8, drop_last=False))
     counts = [
-        ImageTrainer.samples(trainer, {"labels": torch.zeros(len(batch)), "position": batch[0].position})
-        for batch in batches
+        loaders.sample_counts({"labels": torch.zeros(len(batch)), "position": batch[0].position}) for batch in batches
     ]
     assert counts == [[len(batch)] for batch in batches]
     assert sum(count for (count,) in counts) == rows
@@ -187,8 +182,8 @@ def test_one_process_counts_every_row(rows):
 
 def test_two_processes_see_the_global_batches_of_one():
     """The contrast of a step would be between other images than on one process."""
-    one = list(BatchSampler(trainer_on(1, 29, 8).order, 8, drop_last=False))
-    sampler = trainer_on(2, 29, 4).order
+    one = list(BatchSampler(loaders_on(1, 29, 8).order, 8, drop_last=False))
+    sampler = loaders_on(2, 29, 4).order
     shards = [list(BatchSamplerShard(BatchSampler(sampler, 4, False), 2, process)) for process in range(2)]
     both = [[*first, *second] for first, second in zip(*shards, strict=True)]
     assert [batch[: len(alone)] for batch, alone in zip(both, one, strict=True)] == one
@@ -197,8 +192,8 @@ def test_two_processes_see_the_global_batches_of_one():
 
 def test_data_seed_orders_the_rows_where_it_is_given():
     """`data_seed`, as in `TrainingArguments`, would do nothing."""
-    assert list(trainer_on(1, 20, 4, seed=1, data_seed=5).order) == drawn(20, seed=5)
-    assert list(trainer_on(1, 20, 4, seed=1).order) == drawn(20, seed=1)
+    assert list(loaders_on(1, 20, 4, seed=1, data_seed=5).order) == drawn(20, seed=5)
+    assert list(loaders_on(1, 20, 4, seed=1).order) == drawn(20, seed=1)
 
 
 # ---- Views ----------------------------------------------------------------------------------------------------------

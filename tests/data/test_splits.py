@@ -145,9 +145,9 @@ def test_counts_are_those_of_the_rows():
 @pytest.mark.parametrize(
     ("columns", "options", "sentence"),
     [
-        ({}, {"label": "agee"}, 'no column "agee"; its columns are age, who.*as label'),
-        ({}, {"group": "whom"}, 'no column "whom".*as group'),
-        ({}, {"id_column": "x"}, 'no column "x".*as id_column'),
+        ({}, {"label": "agee"}, 'no column "agee"; its columns are age, who.*with label'),
+        ({}, {"group": "whom"}, 'no column "whom".*with group'),
+        ({}, {"id_column": "x"}, 'no column "x".*with id_column'),
         ({"age": [1, 2, None] * 4}, {}, 'row 2, column "age": the label is missing. 3 more labels'),
         ({"age": ["1", "12 years", "2"] * 4}, {}, 'row 1, column "age": "12 years" is not a number'),
         ({"age": [1.0, float("nan"), 2.0] * 4}, {}, 'row 1, column "age": the label is nan'),

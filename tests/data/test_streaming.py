@@ -19,7 +19,7 @@ import conr_hf.data.streaming
 import conr_hf.data.streaming_dataset
 from conr_hf import load_benchmark
 from conr_hf.cli.main import main
-from conr_hf.data import streaming_dataset as streamed_rows
+from conr_hf.data import streaming_dataset
 from conr_hf.data.streaming import label_stream, load_stream, read_histogram
 from conr_hf.data.streaming_dataset import StreamingDataset
 from conr_hf.imbalance import Bins, density_weights
@@ -127,7 +127,7 @@ def test_resumed_is_uninterrupted(tmp_path, workers):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_resumed_run_does_not_decode_what_it_leaves_out(tmp_path, monkeypatch, workers):
     """Half an epoch of ImageNet's size would be decoded before the first step."""
-    decoded = calls_of(monkeypatch, streamed_rows, "to_image")
+    decoded = calls_of(monkeypatch, streaming_dataset, "to_image")
     changed = {"save_strategy": "steps", "save_steps": 2, "dataloader_num_workers": workers}
     train(tmp_path, stream_of(images(ROWS)), num_train_epochs=1, **changed)
     assert decoded.value == ROWS
@@ -235,7 +235,7 @@ def test_a_histogram_gives_the_density_of_its_labels(tmp_path):
     bins = Bins((np.arange(0.0, 101.0, 10.0),), (np.histogram(rows["label"], np.arange(0.0, 101.0, 10.0))[0],))
     trainer = train(tmp_path, stream_of(rows), train_labels=bins, num_train_epochs=1)
     assert trainer.bins is bins
-    weights = trainer.step_objective.base_density.weights(torch.tensor(rows["label"]))
+    weights = trainer.training_objective.base.density.weights(torch.tensor(rows["label"]))
     expected = density_weights(rows["label"], bins, "sqrt_inverse")
     np.testing.assert_allclose(weights, expected, rtol=1e-6)
     assert trainer.resolved.label_scale == pytest.approx(np.std(rows["label"]), rel=0.15)
@@ -249,7 +249,7 @@ def test_labels_of_several_dimensions(tmp_path):
     trainer = build(model, processor, tmp_path, stream_of(rows), label_columns=["label0", "label1"])
     trainer.train()
     expected = zip(rows["label0"], rows["label1"], strict=True)
-    assert sorted(map(tuple, trainer.training_labels().tolist())) == sorted(expected)
+    assert sorted(map(tuple, trainer.data.training_labels().tolist())) == sorted(expected)
 
 
 # ---- What cannot be done --------------------------------------------------------------------------------------------
@@ -506,7 +506,7 @@ def test_benchmarks_stream(tmp_path):
     assert isinstance(data["train"], IterableDataset)
     assert data["train"].info.dataset_name == "imdb-wiki-dir"
     trainer = train(tmp_path / "run", data["train"], num_train_epochs=1)
-    assert trainer.bin_width() == 1
+    assert trainer.data.bin_width() == 1
     with pytest.raises(ValueError, match="comes with the package and is read into memory; leave streaming out"):
         load_benchmark("earth-elevation", streaming=True)
 

@@ -6,9 +6,7 @@ import reference
 import torch
 from loss_cases import EDGES, SETTINGS, assert_close_in_norm, plain_batch, value_and_gradient
 
-from conr_hf.losses import conr_dense as dense_form
-from conr_hf.losses import conr_loss, label_distance
-from conr_hf.losses import conr_slices
+from conr_hf.losses import conr_dense, conr_loss, conr_slices, label_distance
 from conr_hf.losses.validation import Settings
 
 
@@ -275,7 +273,7 @@ def test_a_distance_of_the_user_is_formed_in_blocks(monkeypatch):
     def great_circle(a, b):
         return (a * b).sum(-1).clamp(-1, 1).acos()
 
-    monkeypatch.setattr(dense_form, "BLOCK_PAIRS", 64 * 200)
+    monkeypatch.setattr(conr_dense, "BLOCK_PAIRS", 64 * 200)
     generator = torch.Generator().manual_seed(0)
     directions = torch.nn.functional.normalize(torch.randn(200, 3, generator=generator).double())
     predictions = torch.nn.functional.normalize(directions + 0.3 * torch.randn(200, 3, generator=generator))

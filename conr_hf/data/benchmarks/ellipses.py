@@ -1,11 +1,11 @@
-"""`ellipses`: images drawn for experiments, whose label imbalance and number of label dimensions are set at will."""
+"""`ellipses`: synthetic images for experiments, of any label imbalance and number of label dimensions."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from datasets import Dataset, DatasetDict, Features, Image, Value
 
-from conr_hf.data.benchmarks.synthetic import check_drawing, long_tailed, read_settings
+from conr_hf.data.benchmarks.synthetic import check_settings, long_tailed
 
 SIDE = 32  # pixels
 TOP = 100.0  # labels run from 0 to here
@@ -27,7 +27,7 @@ class EllipsesConfig:
         seed (`int`, *optional*, defaults to 0): Seed of all draws.
 
     Raises:
-        `ValueError`: for a setting that cannot be meant.
+        `ValueError`: for a setting that is out of range.
     """
 
     imbalance: float = 100.0
@@ -36,29 +36,12 @@ class EllipsesConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_drawing("ellipses", self.imbalance, self.rows, self.seed)
+        check_settings("ellipses", self.imbalance, self.rows, self.seed)
         if not 1 <= self.dimensions <= len(PROPERTIES):
             raise ValueError(f"ellipses: dimensions is {self.dimensions}; it must be 1 to {len(PROPERTIES)}.")
 
 
-def read_drawing(text: str) -> EllipsesConfig:
-    """
-    Settings from text.
-
-    Args:
-        text (`str`): Such as `"imbalance=10, dimensions=2"`; what is left out has its default.
-
-    Raises:
-        `ValueError`: for an unknown setting, or one that is no number or cannot be meant.
-
-    Example:
-        >>> read_drawing("imbalance=10, rows=500")
-        Drawing(imbalance=10.0, dimensions=1, rows=500, seed=0)
-    """
-    return read_settings("ellipses", text, EllipsesConfig)
-
-
-def draw_ellipses(drawing: EllipsesConfig) -> DatasetDict:
+def draw_ellipses(config: EllipsesConfig) -> DatasetDict:
     """
     Draws the splits: `"train"` with the imbalance, `"validation"` (1000 images) and `"test"` (2000) balanced.
 
@@ -66,22 +49,22 @@ def draw_ellipses(drawing: EllipsesConfig) -> DatasetDict:
     independent of one another, each from 0 to 100; those that are no label are spread evenly.
 
     Args:
-        drawing ([`EllipsesConfig`]): What is drawn.
+        config ([`EllipsesConfig`]): What is drawn.
 
     Returns:
         `datasets.DatasetDict`: columns `image` (RGB, 32 x 32 pixels), and the labels, named by their property.
 
     Example:
-        >>> draw_ellipses(Drawing(rows=10))["train"].column_names
+        >>> draw_ellipses(EllipsesConfig(rows=10))["train"].column_names
         ['image', 'size']
     """
     splits = {}
-    for number, (split, rows) in enumerate({"train": drawing.rows, **_EVALUATED}.items()):
-        random = np.random.default_rng((drawing.seed, number))
+    for number, (split, rows) in enumerate({"train": config.rows, **_EVALUATED}.items()):
+        random = np.random.default_rng((config.seed, number))
         values = random.random((rows, len(PROPERTIES)))
         if split == "train":
-            values[:, : drawing.dimensions] = long_tailed(values[:, : drawing.dimensions], drawing.imbalance)
-        names = PROPERTIES[: drawing.dimensions]
+            values[:, : config.dimensions] = long_tailed(values[:, : config.dimensions], config.imbalance)
+        names = PROPERTIES[: config.dimensions]
         columns = {name: TOP * values[:, t] for t, name in enumerate(names)}
         features = Features({"image": Image(), **{name: Value("float64") for name in names}})
         pixels = [image for part in np.array_split(values, -(-rows // 500)) for image in _images(part, random)]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from datasets import Dataset, DatasetDict, Features, Image, Value
 
-from conr_hf.data.benchmarks.synthetic import check_drawing, long_tailed, read_settings
+from conr_hf.data.benchmarks.synthetic import check_settings, long_tailed
 
 LARGEST_PITCH, LARGEST_YAW = 0.5, 0.7  # radians
 USUAL_PITCH = -0.1  # slightly down
@@ -35,7 +35,7 @@ class EyesConfig:
         size (`int`, *optional*, defaults to 32): Width and height of an image, in pixels.
 
     Raises:
-        `ValueError`: for a setting that cannot be meant.
+        `ValueError`: for a setting that is out of range.
     """
 
     imbalance: float = 100.0
@@ -44,29 +44,12 @@ class EyesConfig:
     size: int = 32
 
     def __post_init__(self) -> None:
-        check_drawing("eyes", self.imbalance, self.rows, self.seed)
+        check_settings("eyes", self.imbalance, self.rows, self.seed)
         if not 16 <= self.size <= 256:
             raise ValueError(f"eyes: size is {self.size}; it must be 16 to 256 pixels.")
 
 
-def read_eye_drawing(text: str) -> EyesConfig:
-    """
-    Settings from text.
-
-    Args:
-        text (`str`): Such as `"imbalance=10, size=64"`; what is left out has its default.
-
-    Raises:
-        `ValueError`: for an unknown setting, or one that is no number or cannot be meant.
-
-    Example:
-        >>> read_eye_drawing("imbalance=10, size=64")
-        EyesConfig(imbalance=10.0, rows=4000, seed=0, size=64)
-    """
-    return read_settings("eyes", text, EyesConfig)
-
-
-def draw_eyes(drawing: EyesConfig) -> DatasetDict:
+def draw_eyes(config: EyesConfig) -> DatasetDict:
     """
     Draws the splits: `"train"` with the imbalance, most eyes looking straight ahead and slightly down, and
     `"validation"` (1000 images) and `"test"` (2000) balanced over all directions.
@@ -76,7 +59,7 @@ def draw_eyes(drawing: EyesConfig) -> DatasetDict:
     shift and noise. An eye and its mirror image, which looks to the other side, are equally likely.
 
     Args:
-        drawing ([`EyesConfig`]): What is drawn.
+        config ([`EyesConfig`]): What is drawn.
 
     Returns:
         `datasets.DatasetDict`: columns `image` (RGB), `pitch` (radians, -0.5 to 0.5) and `yaw` (radians, -0.7 to 0.7).
@@ -87,12 +70,12 @@ def draw_eyes(drawing: EyesConfig) -> DatasetDict:
     """
     splits = {}
     features = Features({"image": Image(), "pitch": Value("float64"), "yaw": Value("float64")})
-    for number, (split, rows) in enumerate({"train": drawing.rows, **_EVALUATED}.items()):
-        random = np.random.default_rng((drawing.seed, number))
-        pitch, yaw = _directions(random, rows, drawing.imbalance if split == "train" else 1.0)
+    for number, (split, rows) in enumerate({"train": config.rows, **_EVALUATED}.items()):
+        random = np.random.default_rng((config.seed, number))
+        pitch, yaw = _directions(random, rows, config.imbalance if split == "train" else 1.0)
         pixels = []
-        for some in np.array_split(np.arange(rows), -(-rows * drawing.size**2 // 2**15)):
-            light = _light(pitch[some], yaw[some], _looks(random, len(some)), drawing.size)
+        for some in np.array_split(np.arange(rows), -(-rows * config.size**2 // 2**15)):
+            light = _light(pitch[some], yaw[some], _looks(random, len(some)), config.size)
             noise = random.uniform(0.01, 0.05, (len(some), 1, 1, 1)).astype(np.float32) * random.standard_normal(
                 light.shape, np.float32
             )
@@ -153,7 +136,7 @@ def _light(pitch: np.ndarray, yaw: np.ndarray, looks: dict[str, np.ndarray], siz
     lower = slant + (looks["lower"] - 0.2 * np.sin(pitch)) * across
     is_open = _step(y - upper, edge) * _step(lower - y, edge) * _step(_CORNER - np.abs(x), edge)
 
-    # The ball: what a point of it makes with the direction of the gaze tells iris and pupil.
+    # The ball: iris and pupil are where the angle between a point and the gaze is small.
     u, v = x / _BALL, y / _BALL
     out = np.maximum(np.sqrt(u * u + v * v), 1)
     u, v = u / out, v / out

@@ -1,4 +1,4 @@
-"""`load_benchmark`: the one that comes with the package, and the field's own from wherever the user has them."""
+"""`load_benchmark`: benchmarks that come with the package, and the field's from where the user has them."""
 
 import difflib
 import math
@@ -11,15 +11,16 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow.parquet as pq
-from datasets import Dataset, DatasetDict, DatasetInfo, Features, NamedSplit
+from datasets import Dataset, DatasetDict, NamedSplit
 from datasets.table import InMemoryTable
-from PIL import Image
 
-from conr_hf.data.benchmarks.ellipses import TOP, draw_ellipses, read_drawing
-from conr_hf.data.benchmarks.eyes import draw_eyes, read_eye_drawing
+from conr_hf.data.benchmarks.ellipses import TOP, EllipsesConfig, draw_ellipses
+from conr_hf.data.benchmarks.eyes import EyesConfig, draw_eyes
 from conr_hf.data.benchmarks.nyud2 import load_nyud2, rooms_folder
 from conr_hf.data.benchmarks.registry import BENCHMARKS, Benchmark
-from conr_hf.data.local import SPLITS, TABLES, load_local, read_table, reading, split_by_column, with_images
+from conr_hf.data.benchmarks.synthetic import read_settings
+from conr_hf.data.images import image_files
+from conr_hf.data.local import SPLITS, TABLES, load_errors, load_local, read_table, split_by_column, with_images
 from conr_hf.data.streaming import load_stream
 
 MOST_DEPTH = 10.001  # metres
@@ -100,7 +101,10 @@ def load_benchmark(
         if streaming:
             raise ValueError(f"{name} are drawn into memory; leave streaming out.")
         settings = str(source or "")
-        drawn = draw_eyes(read_eye_drawing(settings)) if name == "eyes" else draw_ellipses(read_drawing(settings))
+        if name == "eyes":
+            drawn = draw_eyes(read_settings(name, settings, EyesConfig))
+        else:
+            drawn = draw_ellipses(read_settings(name, settings, EllipsesConfig))
         for rows in drawn.values():
             _describe(rows, benchmark)
         return drawn
@@ -172,18 +176,18 @@ def _rows(
     location = Path(source)
     rooms = rooms_folder(location) if benchmark.name == "nyud2-dir" else None
     if rooms is not None:
-        with reading(source):
+        with load_errors(source):
             return load_nyud2(rooms)
     table = None if streaming else _table(benchmark, location, split_file)
     if table is not None:
-        with reading(str(table)):
+        with load_errors(str(table)):
             rows = _renamed(read_table(table), benchmark, columns)
             if benchmark.name == "utkface" and "image" in rows.column_names and "label" not in rows.column_names:
                 rows = rows.add_column("label", [_age(name) for name in rows["image"]])
             return dict(split_by_column(with_images(rows, "image", _root(rows, location))))
     by_name = benchmark.name == "utkface" and location.is_dir() and not streaming
     if by_name and not any(file.suffix in TABLES for file in location.rglob("*")):
-        with reading(source):
+        with load_errors(source):
             return dict(split_by_column(_named_by_age(location)))
     their_image = next((theirs for theirs, ours in columns.items() if ours == "image"), "image")
     try:
@@ -198,7 +202,7 @@ def _rows(
 
 
 def _table(benchmark: Benchmark, location: Path, split_file: str | os.PathLike[str] | None) -> Path | None:
-    """The one table that tells images, labels and splits, if that is how the source is made."""
+    """The table of images, labels and splits, if the source has one."""
     if split_file is not None:
         table = Path(split_file)
         if table.suffix not in TABLES:
@@ -243,8 +247,7 @@ def _check_columns(rows: Dataset, benchmark: Benchmark, source: str) -> None:
 
 def _named_by_age(folder: Path) -> Dataset:
     """UTKFace as it comes: images whose names begin with the age, perhaps in a folder for each split."""
-    known = Image.registered_extensions()
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in known)
+    files = image_files(folder.rglob("*"))
     if not files:
         raise ValueError("it holds no image")
     rows = Dataset.from_dict({"image": [str(file) for file in files], "label": [_age(file.name) for file in files]})
@@ -262,12 +265,6 @@ def _age(name: str) -> int:
 
 
 def _read(path: Path, split: str, benchmark: Benchmark) -> Dataset:
-    table = pq.read_table(path)
-    info = DatasetInfo(
-        description=benchmark.description,
-        citation=benchmark.credit,
-        license=benchmark.license,
-        features=Features.from_arrow_schema(table.schema),
-        dataset_name=benchmark.name,
-    )
-    return Dataset(InMemoryTable(table), info=info, split=NamedSplit(split))
+    rows = Dataset(InMemoryTable(pq.read_table(path)), split=NamedSplit(split))
+    _describe(rows, benchmark)
+    return rows

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 AGES = {"path": "image", "age": "label"}  # columns of the published split files -> ours
 
@@ -51,31 +52,38 @@ class Benchmark:
     people: str = ""
 
 
+_EARTH: dict[str, Any] = {
+    "target": "elevation",
+    "unit": "m",
+    "bin_width": 200.0,
+    "credit": "NASA Earth Observatory, Blue Marble; elevation: GEBCO_08 via NASA Visible Earth",
+    "license": "NASA images are free to use; credit NASA Earth Observatory and NASA Visible Earth.",
+}
+_FACES: dict[str, Any] = {"target": "age", "unit": "years", "bin_width": 1.0, "columns": AGES, "people": "faces"}
+_GAZE: dict[str, Any] = {
+    "target": "gaze",
+    "unit": "rad",
+    "bin_width": math.radians(1),
+    "label_columns": ("pitch", "yaw"),
+}
+
 _KNOWN = (
     Benchmark(
         name="earth-elevation",
-        target="elevation",
-        unit="m",
-        bin_width=200.0,
-        credit="NASA Earth Observatory, Blue Marble; elevation: GEBCO_08 via NASA Visible Earth",
+        **_EARTH,
         description=(
             "Satellite tiles of 32 x 32 pixels with the mean height of the ground in their middle, in metres. Low "
             "ground is common and high ground rare in the training split, as on Earth."
         ),
-        license="NASA images are free to use; credit NASA Earth Observatory and NASA Visible Earth.",
         folder="earth_elevation",
     ),
     Benchmark(
         name="earth-elevation-map",
-        target="elevation",
-        unit="m",
-        bin_width=200.0,
-        credit="NASA Earth Observatory, Blue Marble; elevation: GEBCO_08 via NASA Visible Earth",
+        **_EARTH,
         description=(
             "Satellite tiles of 64 x 64 pixels with the height of the ground at every second pixel, in metres, and "
             "none over water. Low ground is common and high ground rare, as on Earth."
         ),
-        license="NASA images are free to use; credit NASA Earth Observatory and NASA Visible Earth.",
         folder="earth_elevation_map",
         maps=True,
         shot_thresholds=(2.0, 10.0),  # as far apart as 20 and 100, which of 259 maps would leave no bin with many
@@ -93,9 +101,7 @@ _KNOWN = (
     ),
     Benchmark(
         name="eyes",
-        target="gaze",
-        unit="rad",
-        bin_width=math.radians(1),
+        **_GAZE,
         credit="Drawn by conr_hf",
         description=(
             "Drawn eyes with the direction of their gaze: pitch and yaw. Most look straight ahead in the training "
@@ -103,13 +109,10 @@ _KNOWN = (
         ),
         license="Drawn by the package; none is needed.",
         drawn=True,
-        label_columns=("pitch", "yaw"),
     ),
     Benchmark(
         name="agedb-dir",
-        target="age",
-        unit="years",
-        bin_width=1.0,
+        **_FACES,
         credit="AgeDB: Moschoglou et al., CVPR Workshops 2017; splits: Yang et al., ICML 2021",
         description="Faces of well-known people with their age; balanced validation and test splits.",
         license="AgeDB is for non-commercial research; the split file is under the MIT licence.",
@@ -119,14 +122,10 @@ _KNOWN = (
             "the folder AgeDB."
         ),
         split_file="agedb.csv",
-        columns=AGES,
-        people="faces",
     ),
     Benchmark(
         name="imdb-wiki-dir",
-        target="age",
-        unit="years",
-        bin_width=1.0,
+        **_FACES,
         credit="IMDB-WIKI: Rothe, Timofte and Van Gool, IJCV 2018; splits: Yang et al., ICML 2021",
         description="Faces from IMDb and Wikipedia with their age; balanced validation and test splits.",
         license="IMDB-WIKI is for academic research only; the split file is under the MIT licence.",
@@ -136,14 +135,10 @@ _KNOWN = (
             "csv beside the folders imdb_crop and wiki_crop."
         ),
         split_file="imdb_wiki.csv",
-        columns=AGES,
-        people="faces",
     ),
     Benchmark(
         name="utkface",
-        target="age",
-        unit="years",
-        bin_width=1.0,
+        **_FACES,
         credit="UTKFace: Zhang, Song and Qi, CVPR 2017",
         description="Faces with their age, from 1 to 116 years.",
         license="UTKFace is for non-commercial research.",
@@ -152,14 +147,10 @@ _KNOWN = (
             "train, validation and test or with a file utkface.csv (path,split)."
         ),
         split_file="utkface.csv",
-        columns=AGES,
-        people="faces",
     ),
     Benchmark(
         name="mpiigaze-dir",
-        target="gaze",
-        unit="rad",
-        bin_width=math.radians(1),
+        **_GAZE,
         credit="MPIIGaze: Zhang, Sugano, Fritz and Bulling, TPAMI 2019",
         description="Eyes of laptop users with the direction of their gaze: pitch and yaw.",
         license="CC BY-NC-SA 4.0, for non-commercial research.",
@@ -169,7 +160,6 @@ _KNOWN = (
             "normalised eyes as images, and put mpiigaze.csv (path,pitch,yaw,split; angles in radians) beside them."
         ),
         split_file="mpiigaze.csv",
-        label_columns=("pitch", "yaw"),
         columns={"path": "image"},
         people="eyes",
     ),

@@ -1,4 +1,4 @@
-"""What is common to benchmarks that are drawn: settings from a text, and labels as rare as is asked for."""
+"""Shared by synthetic benchmarks: settings from text, and labels of a given imbalance."""
 
 from dataclasses import fields
 from typing import Any, TypeVar
@@ -10,7 +10,7 @@ S = TypeVar("S")
 
 def read_settings(name: str, text: str, kind: type[S]) -> S:
     """
-    A drawing's settings from text.
+    A synthetic benchmark's settings from text.
 
     Args:
         name (`str`): What messages call the benchmark.
@@ -18,7 +18,12 @@ def read_settings(name: str, text: str, kind: type[S]) -> S:
         kind (`type`): A dataclass of numbers.
 
     Raises:
-        `ValueError`: for an unknown setting, or one that is no number or cannot be meant.
+        `ValueError`: for an unknown setting, or one that is no number or out of range.
+
+    Example:
+        >>> from conr_hf.data.benchmarks.ellipses import EllipsesConfig
+        >>> read_settings("ellipses", "imbalance=10, rows=500", EllipsesConfig)
+        EllipsesConfig(imbalance=10.0, dimensions=1, rows=500, seed=0)
     """
     kinds = {setting.name: setting.type for setting in fields(kind)}  # type: ignore[arg-type]
     settings: dict[str, Any] = {}
@@ -34,10 +39,10 @@ def read_settings(name: str, text: str, kind: type[S]) -> S:
     return kind(**settings)
 
 
-def check_drawing(name: str, imbalance: float, rows: int, seed: int) -> None:
+def check_settings(name: str, imbalance: float, rows: int, seed: int) -> None:
     """
     Raises:
-        `ValueError`: for settings of a drawing that cannot be meant.
+        `ValueError`: for settings of a synthetic benchmark that are out of range.
     """
     if not 1 <= imbalance < float("inf"):
         raise ValueError(f"{name}: imbalance is {imbalance:g}; it must be finite and 1 or more.")
