@@ -16,7 +16,6 @@ from conr_hf.models.peft import has_adapter
 from conr_hf.training.callbacks.ema import EMACallback
 from conr_hf.training.callbacks.nan_guard import NanGuardCallback
 from conr_hf.training.config.resolved_config import ResolvedConfig
-from conr_hf.training.errors import describe_full_disk
 from conr_hf.training.objective.objective import Objective
 from conr_hf.training.state import save_state
 from conr_hf.utils.files import is_full
@@ -53,7 +52,13 @@ class CheckpointMixin(Trainer):
             if not is_full(error):
                 raise
             shutil.rmtree(folder, ignore_errors=True)
-            raise OSError(describe_full_disk(folder, self._checkpoint_size())) from error
+            needed, free = self._checkpoint_size(), shutil.disk_usage(folder.parent).free
+            quota = ", but a quota or limit allows less" if free > needed else ""
+            raise OSError(
+                f'The checkpoint "{folder}" cannot be written: it needs about {needed / 1e6:,.1f} MB, and '
+                f"{free / 1e6:,.1f} MB are free{quota}. The checkpoints before it are whole. Make room, keep fewer "
+                "with save_total_limit, or name another output_dir; then go on with --resume_from_checkpoint true."
+            ) from error
         finally:
             self._training_state = None
 

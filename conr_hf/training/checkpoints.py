@@ -1,4 +1,4 @@
-"""Whether the processes that were started are the processes that train together, and where a run goes on."""
+"""Which checkpoints were written to their end, and from which of them a run goes on."""
 
 import json
 from pathlib import Path
@@ -12,19 +12,24 @@ logger = logging.get_logger(__name__)
 def checkpoint_to_resume(wanted: str | bool | None, output_dir: str) -> str | None:
     """
     Where a run goes on: `True` and `"true"` are the last complete checkpoint in `output_dir`, `False` and `"false"`
-    none, and anything else is a checkpoint's folder.
-
-    Raises:
-        `ValueError`: if there is no such checkpoint.
+    none, and anything else is a checkpoint's folder. A checkpoint that is not there is a `ValueError`.
     """
     if wanted in (None, False, "false", "False"):
         return None
     if wanted in (True, "true", "True"):
-        return _last_with_warning(output_dir)
+        last = last_complete_checkpoint(output_dir)
+        if last is None:
+            raise ValueError(f'"{output_dir}" holds no complete checkpoint to resume from. Train without resuming.')
+        folders = _checkpoints(output_dir)
+        cut_off = [folder.name for folder in folders[folders.index(last) + 1 :]]
+        if cut_off:
+            was = "was" if len(cut_off) == 1 else "were"
+            logger.warning(f"{', '.join(cut_off)} {was} not written to the end; training goes on from {last}.")
+        return str(last)
     if not _is_whole(Path(str(wanted), TRAINER_STATE_NAME)):
-        cut_off = ": it was not written to its end" if Path(str(wanted)).is_dir() else ""
+        why = ": it was not written to its end" if Path(str(wanted)).is_dir() else ""
         raise ValueError(
-            f'resume_from_checkpoint is "{wanted}", which is no complete checkpoint{cut_off}. Name a folder '
+            f'resume_from_checkpoint is "{wanted}", which is no complete checkpoint{why}. Name a folder '
             "checkpoint-N, or true for the last one."
         )
     return str(wanted)
@@ -54,16 +59,3 @@ def _is_whole(state: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
-
-
-def _last_with_warning(output_dir: str) -> str:
-    """Where the last complete checkpoint is; newer ones are named in a warning."""
-    last = last_complete_checkpoint(output_dir)
-    if last is None:
-        raise ValueError(f'"{output_dir}" holds no complete checkpoint to resume from. Train without resuming.')
-    folders = _checkpoints(output_dir)
-    cut_off = [folder.name for folder in folders[folders.index(last) + 1 :]]
-    if cut_off:
-        was = "was" if len(cut_off) == 1 else "were"
-        logger.warning(f"{', '.join(cut_off)} {was} not written to the end; training goes on from {last}.")
-    return str(last)

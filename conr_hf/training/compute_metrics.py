@@ -11,21 +11,14 @@ from conr_hf.metrics import StreamedErrors, flat
 from conr_hf.metrics.gaze import label_errors
 from conr_hf.training.data_module import DataModule
 
-Metrics = Callable[[EvalPrediction], dict[str, float]]
-
 
 class ComputeMetrics:
     """
-    `Trainer`'s `compute_metrics`. Maps are counted batch by batch, so that those of a data set are never in memory at
-    once.
-
-    Args:
-        data ([`DataModule`]): Has the bins, and the label columns.
-        own ([`Callable`], *optional*): The user's metrics; of maps called with each batch, as with
-            `batch_eval_metrics` of `Trainer`.
+    `Trainer`'s `compute_metrics`: errors by shot, and the user's `own`. Maps are counted batch by batch, so that those
+    of a data set are never in memory at once; `own` is then called as with `batch_eval_metrics` of `Trainer`.
     """
 
-    def __init__(self, data: DataModule, own: Metrics | None) -> None:
+    def __init__(self, data: DataModule, own: Callable[[EvalPrediction], dict[str, float]] | None) -> None:
         self.data, self.own = data, own
         self.is_map = False  # whether the model predicts maps
         self.streamed: StreamedErrors | None = None  # of maps, of the last evaluation or the one going on
@@ -41,10 +34,7 @@ class ComputeMetrics:
         return flat(self.streamed.compute()) | own if compute_result else {}
 
     def check(self) -> None:
-        """
-        Raises:
-            `ValueError`: if metrics of the user's own cannot be called batch by batch, as those of maps are.
-        """
+        """Refuses metrics of the user's own that cannot be called batch by batch, as those of maps are."""
         if self.own is None or not self.is_map:
             return
         try:
@@ -57,9 +47,7 @@ class ComputeMetrics:
 
 
 def squeeze_predictions(
-    logits: Tensor | tuple[Tensor, ...],
-    labels: Tensor | None,
-    then: Callable[[Tensor, Tensor | None], Tensor] | None,
+    logits: Tensor | tuple[Tensor, ...], labels: Tensor | None, then: Callable[[Tensor, Tensor | None], Tensor] | None
 ) -> Tensor:
     """
     Predictions in the labels' shape, where `predict` on rows without labels gives the model's own `(N, 1)`, or maps

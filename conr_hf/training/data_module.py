@@ -10,21 +10,12 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 from transformers import PreTrainedModel
 
+from conr_hf.data import validation
 from conr_hf.data.benchmarks.loading import benchmark_of
 from conr_hf.data.benchmarks.registry import Benchmark
 from conr_hf.data.columns import Row, column_names
 from conr_hf.data.dataset import SampledDataset
 from conr_hf.data.map_statistics import MapStatistics, has_maps
-from conr_hf.data.validation import (
-    check_columns,
-    check_has_rows,
-    check_one_size,
-    check_train_labels,
-    labels_of,
-    streamed_labels,
-    valid_maps,
-    valid_rows,
-)
 from conr_hf.imbalance import Bins, make_bins
 from conr_hf.imbalance.bins import THRESHOLDS
 from conr_hf.training.config.config import ConRConfig
@@ -36,36 +27,17 @@ Collator = Callable[[list[Row]], dict[str, Any]]
 
 
 class LoadedSplit(NamedTuple):
-    """
-    A data set that was read.
-
-    Args:
-        rows ([`SampledDataset`]): Its valid rows.
-        labels (`np.ndarray` of shape `(N,)` or `(N, T)`, *optional*): Their labels, if they are numbers.
-        maps ([`MapStatistics`], *optional*): Their labels, if they are maps.
-        benchmark ([`Benchmark`], *optional*): The benchmark whose training rows these are.
-        images_were_read (`bool`): Whether every image was read, where there are any to read.
-    """
+    """A data set that was read: its valid rows, and their labels as numbers, `(N,)` or `(N, T)`, or as maps."""
 
     rows: SampledDataset
     labels: np.ndarray | None
     maps: MapStatistics | None
-    benchmark: Benchmark | None
-    images_were_read: bool
+    benchmark: Benchmark | None  # that these are the training rows of
+    images_were_read: bool  # or there are none to read
 
 
 class DataModule:
-    """
-    The data sets of a trainer. Each row is checked, and its label read, once.
-
-    Args:
-        args ([`ConRConfig`]): The trainer's settings.
-        train_dataset, eval_dataset, data_collator, train_labels, compute_loss_func, label_distance: As in
-            [`ConRTrainer`]. With a loss of the user's own, rows are not resampled unless that is asked for.
-
-    Raises:
-        `ValueError`: for data sets without rows, and for `train_labels` that do not fit.
-    """
+    """The data sets of a trainer, as in [`ConRTrainer`]; each row is checked, and its label read, once."""
 
     def __init__(
         self,
@@ -88,10 +60,10 @@ class DataModule:
         self._bins: Bins | None = None
         for name, dataset in self.named_datasets().items():
             if not (self.is_stream and dataset is train_dataset):
-                check_has_rows(dataset, name)
+                validation.check_has_rows(dataset, name)
         if train_labels is not None:
-            check_train_labels(train_labels, args, self.is_stream)
-            self._streamed_labels = labels_of(train_labels)
+            validation.check_train_labels(train_labels, args, self.is_stream)
+            self._streamed_labels = validation.labels_of(train_labels)
 
     @property
     def is_stream(self) -> bool:
@@ -120,7 +92,7 @@ class DataModule:
         """Reads every label and image of all data sets once, so that no bad one ends a run halfway."""
         for name, dataset in self.named_datasets().items():
             if isinstance(dataset, IterableDataset):
-                check_columns(dataset, name, self.args, with_image=self.data_collator is None)
+                validation.check_columns(dataset, name, self.args, with_image=self.data_collator is None)
                 self.training_labels()
             else:
                 self.load_split(dataset, name, before_training=True)
@@ -134,7 +106,7 @@ class DataModule:
         """
         split = self._load(dataset, name, before_training)
         if split.maps is not None and name != "train_dataset":
-            check_one_size(split.maps, np.asarray(split.rows.indices), name)
+            validation.check_one_size(split.maps, np.asarray(split.rows.indices), name)
         return split.rows, split.labels
 
     def all_labels(self) -> dict[str, np.ndarray]:
@@ -150,7 +122,7 @@ class DataModule:
         """
         if self.is_stream:
             if self._streamed_labels is None:
-                self._streamed_labels = streamed_labels(self.train_dataset, "train_dataset", self.args)  # type: ignore[arg-type]
+                self._streamed_labels = validation.streamed_labels(self.train_dataset, "train_dataset", self.args)  # type: ignore[arg-type]
             return self._streamed_labels
         split = self._training_split()
         labels = split.labels if split.maps is None else split.maps.values
@@ -198,8 +170,7 @@ class DataModule:
 
     def shot_thresholds(self) -> tuple[float, float] | None:
         """
-        Below and above how many labels in a bin those of maps are few and many: the benchmark's numbers, or else 20
-        and 100, times the pixels of a map. `None` where labels are no maps.
+        Few- and many-shot limits of maps: the benchmark's, or 20 and 100, times a map's pixels; `None` without maps.
         """
         if self.is_stream or (split := self._training_split()).maps is None:
             return None
@@ -212,7 +183,7 @@ class DataModule:
         if self.args.bin_width is not None:
             return self.args.bin_width
         if self.is_stream:
-            benchmark = benchmark_of(self.train_dataset, self.training_labels())  # type: ignore[arg-type]
+            benchmark = benchmark_of(self.train_dataset, self.training_labels())
         else:
             benchmark = self._training_split().benchmark
         return None if benchmark is None else benchmark.bin_width
@@ -234,12 +205,11 @@ class DataModule:
 
     def _training_maps(self) -> MapStatistics:
         maps = self._training_split().maps
-        if maps is None:
-            raise ValueError("The training labels are no maps, so they have no pixels.")
+        assert maps is not None
         return maps
 
     def _load(self, dataset: Dataset[Row], name: str, before_training: bool = False) -> LoadedSplit:
-        check_has_rows(dataset, name)
+        validation.check_has_rows(dataset, name)
         want_images = before_training or self.args.skip_bad_rows
         split = self._splits.get(id(dataset))
         if split is not None and (split.images_were_read or not want_images):
@@ -251,10 +221,11 @@ class DataModule:
         labels: np.ndarray | None = None
         maps: MapStatistics | None = None
         if (is_training or not is_own) and has_maps(dataset, self.args.label_columns, name):
-            indices, maps = valid_maps(dataset, name, self.args, **reads)
+            indices, maps = validation.valid_maps(dataset, name, self.args, **reads)
         else:
-            labelled = raw and (before_training or all(column in names for column in self.args.label_columns))
-            indices, labels = valid_rows(dataset, name, self.args, with_labels=labelled or is_training, **reads)
+            has_labels = all(column in names for column in self.args.label_columns)
+            reads["with_labels"] = is_training or (raw and (before_training or has_labels))
+            indices, labels = validation.valid_rows(dataset, name, self.args, **reads)
         of_training = (labels if maps is None else maps.values) if is_training else None
         benchmark = None if of_training is None else benchmark_of(dataset, of_training)
         split = LoadedSplit(SampledDataset(dataset, name, indices), labels, maps, benchmark, want_images or not raw)

@@ -30,22 +30,12 @@ from conr_hf.utils.distributed import rank, world_size
 
 class DataLoaders:
     """
-    What feeds a trainer: which row comes when, in which batch, and how many samples of a batch count.
-
-    Args:
-        args ([`ConRConfig`]): The trainer's settings.
-        data ([`DataModule`]): Its data sets.
-        processor (`BaseImageProcessor`, *optional*): The model's image processor.
-        global_batch (`Callable`): Returns the samples of a micro-batch over all processes, which may change between
-            two calls of `train()`.
+    What feeds a trainer: which row comes when, in which batch, and how many samples of a batch count. `global_batch`
+    returns the samples of a micro-batch over all processes, which may change between two calls of `train()`.
     """
 
     def __init__(
-        self,
-        args: ConRConfig,
-        data: DataModule,
-        processor: BaseImageProcessor | None,
-        global_batch: Callable[[], int],
+        self, args: ConRConfig, data: DataModule, processor: BaseImageProcessor | None, global_batch: Callable[[], int]
     ) -> None:
         self.args, self.data, self.processor, self.global_batch = args, data, processor, global_batch
         self.order: TrainingSampler | StreamingDataset  # where the rows of an epoch come from, and in which order
@@ -70,12 +60,7 @@ class DataLoaders:
         )
 
     def dummy_pixels(self) -> Tensor:
-        """
-        Pixels of one image as the model takes them, `(1, C, H, W)`.
-
-        Raises:
-            `ValueError`: if there is neither a data set nor an image processor.
-        """
+        """Pixels of one image as the model takes them, `(1, C, H, W)`."""
         data_sets, own = list(self.data.named_datasets().values()), self.data.data_collator is not None
         ready = own or any("pixel_values" in column_names(dataset) for dataset in data_sets)
         if self.processor is not None and not ready:
@@ -94,7 +79,19 @@ class DataLoaders:
     def rows(self, dataset: Dataset[Row], is_training: bool, description: str) -> SampledDataset | StreamingDataset:
         """What a data loader reads: the valid rows of a data set, or the epochs of a stream."""
         if is_training and isinstance(dataset, IterableDataset):
-            self.order = self._stream(dataset)
+            own_rows = self.data.data_collator is not None
+            self.order = StreamingDataset(
+                dataset,
+                "train_dataset",
+                None if own_rows else self.args.image_column,
+                self.args.label_columns,
+                count=self.data.training_rows(),
+                batch=self.global_batch(),
+                process=rank(),
+                processes=world_size(),
+                drop_last=self.args.dataloader_drop_last,
+                skip_bad_rows=self.args.skip_bad_rows,
+            )
             return self.order
         rows, _ = self.data.load_split(dataset, "train_dataset" if is_training else f"{description.lower()} data")
         return copy.copy(rows)  # the training set may be evaluated while its workers last
@@ -104,6 +101,11 @@ class DataLoaders:
         if rows is None:
             assert self.data.train_dataset is not None
             rows, _ = self.data.load_split(self.data.train_dataset, "train_dataset")
+        mixing = None
+        if self.args.cmixup_alpha > 0:
+            resolved = self.data.resolved
+            labels = resolved.to_common_scale(torch.from_numpy(self.data.training_labels())).numpy()
+            mixing = CMixup(labels, self.args.cmixup_alpha, resolved.cmixup_bandwidth, self.sampling_seed())
         uneven = self.args.world_size == 1 or self.args.dataloader_drop_last
         self.order = TrainingSampler(
             rows,
@@ -111,7 +113,7 @@ class DataLoaders:
             shuffle=self.args.train_sampling_strategy == "random",
             multiple=1 if uneven else self.global_batch(),
             weights=self.row_weights(),
-            mixing=self._mixing(),
+            mixing=mixing,
         )
         return self.order
 
@@ -130,27 +132,6 @@ class DataLoaders:
         # A map is drawn by the mean over its pixels.
         return np.bincount(data.pixel_rows(), weights) / np.bincount(data.pixel_rows())
 
-    def _mixing(self) -> CMixup | None:
-        if self.args.cmixup_alpha == 0:
-            return None
-        resolved = self.data.resolved
-        labels = resolved.to_common_scale(torch.from_numpy(self.data.training_labels())).numpy()
-        return CMixup(labels, self.args.cmixup_alpha, resolved.cmixup_bandwidth, self.sampling_seed())
-
-    def _stream(self, stream: IterableDataset[Row]) -> StreamingDataset:
-        return StreamingDataset(
-            stream,
-            "train_dataset",
-            self.args.image_column if self.data.data_collator is None else None,
-            self.args.label_columns,
-            count=self.data.training_rows(),
-            batch=self.global_batch(),
-            process=rank(),
-            processes=world_size(),
-            drop_last=self.args.dataloader_drop_last,
-            skip_bad_rows=self.args.skip_bad_rows,
-        )
-
     # ---- What a batch holds --------------------------------------------------------------------------------------
 
     def steps_per_epoch(self) -> int:
@@ -168,10 +149,7 @@ class DataLoaders:
         return [min(max(left - process * size, 0), size) for process in range(world_size())]
 
     def rows_at(self, epoch: int, position: int, count: int) -> list[int]:
-        """
-        The training set's rows that are drawn from `position` on in an epoch's global order; of a stream, these
-        positions.
-        """
+        """The training rows drawn from `position` on in an epoch's global order; of a stream, these positions."""
         if isinstance(self.order, StreamingDataset):
             return list(range(position, position + count))
         assert self.data.train_dataset is not None
@@ -187,9 +165,8 @@ class DataLoaders:
         drop_last, persistent = args.dataloader_drop_last, args.dataloader_persistent_workers
         args.dataloader_drop_last = drop_last and is_training  # evaluation keeps every row
         # Trainer would keep the loader of evaluation with its workers, and its rows whatever data is given later.
-        args.dataloader_persistent_workers = (
-            is_training and persistent is not False and args.dataloader_num_workers > 0
-        )
+        has_workers = args.dataloader_num_workers > 0
+        args.dataloader_persistent_workers = is_training and persistent is not False and has_workers
         try:
             yield
         finally:

@@ -12,15 +12,9 @@ from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.training_args import OptimizerNames
 
 from conr_hf.models.head import Head, of_rows
-from conr_hf.training.config.config import ConRConfig
 from conr_hf.training.config.resolved_config import ResolvedConfig
 
 _IN_BACKWARD = (OptimizerNames.LOMO, OptimizerNames.ADALOMO)  # they step as each gradient comes
-
-
-def only_head_trains(args: ConRConfig) -> bool:
-    """Whether the backbone is frozen."""
-    return args.freeze_backbone or args.retrain_head
 
 
 def makes_plain_groups(trainer: Trainer) -> bool:
@@ -45,35 +39,20 @@ def trained_names(model: nn.Module) -> list[str]:
 def frozen_backbone(model: nn.Module, head: Head) -> Iterator[None]:
     """Within it, no parameter but the head's learns."""
     own = {id(parameter) for parameter in head.parameters()}
-    frozen = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
-    for parameter in frozen:
-        parameter.requires_grad = False
+    frozen = nn.ParameterList(p for p in model.parameters() if p.requires_grad and id(p) not in own)
+    frozen.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in frozen:
-            parameter.requires_grad = True
+        frozen.requires_grad_(True)
 
 
 def scale_learning(
-    trainer: Trainer,
-    optimizer: torch.optim.Optimizer,
-    head: Head,
-    resolved: ResolvedConfig,
-    layer_decay: float | None,
+    trainer: Trainer, optimizer: torch.optim.Optimizer, head: Head, resolved: ResolvedConfig, layer_decay: float | None
 ) -> float | Tensor:
     """
-    Gives a new optimizer the learning rates of a run in which labels have no unit, if it has plain groups.
-
-    Args:
-        trainer (`Trainer`): It made the optimizer, for its model.
-        optimizer (`torch.optim.Optimizer`): The optimizer; changed in place.
-        head (`Head`): The model's head.
-        resolved ([`ResolvedConfig`]): The run's settings.
-        layer_decay (`float`, *optional*): See [`apply_layer_decay`].
-
-    Returns:
-        `float` or `torch.Tensor` of shape `(T,)`: what the head's gradient is to be multiplied by in training.
+    Gives a new optimizer, in place, the learning rates of a run in which labels have no unit, if it has plain groups.
+    Returns what the head's gradient is to be multiplied by in training: a number, or a tensor of shape `(T,)`.
     """
     if not makes_plain_groups(trainer):
         return 1.0
@@ -92,18 +71,11 @@ def scale_learning(
 
 def split_head_group(optimizer: torch.optim.Optimizer, head: Head, label_scale: float) -> bool:
     """
-    Moves the head's parameters to groups of their own, last, with learning rate lr * s and weight decay wd / s.
+    Moves the head's parameters, if the optimizer has them (returned), to groups of their own, last, with learning rate
+    lr * s and weight decay wd / s, where s is the label scale in label units.
 
     Together with a gradient multiplied by s (`Head.gradient_factor`) that is what a head over standardised labels does
     under SGD, Adam, AdamW and Lion, with and without clipping.
-
-    Args:
-        optimizer (`torch.optim.Optimizer`): A new optimizer; changed in place.
-        head (`Head`): The head.
-        label_scale (`float`): Label scale s, in label units.
-
-    Returns:
-        `bool`: whether the optimizer had the head's parameters in its groups; otherwise it stays as it is.
     """
     mine = {id(parameter) for parameter in head.parameters()}
     groups = []
@@ -120,16 +92,12 @@ def split_head_group(optimizer: torch.optim.Optimizer, head: Head, label_scale: 
 
 def scale_row_steps(optimizer: torch.optim.Optimizer, head: Head, relative_scales: Tensor) -> None:
     """
-    Lets the optimizer step as if every row of the head were divided by its relative scale, for labels whose dimensions
-    have scales of their own; outside of a step the parameters are as they are.
+    Lets the optimizer step as if every row of the head were divided by its relative scale, `(T,)`, its label
+    dimension's scale over the label scale; outside of a step the parameters are as they are. The head's gradients are
+    those of the divided rows (`Head.gradient_factor`).
 
     As exact as [`split_head_group`] is, whatever the optimizer makes of a gradient and a weight, but for the rounding
     of the division.
-
-    Args:
-        optimizer (`torch.optim.Optimizer`): It steps the head.
-        head (`Head`): The head. Its gradients are those of the divided rows (`Head.gradient_factor`).
-        relative_scales (`torch.Tensor` of shape `(T,)`): Scale of each label dimension over the label scale.
     """
     rows = [(parameter, of_rows(relative_scales.to(parameter.device), parameter)) for parameter in head.parameters()]
     kept: list[Tensor] = []
@@ -153,13 +121,8 @@ def scale_row_steps(optimizer: torch.optim.Optimizer, head: Head, relative_scale
 
 def apply_layer_decay(optimizer: torch.optim.Optimizer, model: nn.Module, decay: float) -> None:
     """
-    Splits the optimizer's groups by layer; each layer's learning rate is `decay` times that of the next one up. The
-    head, and what follows the last block, keep theirs.
-
-    Args:
-        optimizer (`torch.optim.Optimizer`): A new optimizer; changed in place.
-        model (`nn.Module`): Its model, unwrapped.
-        decay (`float`): Share of the learning rate that a layer has of the next one's.
+    Splits a new optimizer's groups by layer of its unwrapped model: each layer's learning rate is `decay` times that
+    of the next one up. The head, and what follows the last block, keep theirs.
 
     Source: Bao et al., "BEiT", arXiv 2106.08254; the layers of timm models are timm's.
     """
@@ -179,13 +142,10 @@ def apply_layer_decay(optimizer: torch.optim.Optimizer, model: nn.Module, decay:
 def layer_ids(model: nn.Module) -> dict[str, int]:
     """
     The depth of each parameter by its name: 0 before the first block, then by blocks in order, and one more behind
-    them. Of timm models blocks are timm's.
+    them. Blocks of timm models are timm's; a model without blocks is a `ValueError`.
 
     Otherwise a block is a member of a `ModuleList` of one class. Where such a list holds most of a member's
     parameters, as in a stage of blocks, its own members are the blocks; what lies between blocks belongs to the next.
-
-    Raises:
-        `ValueError`: if there is no block.
     """
     if isinstance(model, TimmWrapperForImageClassification):
         inner = model.timm_model
@@ -193,9 +153,7 @@ def layer_ids(model: nn.Module) -> dict[str, int]:
         return {f"timm_model.{name}": depth for name, depth in layers.items()}
     blocks = _blocks(model)
     if not blocks:
-        raise ValueError(
-            f"layer_decay is set, but {type(model).__name__} has no list of layers to go by. Leave it unset."
-        )
+        raise ValueError(f"layer_decay is set, but {type(model).__name__} has no list of layers. Leave it unset.")
     names = [name for name, _ in model.named_parameters()]
     within = [next((number for number, block in enumerate(blocks, 1) if name.startswith(block)), 0) for name in names]
     begin = next(place for place, number in enumerate(within) if number)

@@ -1,4 +1,4 @@
-"""Models that FSDP or DeepSpeed hold in parts: what accelerate has to be told, and what it does not do."""
+"""Models that FSDP or DeepSpeed hold in parts: what accelerate needs to know, and what it does not do."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,21 +12,17 @@ from transformers import PreTrainedModel, Trainer
 
 def set_wrap_classes(plugin: FullyShardedDataParallelPlugin, model: PreTrainedModel) -> None:
     """
-    Names to accelerate the classes of layers that FSDP2 shards as units, where the user has named none.
+    Sets the classes of layers that FSDP2 shards as units in accelerate's `plugin`, where the user has named none.
 
-    They are those that transformers declares, but for classes that this model has no layer of, and for embeddings
+    They are those that transformers declares, without classes that this model has no layer of, and without those
     around the input embeddings, which are a unit of their own: accelerate ends in an error on either, and on models
-    without input embeddings. Of a model without such layers, timm's among them, all parameters are one unit.
-
-    Args:
-        plugin (`FullyShardedDataParallelPlugin`): Accelerate's settings; changed in place.
-        model (`PreTrainedModel`): The model, not yet sharded.
+    without input embeddings. All parameters of a model without such layers, as timm's, are one unit.
     """
     embeddings: nn.Module | None = None
     try:
         embeddings = model.get_input_embeddings()
     except NotImplementedError:
-        model.get_input_embeddings = _none  # type: ignore[method-assign, assignment]
+        model.get_input_embeddings = lambda: None  # type: ignore[assignment, method-assign, return-value]
     if plugin.transformer_cls_names_to_wrap is None:
         units = model._no_split_modules or ()
         layers = [layer for layer in model.modules() if type(layer).__name__ in units]
@@ -35,15 +31,7 @@ def set_wrap_classes(plugin: FullyShardedDataParallelPlugin, model: PreTrainedMo
 
 
 def check_can_shard(trainer: Trainer, is_again: bool, retrain_head: bool) -> None:
-    """
-    Args:
-        trainer (`Trainer`): It is about to train.
-        is_again (`bool`): Whether it has trained this model before.
-        retrain_head (`bool`): Whether the head is to start anew.
-
-    Raises:
-        `ValueError`: if a sharded model could not be trained, or not be saved as a whole.
-    """
+    """Refuses a sharded model that could not be trained, again where `is_again`, or not be saved as a whole."""
     check_full_state_dict(trainer.accelerator)
     if is_again and (trainer.is_deepspeed_enabled or (trainer.is_fsdp_enabled and retrain_head)):
         cause = "retrain_head" if trainer.is_fsdp_enabled else "DeepSpeed"
@@ -54,10 +42,7 @@ def check_can_shard(trainer: Trainer, is_again: bool, retrain_head: bool) -> Non
 
 
 def check_full_state_dict(accelerator: Accelerator) -> None:
-    """
-    Raises:
-        `ValueError`: if the settings would save a model in parts, which plain transformers cannot load.
-    """
+    """Refuses settings that would save a model in parts, which plain transformers cannot load."""
     mend = None
     if accelerator.distributed_type == DistributedType.FSDP:
         plugin = accelerator.state.fsdp_plugin
@@ -72,24 +57,17 @@ def check_full_state_dict(accelerator: Accelerator) -> None:
 
 
 def broadcast_buffers(model: nn.Module) -> None:
-    """
-    Gives all processes the first one's buffers, running statistics of batch norm among them, as DDP does: each would
-    otherwise evaluate a model of its own.
-    """
+    """Gives all processes the first one's buffers, such as batch norm's statistics: they evaluate one model."""
     for buffer in model.buffers():
         dist.broadcast(buffer, 0)
 
 
 @contextmanager
 def unsharded(trainer: Trainer) -> Iterator[None]:
-    """Within it, the trainer takes its model for a whole one: it is sharded when training begins."""
+    """Within it, the trainer treats its model as a whole one: it is sharded only when training begins."""
     modes = trainer.is_fsdp_enabled, trainer.is_deepspeed_enabled
     trainer.is_fsdp_enabled = trainer.is_deepspeed_enabled = False
     try:
         yield
     finally:
         trainer.is_fsdp_enabled, trainer.is_deepspeed_enabled = modes
-
-
-def _none() -> nn.Module | None:
-    return None

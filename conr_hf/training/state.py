@@ -1,7 +1,4 @@
-"""
-What is saved beside a model for those who go on with it: resolved settings, bins of the training labels, and in a
-checkpoint whatever else a resumed run needs.
-"""
+"""What is saved beside a model: resolved settings, bins of the training labels, and what a resumed run needs."""
 
 import dataclasses
 import json
@@ -25,15 +22,7 @@ _BINS, _TRAINING = "bins.", "training."
 def save_state(
     folder: str | Path, resolved: ResolvedConfig, bins: Bins, training: dict[str, Tensor] | None = None
 ) -> None:
-    """
-    Writes `conr_state.safetensors` into `folder`; nothing in it is needed to load or use the model.
-
-    Args:
-        folder (`str` or `Path`): The folder of the model.
-        resolved ([`ResolvedConfig`]): The run's settings.
-        bins ([`Bins`]): Bins of the training labels.
-        training (`dict[str, torch.Tensor]`, *optional*): What only a resumed run needs.
-    """
+    """Writes `conr_state.safetensors` beside a model, which loads without it; `training` is for a resumed run only."""
     tensors = {f"{_TRAINING}{name}": value.contiguous() for name, value in (training or {}).items()}
     tensors |= {
         f"{_BINS}{name}.{dimension}": torch.from_numpy(np.asarray(part))
@@ -44,12 +33,7 @@ def save_state(
 
 
 def load_state(name: str) -> tuple[ResolvedConfig, Bins] | None:
-    """
-    The resolved settings and the bins saved beside a model, a folder or an id on the Hub; or `None`.
-
-    Raises:
-        `ValueError`: if the file is damaged, or another version of this package saved it, with other settings.
-    """
+    """The settings and bins saved beside a model, a folder or an id on the Hub; `None` where there are none."""
     path = companion_file(name, STATE)
     if path is None:
         return None

@@ -36,7 +36,7 @@ from conr_hf.training.objective.base_loss import evaluation_loss
 from conr_hf.training.objective.batch import Forwarded, collect_batch, forward_views, view_labels
 from conr_hf.training.objective.gradient_cache import cached_loss
 from conr_hf.training.objective.objective import Objective
-from conr_hf.training.optimizer import frozen_backbone, only_head_trains, scale_learning, trained_names
+from conr_hf.training.optimizer import frozen_backbone, scale_learning, trained_names
 from conr_hf.training.scheduler import multistep_schedule
 from conr_hf.training.sharding import check_can_shard, set_wrap_classes, unsharded
 
@@ -238,14 +238,15 @@ class ConRTrainer(CheckpointMixin, HubMixin, Trainer):
         self.data.train_dataset, self.data.eval_dataset = self.train_dataset, self.eval_dataset
         self.data.check()
         self.data.resolve_anew()
-        self.data_collator = self.loaders.collator()
+        if isinstance(self.data_collator, ImageCollator):  # one that the user has set stays
+            self.data_collator = self.loaders.collator()
         check_settings(self, self.args, self.data, self._made_optimizer)
         validate_run(self, self.args, self.data, self.head, self.metrics, self.global_batch(), self.label_distance)
         check_can_shard(self, self.model is self.objective_callback.trained_model, self.args.retrain_head)
         self.training_objective = self.objective_callback.objective = Objective(
             self.args, self.data, self.head, self.label_distance, self.compute_loss_func, self.is_sharded
         )
-        if only_head_trains(self.args):
+        if self.args.only_head_trains:
             self._after_training.enter_context(frozen_backbone(self.model, self.head))
         self._frozen_norms = adapter_norms(self.model, self.head)
         trained = trained_names(self.model)
@@ -260,7 +261,7 @@ class ConRTrainer(CheckpointMixin, HubMixin, Trainer):
 
     def _end_training(self) -> None:
         """What the user does with the model from here on is theirs, also where training was cut short."""
-        self.interrupt.end()
+        self.interrupt.signals.end()
         self.ema.finish()
         self.head.gradient_factor, self.head.smooth = 1.0, None
         self.callback_handler.train_dataloader = None  # its workers would last as long as the trainer
@@ -283,7 +284,7 @@ class ConRTrainer(CheckpointMixin, HubMixin, Trainer):
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
 
-    def hyperparameter_search(  # type: ignore[override]
+    def hyperparameter_search(
         self, hp_space: Any = None, compute_objective: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
         """As in `Trainer`, but the objective is `metric_for_best_model` (`eval_mae`), not the sum of all metrics."""
@@ -295,11 +296,7 @@ class ConRTrainer(CheckpointMixin, HubMixin, Trainer):
     # ---- A step --------------------------------------------------------------------------------------------------
 
     def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """
         Base loss plus ConR, scaled so that gradients, averaged over processes and summed over micro-batches, are those
@@ -308,7 +305,7 @@ class ConRTrainer(CheckpointMixin, HubMixin, Trainer):
         """
         if not model.training:
             return self._evaluation_loss(model, inputs, return_outputs)
-        if only_head_trains(self.args):  # batch norm and dropout of what does not learn
+        if self.args.only_head_trains:  # batch norm and dropout of what does not learn
             model.eval()
             self.head.train()
         for norm in self._frozen_norms:

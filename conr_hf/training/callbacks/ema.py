@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from conr_hf.training.callbacks.nan_guard import NanGuardCallback
 from conr_hf.training.state import load_training_state
@@ -18,10 +18,7 @@ _RAW = "raw."
 
 class EMACallback(TrainerCallback):
     """
-    Keeps the moving average of a model's weights and buffers, by timm's `ModelEmaV3`, while it trains.
-
-    Args:
-        nan_guard ([`NanGuardCallback`]): Knows which steps are skipped, and so not averaged.
+    A moving average of the model's weights and buffers (timm's `ModelEmaV3`) over the steps that are not skipped.
     """
 
     def __init__(self, nan_guard: NanGuardCallback) -> None:
@@ -31,26 +28,18 @@ class EMACallback(TrainerCallback):
         self._average: ModelEmaV3 | None = None
         self._depth = 0
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        **kwargs: Any,
-    ) -> None:
-        assert model is not None
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, model: Any = None, **kwargs: Any) -> None:
         self._model = model
-        decay: float | None = args.ema_decay  # type: ignore[attr-defined]
-        if decay is not None:
-            self._average = ModelEmaV3(model, decay, use_warmup=True)  # a checkpoint has loaded averaged weights
+        if args.ema_decay is not None:
+            # Of a resumed run the model has loaded the averaged weights.
+            self._average = ModelEmaV3(model, args.ema_decay, use_warmup=True)
         saved = {} if self.checkpoint is None else load_training_state(self.checkpoint)
         if any(name.startswith(_RAW) for name in saved):
-            _load_raw(model, saved)
+            with torch.no_grad():
+                for name, tensor in _named_tensors(model):
+                    tensor.copy_(saved[f"{_RAW}{name}"])
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if self._average is not None and not self.nan_guard.skips:
             # timm's first step copies the weights; from the second on it averages.
             self._average.update(self._model, state.global_step + 1)
@@ -58,24 +47,21 @@ class EMACallback(TrainerCallback):
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Within it, the model has the averaged weights, if there are any; it may be entered again inside."""
-        if self._average is None:
-            yield
-            return
-        if self._depth == 0:
-            self._swap()
         self._depth += 1
+        if self._depth == 1:
+            self._swap()
         try:
             yield
         finally:
             self._depth -= 1
-            if self._depth == 0 and self._average is not None:
+            if self._depth == 0:
                 self._swap()
 
     def state(self) -> dict[str, Tensor]:
         """What a resumed run needs beside the averaged weights: the weights that are trained."""
         if self._average is None:
             return {}
-        return {f"{_RAW}{name}": tensor.detach().cpu() for name, tensor in _named(self._model)}
+        return {f"{_RAW}{name}": tensor.detach().cpu() for name, tensor in _named_tensors(self._model)}
 
     def discard(self) -> None:
         """Drops the average, where the model is given other weights."""
@@ -83,26 +69,17 @@ class EMACallback(TrainerCallback):
 
     def finish(self) -> None:
         """After training, also where it was cut short: the model has the averaged weights."""
-        if self._average is not None:
-            self._swap()
-            self._average = None
+        self._swap()
+        self._average = None
 
     def _swap(self) -> None:
-        """Exchanges the model's weights and the average, without copying."""
-        assert self._average is not None
-        for own, average in zip(_tensors(self._model), _tensors(self._average.module), strict=True):
+        """Exchanges the model's weights and the average, if there is one, without copying."""
+        if self._average is None:
+            return
+        averages = _named_tensors(self._average.module)
+        for (_, own), (_, average) in zip(_named_tensors(self._model), averages, strict=True):
             own.data, average.data = average.data, own.data
 
 
-def _tensors(model: nn.Module) -> Iterator[Tensor]:
-    return chain(model.parameters(), model.buffers())
-
-
-def _named(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     return chain(model.named_parameters(), model.named_buffers())
-
-
-@torch.no_grad()
-def _load_raw(model: nn.Module, saved: dict[str, Tensor]) -> None:
-    for name, tensor in _named(model):
-        tensor.copy_(saved[f"{_RAW}{name}"])

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from conr_hf.data.streaming_dataset import StreamingDataset
 from conr_hf.training.dataloaders import DataLoaders
@@ -12,25 +12,18 @@ class SetEpochCallback(TrainerCallback):
     """
     Sets the epoch before the loader's iterator is made: `set_epoch` does not reach a sampler of one's own after a
     resume halfway through an epoch on several processes.
-
-    Args:
-        loaders ([`DataLoaders`]): Whose order of rows it is.
     """
 
     def __init__(self, loaders: DataLoaders) -> None:
         self.loaders = loaders
         self._epoch = self._skipped = 0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self._epoch = int(state.epoch or 0)
         steps = 0 if args.ignore_data_skip else state.global_step % self.loaders.steps_per_epoch()
         self._skipped = steps * args.gradient_accumulation_steps
 
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         order = self.loaders.order
         order.epoch = self._epoch
         if isinstance(order, StreamingDataset):  # a stream does not decode what a resumed run skips

@@ -5,13 +5,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState
 
 from conr_hf.training.checkpoints import last_complete_checkpoint
 from conr_hf.utils.distributed import gather_objects
@@ -20,12 +19,7 @@ _SAME = 1.0  # seconds within which a signal is the first one again, as a launch
 
 
 class InterruptCallback(TrainerCallback):
-    """
-    Stops training after SIGINT or SIGTERM, on all processes at once, when the step is done and a checkpoint saved.
-
-    Args:
-        trainer (`Trainer`): Whose run it is.
-    """
+    """After SIGINT or SIGTERM, stops all processes at once when the step is done and a checkpoint of it saved."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
@@ -36,43 +30,31 @@ class InterruptCallback(TrainerCallback):
         """Takes the signal that all processes agree on, 0 for none; the NaN guard reduces it with its own flags."""
         self._agreed = max(self._agreed, number)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self._agreed, self._stopping = 0, False
         self.signals.received = 0  # of an earlier run; a search does not begin with them
         if not state.is_hyper_param_search:  # which cannot be resumed
             self.signals.begin()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         # At the end of an epoch, what is due then comes first: a resumed run would not make up for it.
         if self._agreed and state.epoch % 1 and not control.should_training_stop:
             self._stopping = control.should_save = True
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if self._agreed and (not state.epoch % 1 or control.should_training_stop):
             self._stopping = control.should_save = True
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_evaluate(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if self.trainer.is_in_train:  # a signal that came meanwhile need not wait for another step
             self._agreed = max(self._agreed, *gather_objects(self.signals.received))
             if self._agreed:
                 self._stopping = control.should_save = True
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if self._stopping:
             self.trainer.callback_handler.on_train_end(args, state, control)
             self._stop(Path(str(args.output_dir), f"checkpoint-{state.global_step}"))
-
-    def end(self) -> None:
-        """After training, also where it was cut short: signals do again what they did before."""
-        self.signals.end()
 
     def stop_if_asked(self) -> None:
         """After training, for a signal that came after its last step."""
@@ -83,11 +65,9 @@ class InterruptCallback(TrainerCallback):
     def _stop(self, checkpoint: Path | None) -> None:
         trainer = self.trainer
         trainer.accelerator.wait_for_everyone()  # the launcher ends all processes with the first
-        sentence = f"Stopped by {signal.Signals(self._agreed).name} after step {trainer.state.global_step}. "
-        if checkpoint is None:
-            sentence += "No checkpoint was saved."
-        else:
-            sentence += f"The checkpoint is {checkpoint}; go on with --resume_from_checkpoint true."
+        saved = f"The checkpoint is {checkpoint}; go on with --resume_from_checkpoint true."
+        end = "No checkpoint was saved." if checkpoint is None else saved
+        sentence = f"Stopped by {signal.Signals(self._agreed).name} after step {trainer.state.global_step}. {end}"
         if trainer.is_world_process_zero():
             print(f"\n{sentence}", file=sys.stderr, flush=True)
         raise KeyboardInterrupt(sentence) if self._agreed == signal.SIGINT else SystemExit(128 + self._agreed)
@@ -96,10 +76,9 @@ class InterruptCallback(TrainerCallback):
 class SignalHandler:
     """
     Notes SIGINT (Ctrl-C) and SIGTERM between `begin` and `end`, in place of the handlers that were there. A second
-    signal, a second or more after the first, does at once what it did before.
-
-    Signals that are ignored, as Ctrl-C is by a command in the background of a script, stay ignored. Python allows
-    handlers in the main thread alone; in others nothing is noted.
+    signal, a second or more after the first, does at once what it did before. Signals that are ignored, as Ctrl-C is
+    by a command in the background of a script, stay ignored. Python allows handlers in the main thread alone; in
+    others nothing is noted.
     """
 
     def __init__(self) -> None:
@@ -127,8 +106,14 @@ class SignalHandler:
         if not self._previous or sys.platform == "win32" or signal.SIGCHLD in self._previous:
             return
         handler = signal.getsignal(signal.SIGCHLD)
-        if callable(handler):
-            self._previous[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, _quiet(handler))
+        if not callable(handler):
+            return
+
+        def quiet(number: int, frame: FrameType | None) -> None:
+            with suppress(RuntimeError):  # of torch
+                handler(number, frame)
+
+        self._previous[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, quiet)
 
     def end(self) -> None:
         """Puts the handlers back."""
@@ -148,11 +133,3 @@ class SignalHandler:
         elif now - self._received_at >= _SAME:
             self.end()
             signal.raise_signal(number)
-
-
-def _quiet(handler: Callable[[int, FrameType | None], Any]) -> Callable[[int, FrameType | None], Any]:
-    def call(number: int, frame: FrameType | None) -> None:
-        with suppress(RuntimeError):  # of torch
-            handler(number, frame)
-
-    return call

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.utils import logging
 
 from conr_hf.training.callbacks.interrupt import InterruptCallback
@@ -43,22 +43,17 @@ class NanGuardCallback(TrainerCallback):
 
     Where `Trainer` does not read each loss (`logging_nan_inf_filter` is false) on an accelerator, the host must not
     wait for it either, unless steps may be skipped: a step is then checked one step later, and before it is logged or
-    saved.
-
-    Args:
-        trainer (`Trainer`): Whose run it is.
-        loaders ([`DataLoaders`]): Knows the rows of a batch.
-        interrupt ([`InterruptCallback`]): Is given the signal that the processes agree on, in the same exchange.
+    saved. The signal that the processes agree on comes with the same exchange, and goes to `interrupt`.
     """
 
     def __init__(self, trainer: Trainer, loaders: DataLoaders, interrupt: InterruptCallback) -> None:
         self.trainer, self.loaders, self.interrupt = trainer, loaders, interrupt
-        self.skips = False  # the step that is under way
         self._begin()
 
     def _begin(self) -> None:
         self._step, self._unchecked = _Step(), _Step()
-        self.skips, self._in_a_row = False, 0
+        self.skips = False  # the step that is under way
+        self._in_a_row = 0
         self._buffers = Snapshot(())
 
     def record(self, loss: Tensor, batch: dict[str, Any]) -> None:
@@ -74,11 +69,7 @@ class NanGuardCallback(TrainerCallback):
 
     def check(self) -> None:
         """
-        Looks at what was recorded.
-
-        Raises:
-            `FloatingPointError`: for a loss or gradient that is not finite, unless its step is to be skipped; it names
-                the rows and the last complete checkpoint.
+        Raises `FloatingPointError` for a recorded loss or gradient that is not finite, unless its step is skipped.
         """
         step, self._unchecked = self._unchecked, _Step()
         if step.flags is None:
@@ -102,40 +93,23 @@ class NanGuardCallback(TrainerCallback):
             f"{message}: training diverged. Lower learning_rate, or look at these rows.{before} {go_on}"
         )
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self._begin()
 
-    def on_step_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_step_begin(self, args: Any, state: TrainerState, control: Any, model: Any = None, **kwargs: Any) -> None:
         if self._may_skip():
-            assert model is not None
             self._buffers = Snapshot(model.buffers())
 
     def on_pre_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        optimizer: torch.optim.Optimizer | None = None,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: Any, optimizer: Any = None, **kwargs: Any
     ) -> None:
         step, self._step = self._step, _Step()
         step.number, step.epoch = state.global_step + 1, self.loaders.order.epoch
         self.skips = False
         bad_loss = ~torch.stack(step.losses).isfinite().all()
-        received, bad_gradient = (  # a fill waits for no device
-            torch.full((), value, device=bad_loss.device) for value in (float(self.interrupt.signals.received), 0.0)
-        )
-        if step.grad_norm is not None:
-            bad_gradient = ~step.grad_norm.isfinite()
+        bad_gradient = torch.zeros_like(bad_loss) if step.grad_norm is None else ~step.grad_norm.isfinite()
+        # A fill waits for no device.
+        received = torch.full((), float(self.interrupt.signals.received), device=bad_loss.device)
         step.flags = torch.stack([received, bad_loss.float(), bad_gradient.float()])
         if world_size() > 1:
             dist.all_reduce(step.flags, dist.ReduceOp.MAX)
@@ -146,16 +120,13 @@ class NanGuardCallback(TrainerCallback):
             self.check()
             self._unchecked = step
         if self.skips:
-            assert optimizer is not None
             optimizer.zero_grad()  # without gradients it has nothing to do
             self._buffers.restore()
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.check()
 
-    def _waits(self, args: TrainingArguments) -> bool:
+    def _waits(self, args: Any) -> bool:
         """Whether the host waits for each step's loss anyway, or must, before the optimizer's step."""
         return args.device.type == "cpu" or args.logging_nan_inf_filter or self._may_skip()
 

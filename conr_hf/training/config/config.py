@@ -22,12 +22,7 @@ logger = logging.get_logger(__name__)
 # Metrics that should be small, and those that should be large.
 ERRORS = ("mae", "mse", "rmse", "gm", "bmae", "abs_rel", "log10", "error", "loss")
 AGREEMENTS = ("pearson", "spearman", "delta1", "delta2", "delta3")
-_EVALUATION = {
-    "eval_strategy": "no",
-    "save_strategy": "steps",
-    "save_steps": 500,
-    "load_best_model_at_end": False,
-}
+_EVALUATION = {"eval_strategy": "no", "save_strategy": "steps", "save_steps": 500, "load_best_model_at_end": False}
 
 
 @with_help
@@ -176,10 +171,7 @@ class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
             setattr(self, name, None)
 
     def check(self) -> None:
-        """
-        Raises:
-            `ValueError`: for a value that a setting cannot have; the sentence says which it may have.
-        """
+        """Refuses values that a setting cannot have; the sentence says which it may have."""
         strategies = {"eval_strategy": tuple(IntervalStrategy), "save_strategy": tuple(SaveStrategy)}
         check_choices(self, {"train_sampling_strategy": ("random", "sequential"), **strategies})
         if self.resample not in (None, "none") and self.train_sampling_strategy != "random":
@@ -188,22 +180,26 @@ class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
                 "are drawn by weight have no order. Set one of them to its default."
             )
         check_not_negative(self, "conr_weight", "conr_window", "conr_push_scale", "learning_rate", "weight_decay")
+        check_not_negative(self, "conr_pixels")
         check_positive(self, "conr_temperature")
-        if self.conr_pixels < 0:
-            raise ValueError(f"conr_pixels is {self.conr_pixels}; it must be 0 or more.")
-        for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "forward_batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be 1 or more.")
         self.check_data(self.loss_space)
         if self.conr_distance == "angular" and len(self.label_columns) != 2:
             raise ValueError(
                 f"conr_distance is angular, the angle between directions, but label_columns is {self.label_columns}; "
                 "name two columns, pitch and yaw in radians."
             )
-        if self.forward_batch_size is not None and self.forward_batch_size < 1:
-            raise ValueError(f"forward_batch_size is {self.forward_batch_size}; it must be 1 or more.")
-        if self.lr_drop_epochs is not None:
-            self._check_drops(self.lr_drop_epochs)
+        epochs = self.lr_drop_epochs
+        if epochs is not None and (not epochs or epochs != sorted(set(epochs)) or epochs[0] < 1):
+            raise ValueError(f"lr_drop_epochs is {epochs}; give rising numbers of epochs from 1 on, as in 60 80.")
+        if epochs is not None and self.lr_scheduler_type != "linear":
+            raise ValueError(
+                f"lr_drop_epochs is {epochs} and lr_scheduler_type {self.lr_scheduler_type!s}, which each set the "
+                "learning rate. Leave one of them out."
+            )
         if self.model_card_template is not None:
             read_template(self.model_card_template)
         if self.remove_unused_columns:
@@ -211,30 +207,15 @@ class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
         self.check_methods(self.label_columns, self.conr_weight)
         needs = self.method_needs(self.conr_weight, self.conr_reweight)
         warn_without_effect(self, {**needs, "label_scale": (not self.scale_each, "scale_each false")})
-        whole = {"prediction_loss_only": False, "eval_do_concat_batches": True}
-        for name, needed in whole.items():
+        for name, needed in {"prediction_loss_only": False, "eval_do_concat_batches": True}.items():
             if getattr(self, name) is not needed:
                 raise ValueError(
                     f"{name} is {str(not needed).lower()}; it must be {str(needed).lower()}, since shots need all "
                     "predictions at once."
                 )
 
-    def _check_drops(self, epochs: list[int]) -> None:
-        if not epochs or epochs != sorted(set(epochs)) or epochs[0] < 1:
-            raise ValueError(f"lr_drop_epochs is {epochs}; give rising numbers of epochs from 1 on, as in 60 80.")
-        if self.lr_scheduler_type != "linear":
-            raise ValueError(
-                f"lr_drop_epochs is {epochs} and lr_scheduler_type {self.lr_scheduler_type!s}, which each set the "
-                "learning rate. Leave one of them out."
-            )
-
     def with_evaluation_defaults(self, evaluation_sets: list[str] | None) -> "ConRConfig":
-        """
-        A copy whose unset evaluation fields are settled; what the user set stays.
-
-        Args:
-            evaluation_sets (`list[str]`, *optional*): Names of the evaluation sets, `[""]` for one without a name.
-        """
+        """A copy with settled evaluation fields, for evaluation sets of these names (`[""]`: one without a name)."""
         args = copy.copy(self)
         if args.save_strategy is None and args.save_steps is not None:
             args.save_strategy = SaveStrategy.STEPS
@@ -252,7 +233,9 @@ class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
         chooses = evaluates and bool(evaluation_sets)
         if args.load_best_model_at_end is None:
             args.load_best_model_at_end = chooses and args.save_strategy != "no"
-            if args.load_best_model_at_end and not args._saves_what_it_evaluates():
+            between = args.save_strategy == "steps" and (args.save_steps or 1) % (args.eval_steps or 1)
+            coincide = args.save_strategy == "best" or (args.save_strategy == args.eval_strategy and not between)
+            if args.load_best_model_at_end and not coincide:
                 logger.warning(
                     f"No best model is kept, as saves ({args.save_strategy!s}, {args.save_steps} steps) and "
                     f"evaluations ({args.eval_strategy!s}, {args.eval_steps} steps) do not coincide."
@@ -276,9 +259,3 @@ class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
     def own_fields(cls) -> list[str]:
         """Names of the fields that `TrainingArguments` lacks, or has with another default."""
         return [*cls.__annotations__, *DataConfig.__annotations__, *MethodConfig.__annotations__]
-
-    def _saves_what_it_evaluates(self) -> bool:
-        if self.save_strategy == "best":
-            return True
-        between = (self.save_steps or 1) % (self.eval_steps or 1)
-        return self.save_strategy == self.eval_strategy and not (self.save_strategy == "steps" and between)

@@ -116,11 +116,13 @@ class MethodConfig:
     layer_decay: float | None = None
     ema_decay: float | None = None
 
+    @property
+    def only_head_trains(self) -> bool:
+        """Whether the backbone is frozen."""
+        return self.freeze_backbone or self.retrain_head
+
     def check_methods(self, label_columns: list[str], conr_weight: float) -> None:
-        """
-        Raises:
-            `ValueError`: for a value that a setting cannot have, and for methods that contradict each other.
-        """
+        """Refuses values that a setting cannot have, and methods that contradict each other."""
         check_not_negative(self, "noise_learning_rate", "ranksim_weight", "rnc_weight", "cmixup_alpha")
         check_positive(self, "huber_delta", "focal_beta", "noise_sigma", "lds_sigma", "fds_sigma")
         check_positive(self, "ranksim_interpolation", "rnc_temperature", "cmixup_bandwidth", "gai_components")
@@ -142,7 +144,7 @@ class MethodConfig:
                 f"{' and '.join(corrections)} each correct the base loss for the labels' imbalance, and together they "
                 "do it twice. Keep one of them; conr_reweight goes with any."
             )
-        if self.freeze_backbone or self.retrain_head:
+        if self.only_head_trains:
             conr_weight = 0.0  # it has a weight by default, and is skipped
         no_label = "a mixture of two images has no label that its features could be compared by"
         unmixed = {
@@ -170,11 +172,10 @@ class MethodConfig:
 
     def method_needs(self, conr_weight: float, conr_reweight: str) -> dict[str, tuple[bool, str]]:
         """By option, whether it has an effect beside the others, and what it needs for that."""
-        only_head = self.freeze_backbone or self.retrain_head
-        conr_weight = 0.0 if only_head else conr_weight
+        conr_weight = 0.0 if self.only_head_trains else conr_weight
         density = [self.reweight, self.resampling(conr_weight), *([conr_reweight] if conr_weight > 0 else [])]
         balanced = self.base_loss in BALANCED_LOSSES, "base_loss bmc, gai or bni"
-        backbone = not only_head, "a backbone that is trained"
+        backbone = not self.only_head_trains, "a backbone that is trained"
         return {
             "huber_delta": (self.base_loss == "huber", "base_loss huber"),
             "focal_beta": (self.base_loss in ("focal_l1", "focal_mse"), "base_loss focal_l1 or focal_mse"),
@@ -199,7 +200,7 @@ class MethodConfig:
 
     def rank_n_contrast_weight(self, conr_weight: float) -> float:
         """`rnc_weight`, or what it is if unset; 0 where only the head is trained."""
-        if self.freeze_backbone or self.retrain_head:
+        if self.only_head_trains:
             return 0.0
         if self.rnc_weight is not None:
             return self.rnc_weight

@@ -63,10 +63,7 @@ class ResolvedConfig:
 
     def to_common_scale(self, values: Tensor) -> Tensor:
         """
-        Labels, predictions or their differences with dimensions of one scale, the label scale.
-
-        Args:
-            values (`torch.Tensor` of shape `(M,)` or `(M, T)`): In label units.
+        Labels, predictions or their differences, `(M,)` or `(M, T)`, with dimensions of one scale, the label scale.
         """
         if all(scale == 1 for scale in self.relative_scales):
             return values
@@ -75,21 +72,9 @@ class ResolvedConfig:
 
 def resolve(args: ConRConfig, labels: np.ndarray, may_resample: bool = True, of_maps: bool = False) -> ResolvedConfig:
     """
-    Derives the unset settings.
-
-    Args:
-        args (`ConRConfig`): The user's settings; not changed.
-        labels (`np.ndarray` of shape `(N,)` or `(N, T)`): Training labels, in label units.
-        may_resample (`bool`, *optional*, defaults to `True`): Rows can be drawn at will, and the user weighs none.
-        of_maps (`bool`, *optional*, defaults to `False`):
-            The labels are those of pixels, with which neither resampling nor Rank-N-Contrast goes unless it is set.
-
-    Raises:
-        `ValueError`: if `loss_space` is `"log1p"` and a label is negative.
-
-    Example:
-        >>> resolve(ConRConfig(), np.array([20.0, 40.0, 60.0])).window
-        0.4
+    Derives the unset settings from training labels of shape `(N,)` or `(N, T)`, in label units. `may_resample`: rows
+    can be drawn at will, and the user weighs none. `of_maps`: the labels are those of pixels, with which neither
+    resampling nor Rank-N-Contrast goes unless it is set. A negative label under `log1p` is a `ValueError`.
     """
     columns = labels.reshape(len(labels), -1).astype(np.float64)  # (N, T)
     if args.loss_space == "log1p" and columns.min() < 0:
@@ -108,7 +93,7 @@ def resolve(args: ConRConfig, labels: np.ndarray, may_resample: bool = True, of_
     if args.loss_space == "log1p":
         loss_scale = float(np.sqrt(np.log1p(columns).var(0).mean())) or 1.0
     inverse_range = 1 / label_range if label_range > 0 else 0.0
-    weight = 0.0 if args.freeze_backbone or args.retrain_head else args.conr_weight
+    weight = 0.0 if args.only_head_trains else args.conr_weight
     may_resample = may_resample and args.train_sampling_strategy == "random" and not of_maps
     return ResolvedConfig(
         label_columns=tuple(args.label_columns),

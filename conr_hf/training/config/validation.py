@@ -34,26 +34,18 @@ def validate_run(
     global_batch: int,
     label_distance: Callable[[Tensor, Tensor], Tensor] | None,
 ) -> None:
-    """
-    Checks what `train()` is about to start: settings, model and labels together.
-
-    Args:
-        trainer (`Trainer`): Has the model and its image processor.
-        args ([`ConRConfig`]): The run's settings.
-        data ([`DataModule`]): Its data, which was read.
-        head (`Head`): The model's head.
-        metrics ([`ComputeMetrics`]): With the user's own metrics.
-        global_batch (`int`): Samples of a micro-batch over all processes.
-        label_distance (`Callable`, *optional*): The user's own.
-
-    Raises:
-        `ValueError`: for what would be ignored or wrong.
-    """
+    """Refuses what `train()` would ignore or do wrong: settings, model and labels together."""
     model = type(trainer.model).__name__
     args.check()  # a search or the user may have set others since
     check_label_kind(model, head, data.labels_are_maps, args.label_columns)
     metrics.check()
-    check_batches(args, global_batch, data.training_rows())
+    has_lone_sample = data.training_rows() % global_batch == 1 and not args.dataloader_drop_last
+    if args.base_loss == "bmc" and (global_batch == 1 or has_lone_sample):
+        which = "a batch" if global_batch == 1 else "the last batch of an epoch"
+        raise ValueError(
+            f"base_loss is bmc, which compares the samples of a batch, and {which} has one sample. Set "
+            "per_device_train_batch_size to another size, or dataloader_drop_last to true."
+        )
     check_gaze_labels(data.all_labels(), args, metrics.own is not None)
     if isinstance(head, MapHead):
         check_dense_settings(args, trainer.processing_class)
@@ -64,16 +56,7 @@ def validate_run(
 
 
 def check_settings(trainer: Trainer, args: ConRConfig, data: DataModule, made_optimizer: bool) -> None:
-    """
-    Args:
-        trainer (`Trainer`): With its accelerator, and what its user gave it.
-        args ([`ConRConfig`]): The run's settings.
-        data ([`DataModule`]): Its data sets.
-        made_optimizer (`bool`): Whether the trainer itself made the optimizer that it has.
-
-    Raises:
-        `ValueError`: for what would be ignored or wrong.
-    """
+    """Refuses settings that would be ignored or do wrong; `made_optimizer`: the trainer itself made its optimizer."""
     mixed_precision = trainer.accelerator.mixed_precision
     is_sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     own_loss, own_collator = trainer.compute_loss_func is not None, data.data_collator is not None
@@ -126,35 +109,8 @@ def check_settings(trainer: Trainer, args: ConRConfig, data: DataModule, made_op
             )
 
 
-def check_batches(args: ConRConfig, batch: int, rows: int) -> None:
-    """
-    Args:
-        args ([`ConRConfig`]): The run's settings.
-        batch (`int`): Samples of a micro-batch over all processes.
-        rows (`int`): Samples of an epoch.
-
-    Raises:
-        `ValueError`: if `base_loss` is `"bmc"` and some micro-batch holds one sample.
-    """
-    if args.base_loss == "bmc" and (batch == 1 or (rows % batch == 1 and not args.dataloader_drop_last)):
-        which = "a batch" if batch == 1 else "the last batch of an epoch"
-        raise ValueError(
-            f"base_loss is bmc, which compares the samples of a batch, and {which} has one sample. Set "
-            "per_device_train_batch_size to another size, or dataloader_drop_last to true."
-        )
-
-
 def check_label_kind(model: str, head: Head, labels_are_maps: bool, columns: list[str]) -> None:
-    """
-    Args:
-        model (`str`): The class of the model.
-        head (`Head`): Its head.
-        labels_are_maps (`bool`): Whether the labels are maps.
-        columns (`list[str]`): The label columns.
-
-    Raises:
-        `ValueError`: if the model and the labels are not both of maps, or both of numbers.
-    """
+    """Refuses a model and labels that are not both of maps, or both of numbers."""
     named = ", ".join(columns)
     if labels_are_maps and not isinstance(head, MapHead):
         raise ValueError(
@@ -169,11 +125,7 @@ def check_label_kind(model: str, head: Head, labels_are_maps: bool, columns: lis
 
 
 def check_dense_settings(args: ConRConfig, processor: Any) -> None:
-    """
-    Raises:
-        `ValueError`: for a method that maps have no form of, and for a processor that shows the model a part of the
-            image.
-    """
+    """Refuses methods that maps have no form of, and a processor that shows the model a part of the image."""
     forms = {
         "cmixup_alpha": (args.cmixup_alpha > 0, "0"),
         "ranksim_weight": (args.ranksim_weight > 0, "0"),
@@ -196,15 +148,7 @@ def check_dense_settings(args: ConRConfig, processor: Any) -> None:
 
 
 def check_output_range(model: str, head: MapHead, labels: np.ndarray) -> None:
-    """
-    Args:
-        model (`str`): The class of the model.
-        head ([`MapHead`]): Its head.
-        labels (`np.ndarray` of shape `(P,)`): Labels of pixels, in label units.
-
-    Raises:
-        `ValueError`: if the model cannot predict some of the labels.
-    """
+    """Refuses a model that cannot predict some of the labels of pixels, `(P,)`, in label units."""
     low, high = float(labels.min()), float(labels.max())
     if head.link != "identity" and low < 0:
         raise ValueError(
@@ -219,17 +163,7 @@ def check_output_range(model: str, head: MapHead, labels: np.ndarray) -> None:
 
 
 def check_gaze_labels(labels: dict[str, np.ndarray], args: ConRConfig, has_own_metrics: bool) -> None:
-    """
-    Warns of pitch and yaw that are no radians.
-
-    Args:
-        labels (`dict[str, np.ndarray]`): By the name of their data set, of shape `(N, T)`, in label units.
-        args ([`ConRConfig`]): The settings.
-        has_own_metrics (`bool`): Whether the user has metrics of their own.
-
-    Raises:
-        `ValueError`: for labels that are no radians where `conr_distance` or `metric_for_best_model` need them.
-    """
+    """Warns of pitch and yaw, `(N, T)` by data set, that are no radians; refuses them where radians are needed."""
     is_gaze, angles_choose = args.label_columns == GAZE, str(args.metric_for_best_model).endswith("angular_error")
     if angles_choose and not is_gaze and not has_own_metrics:
         raise ValueError(
@@ -256,9 +190,6 @@ def check_processes(args: TrainingArguments) -> None:
     """
     Stops a run that the launcher and the process group see differently: as many separate runs that write over each
     other, or as one process that spreads a batch over several GPUs and loses the features.
-
-    Raises:
-        `ValueError`: with the line to start with instead, and for other `TrainingArguments` than a [`ConRConfig`].
     """
     if not isinstance(args, ConRConfig):
         raise ValueError(f"args is a {type(args).__name__}; it must be a ConRConfig, which takes the same fields.")

@@ -23,10 +23,6 @@ class BaseLoss:
     """
     The weighted base loss of a batch: a sample is the mean of its views; a view of a map is the sum over its labelled
     pixels, divided by the number that a view usually has of them.
-
-    Args:
-        args ([`ConRConfig`]): The run's settings.
-        data ([`DataModule`]): The training labels, their bins and the settings derived from them.
     """
 
     def __init__(self, args: ConRConfig, data: DataModule) -> None:
@@ -41,7 +37,7 @@ class BaseLoss:
             )
 
     def __call__(self, batch: Batch) -> Tensor:
-        """This process's part of the mean base loss over the step's samples: `torch.Tensor`, a scalar."""
+        """This process's part of the mean base loss over the step's samples, a scalar."""
         predictions, labels, weights = batch.predictions, batch.labels, batch.sample_shares()
         if batch.is_map:
             predictions, labels, valid = labelled_pixels(predictions, labels)
@@ -63,21 +59,10 @@ class BaseLoss:
 
 
 def evaluation_loss(
-    predictions: Tensor,
-    labels: Tensor,
-    resolved: ResolvedConfig,
-    outputs: Any,
-    own_loss: Callable[..., Tensor] | None,
+    predictions: Tensor, labels: Tensor, resolved: ResolvedConfig, outputs: Any, own_loss: Callable[..., Tensor] | None
 ) -> Tensor:
     """
-    The mean of [`base_loss`] over a batch's rows, or labelled pixels; or the user's own loss.
-
-    Args:
-        predictions (`torch.Tensor` of shape `(M,)`, `(M, T)` or `(M, H, W)`): In label units.
-        labels (`torch.Tensor` like `predictions`): In label units; NaN where a pixel has none.
-        resolved ([`ResolvedConfig`]): Names the loss and holds the label scale.
-        outputs (`ModelOutput`): What the model returned, for a loss of the user's own.
-        own_loss (`Callable`, *optional*): The user's own.
+    The mean of [`base_loss`] over a batch's rows, or labelled pixels (the others are NaN); or the user's own loss.
     """
     if own_loss is not None:
         set_outputs(outputs, predictions)
@@ -103,16 +88,10 @@ def labelled_pixels(predictions: Tensor, maps: Tensor) -> tuple[Tensor, Tensor, 
 
 def base_loss(predictions: Tensor, labels: Tensor, resolved: ResolvedConfig) -> Tensor:
     """
-    The base loss of each row, on residuals divided by the label scale, or each dimension's own with `scale_each`.
+    The base loss of each row, `(M,)`, without unit, a mean over label dimensions: of residuals divided by the label
+    scale, or each dimension's own with `scale_each`. Predictions and labels are `(M,)` or `(M, T)`, in label units.
 
-    Args:
-        predictions (`torch.Tensor` of shape `(M,)` or `(M, T)`): In label units.
-        labels (`torch.Tensor` like `predictions`): In label units.
-        resolved ([`ResolvedConfig`]): Names the loss and holds the label scale.
-
-    Returns:
-        `torch.Tensor` of shape `(M,)`, without unit, mean over label dimensions. Balanced MSE is that of a training
-        set's density; here, as in evaluation, it is the plain squared error.
+    Balanced MSE is that of a training set's density; here, as in evaluation, it is the plain squared error.
     """
     scale = resolved.loss_scale
     if resolved.loss_space == "log1p":
@@ -138,16 +117,7 @@ class BalancedMSE:
 
     The noise is no parameter of the model, so that checkpoints stay vanilla. Its gradient is taken from the loss
     alone, where neither loss scaling nor a wrapper of the model reaches it, and its logarithm is what is learned, so
-    that a step is a share of it whatever the label unit.
-
-    Args:
-        resolved ([`ResolvedConfig`]): Names the form and the noise at the start.
-        labels (`np.ndarray` of shape `(N,)` or `(N, T)`): Training labels, in label units.
-        bins ([`Bins`]): Their bins.
-        device (`torch.device`): Where training runs.
-        components (`int`): Components of GAI's mixture.
-        learning_rate (`float`): Of the noise's logarithm; 0 keeps it.
-        seed (`int`): Of the mixture's fit.
+    that a step is a share of it whatever the label unit; `learning_rate` is the logarithm's, and 0 keeps it.
 
     Source: Ren et al., "Balanced MSE for Imbalanced Visual Regression", CVPR 2022, arXiv 2203.16427.
     """
@@ -155,12 +125,12 @@ class BalancedMSE:
     def __init__(
         self,
         resolved: ResolvedConfig,
-        labels: np.ndarray,
-        bins: Bins,
+        labels: np.ndarray,  # of the training set, (N,) or (N, T), in label units
+        bins: Bins,  # of these labels
         device: torch.device,
-        components: int,
+        components: int,  # of GAI's mixture
         learning_rate: float,
-        seed: int,
+        seed: int,  # of the mixture's fit
     ) -> None:
         self.resolved = resolved
         rows = torch.from_numpy(labels.reshape(len(labels), -1).astype(np.float64))  # (N, T)
@@ -191,20 +161,18 @@ class BalancedMSE:
 
     def __call__(self, predictions: Tensor, labels: Tensor, candidates: Tensor, factors: Tensor) -> Tensor:
         """
-        The loss of each row; the gradient in the noise is put aside for [`~BalancedMSE.take_gradient`].
-
-        Args:
-            predictions (`torch.Tensor` of shape `(M,)` or `(M, T)`): In label units.
-            labels (`torch.Tensor` like `predictions`): In label units.
-            candidates (`torch.Tensor` of shape `(K,)` or `(K, T)`): Labels of all samples of all processes; BMC alone
-                reads them.
-            factors (`torch.Tensor` of shape `(M,)`): What each row's loss is multiplied by in the step's loss.
-
-        Returns:
-            `torch.Tensor` of shape `(M,)`, without unit.
+        The loss of each row, `(M,)`, without unit; the gradient in the noise is put aside for
+        [`~BalancedMSE.take_gradient`]. All labels are in label units; BMC alone reads `candidates`, those of all
+        samples of all processes. `factors` are what each row's loss is multiplied by in the step's loss.
         """
         log_noise = self._log_noise.detach().requires_grad_()
-        losses = self._loss(predictions, labels, candidates, log_noise.exp())
+        predictions, labels = self._standardised(predictions), self._standardised(labels)
+        if self.resolved.base_loss == "gai":
+            losses = gai(predictions, labels, self._mixture, log_noise.exp())
+        elif self.resolved.base_loss == "bni":
+            losses = bni(predictions, labels, self._centres, self._frequencies, log_noise.exp())
+        else:
+            losses = bmc(predictions, labels, self._standardised(candidates), log_noise.exp())
         if self._optimizer.param_groups[0]["lr"] > 0:
             self._gradient += torch.autograd.grad((losses * factors).sum(), log_noise, retain_graph=True)[0]
         return losses
@@ -233,14 +201,6 @@ class BalancedMSE:
         adam = {name: value if name == "step" else value.to(device) for name, value in state.items()}
         adam.pop("log_noise")
         self._optimizer.state[self._log_noise] = adam
-
-    def _loss(self, predictions: Tensor, labels: Tensor, candidates: Tensor, noise: Tensor) -> Tensor:
-        predictions, labels = self._standardised(predictions), self._standardised(labels)
-        if self.resolved.base_loss == "gai":
-            return gai(predictions, labels, self._mixture, noise)
-        if self.resolved.base_loss == "bni":
-            return bni(predictions, labels, self._centres, self._frequencies, noise)
-        return bmc(predictions, labels, self._standardised(candidates), noise)
 
     def _standardised(self, values: Tensor) -> Tensor:
         rows = values.reshape(len(values), len(self._mean))  # of no rows, too: a process may hold repeats alone

@@ -13,50 +13,28 @@ _OURS = ("labels", "pixel_values", "position", "sample_weight")  # of a batch; w
 
 
 class Forwarded(NamedTuple):
-    """
-    What the forward over M views gives.
+    """What the forward over M views gives; labels and predictions are in label units."""
 
-    Args:
-        features (`torch.Tensor` of shape `(M, D)`, or `(M, D, h, w)` of maps): What the head reads.
-        predictions (`torch.Tensor` of shape `(M,)`, `(M, T)` or `(M, H, W)`): In label units.
-        labels (`torch.Tensor` like `predictions`): In label units; NaN where a pixel has none.
-        outputs (`ModelOutput`, *optional*): What the model returned, for a loss of the user's own.
-    """
-
-    features: Tensor
-    predictions: Tensor
-    labels: Tensor
-    outputs: Any = None
+    features: Tensor  # (M, D), or (M, D, h, w) of maps: what the head reads
+    predictions: Tensor  # (M,), (M, T) or (M, H, W)
+    labels: Tensor  # like predictions; NaN where a pixel has none
+    outputs: Any = None  # the model's, for a loss of the user's own
 
 
 @dataclass(frozen=True)
 class Batch:
-    """
-    A micro-batch of B samples in V views each, after the forward.
+    """A micro-batch of B samples in V views each, after the forward; labels and predictions are in label units."""
 
-    Args:
-        features (`torch.Tensor` of shape `(B * V, D)`, or `(B * V, D, h, w)` of maps): What the head reads.
-        predictions (`torch.Tensor` of shape `(B * V,)`, `(B * V, T)` or `(B * V, H, W)`): In label units.
-        labels (`torch.Tensor` like `predictions`): In label units; NaN where a pixel has none.
-        outputs (`ModelOutput`, *optional*): What the model returned, for a loss of the user's own.
-        sample_weight (`torch.Tensor` of shape `(B,)`, *optional*): The user's weights.
-        counts (`list[int]`): How many of its B samples count, on each process; the rest repeat others.
-        total (`int` or `torch.Tensor`): Samples of the whole step, over micro-batches and processes.
-        views (`int`): Views of each sample (V).
-        position (`int`): Of the first sample in the epoch's global order.
-        labels_by_view (`bool`): Whether each view has labels of its own, as where a map is shifted with its image.
-    """
-
-    features: Tensor
-    predictions: Tensor
-    labels: Tensor
-    outputs: Any
-    sample_weight: Tensor | None
-    counts: list[int]
-    total: Tensor | int
-    views: int
-    position: int
-    labels_by_view: bool
+    features: Tensor  # (B * V, D), or (B * V, D, h, w) of maps: what the head reads
+    predictions: Tensor  # (B * V,), (B * V, T) or (B * V, H, W)
+    labels: Tensor  # like predictions; NaN where a pixel has none
+    outputs: Any  # the model's, for a loss of the user's own
+    sample_weight: Tensor | None  # (B,), the user's
+    counts: list[int]  # how many of the B samples count, on each process; the rest repeat others
+    total: Tensor | int  # samples of the whole step, over micro-batches and processes
+    views: int  # of each sample (V)
+    position: int  # of the first sample in the epoch's global order
+    labels_by_view: bool  # each view has its own labels, as where a map is shifted with its image
 
     @property
     def is_map(self) -> bool:
@@ -79,15 +57,8 @@ class Batch:
 
 def forward_views(model: nn.Module, inputs: dict[str, Any], labels: Tensor) -> tuple[Any, Tensor]:
     """
-    One forward over all views of a collated batch.
-
-    Args:
-        model (`nn.Module`): The model, perhaps wrapped.
-        inputs (`dict`): The batch; what it holds beside what we put there is the model's.
-        labels (`torch.Tensor` of shape `(B * V,)`, `(B * V, T)` or `(B * V, H, W)`): Labels of the views.
-
-    Returns:
-        `tuple`: the model's outputs, and its predictions in float32, in the labels' shape.
+    One forward of the model, perhaps wrapped, over all views of a collated batch; what the batch holds beside what we
+    put there is the model's. Returns its outputs, and its predictions in float32, in the shape of the views' labels.
     """
     others = {name: value for name, value in inputs.items() if name not in _OURS}
     # Channels last makes convolutions faster (a step of ResNet-50 by a fifth, of EfficientNet-Lite0 by a third, at 224
@@ -97,22 +68,13 @@ def forward_views(model: nn.Module, inputs: dict[str, Any], labels: Tensor) -> t
     pixels = pixels.reshape(-1, *pixels.shape[-3:]).contiguous(memory_format=torch.channels_last)
     outputs = model(pixel_values=pixels, **others)
     predictions = prediction(outputs).float()
-    is_map = labels.ndim == 3
-    return outputs, resized(predictions, labels.shape[-2:]) if is_map else predictions.reshape(labels.shape)
+    return outputs, resized(predictions, labels.shape[-2:]) if labels.ndim == 3 else predictions.reshape(labels.shape)
 
 
 def collect_batch(
     inputs: dict[str, Any], forwarded: Forwarded, counts: list[int], total: Tensor | int | None
 ) -> Batch:
-    """
-    The batch that losses read.
-
-    Args:
-        inputs (`dict`): The collated batch.
-        forwarded ([`Forwarded`]): What the forward gave.
-        counts (`list[int]`): How many of its samples count, on each process.
-        total (`int` or `torch.Tensor`, *optional*): Samples of the whole step; unset, those of this batch.
-    """
+    """The batch that losses read; `counts` as there, `total` unset for a step of this batch alone."""
     return Batch(
         *forwarded,
         sample_weight=inputs.get("sample_weight"),

@@ -17,8 +17,8 @@ def cached_loss(
     inputs: dict[str, Any],
     size: int,
     forward: Callable[[dict[str, Any]], Forwarded],
-    loss_of: Callable[[Forwarded], Tensor],
-    model: nn.Module,
+    loss_of: Callable[[Forwarded], Tensor],  # of what the forward gives for the whole batch
+    model: nn.Module,  # what `forward` calls, perhaps wrapped
     accelerator: Accelerator,
 ) -> Tensor:
     """
@@ -26,16 +26,7 @@ def cached_loss(
     the loss and its gradients in them, once; then each part again, with graph, which carries these gradients on to the
     parameters. All parts but the last are gone backward through here, and the last by `Trainer`.
 
-    Args:
-        inputs (`dict`): The collated batch.
-        size (`int`): Samples of a part.
-        forward (`Callable`): The forward over the views of a batch.
-        loss_of (`Callable`): The loss of what the forward gives for the whole batch.
-        model (`nn.Module`): What `forward` calls, perhaps wrapped.
-        accelerator (`Accelerator`): Its accelerator.
-
-    Source: Gao et al., ["Scaling Deep Contrastive Learning Batch Size under Memory Limited
-    Setup"](https://arxiv.org/abs/2101.06983).
+    Source: Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", arXiv 2101.06983.
     """
     parts = parts_of(inputs, size)
     states, found = [], []
@@ -92,13 +83,7 @@ def restored_buffers(model: nn.Module) -> Iterator[None]:
 
 
 def parts_of(batch: dict[str, Any], size: int) -> list[dict[str, Any]]:
-    """
-    A batch in parts of `size` samples, the last perhaps smaller; what has no entry for each sample is in all of them.
-
-    Example:
-        >>> [part["labels"].tolist() for part in parts_of({"labels": torch.arange(5)}, 2)]
-        [[0, 1], [2, 3], [4]]
-    """
+    """A batch in parts of `size` samples; what has no entry for each sample is in all of them."""
     count = len(batch["labels"])
 
     def part(value: Any, first: int) -> Any:

@@ -23,18 +23,10 @@ _SUMS = (
 
 
 class LossMeter:
-    """
-    Sums of the logged figures since they were last read.
-
-    Args:
-        args ([`ConRConfig`]): The run's settings.
-        resolved ([`ResolvedConfig`]): What they come to.
-        device (`torch.device`): Where training runs.
-    """
+    """Sums of the logged figures since they were last read."""
 
     def __init__(self, args: ConRConfig, resolved: ResolvedConfig, device: torch.device) -> None:
-        self._args, self._resolved = args, resolved
-        self._device = device
+        self._args, self._resolved, self._device = args, resolved, device
         self._sums: defaultdict[str, Tensor | float] = defaultdict(float)
         self._step: defaultdict[str, Tensor | float] = defaultdict(float)
         self._warned = False
@@ -53,14 +45,11 @@ class LossMeter:
 
     def read(self) -> dict[str, float]:
         """
-        The figures to log, over all micro-batches and processes since the last call, and a new start.
-
-        Returns:
-            `dict[str, float]`: `base_loss`, in label scales for L1; where they were computed, `conr_loss`, `rnc_loss`
-            and `ranksim_loss` without their weights, `conr_anchors`, their share of the rows, and `conr_positives` and
-            `conr_negatives`, means per anchor; `conr_gradient`, the norm of ConR's gradient at the features, times its
-            weight, in that of the base loss, and `conr_cosine`, the cosine between the two; and the same
-            of Rank-N-Contrast, `rnc_gradient` and `rnc_cosine`.
+        The figures to log, over all micro-batches and processes since the last call, and a new start: `base_loss`, in
+        label scales for L1; where they were computed, `conr_loss`, `rnc_loss` and `ranksim_loss` without their
+        weights, `conr_anchors`, their share of the rows, and `conr_positives` and `conr_negatives`, means per anchor;
+        `conr_gradient`, the norm of ConR's gradient at the features, times its weight, in that of the base loss, and
+        `conr_cosine`, the cosine between the two; and the same of Rank-N-Contrast, `rnc_gradient` and `rnc_cosine`.
         """
         own = [torch.as_tensor(self._sums[name], dtype=torch.float32, device=self._device) for name in _SUMS]
         sums = dict(zip(_SUMS, sum_over_processes(torch.stack(own)).tolist(), strict=True))
@@ -68,42 +57,29 @@ class LossMeter:
         figures = {"base_loss": sums["base"] / sums["samples"]} if sums["samples"] else {}  # none with the user's loss
         rows = sums["rows"]
         if rows and self._resolved.weight > 0:
-            figures |= {
-                "conr_loss": sums["conr"] / rows,
-                "conr_anchors": sums["anchors"] / rows,
-                "conr_positives": sums["positives"] / max(sums["anchors"], 1),
-                "conr_negatives": sums["negatives"] / max(sums["anchors"], 1),
-            }
+            figures |= {"conr_loss": sums["conr"] / rows, "conr_anchors": sums["anchors"] / rows}
+            for name in ("positives", "negatives"):
+                figures[f"conr_{name}"] = sums[name] / max(sums["anchors"], 1)
         for name, weight in {"conr": self._resolved.weight, "rnc": self._resolved.rnc_weight}.items():
             if sums["base_gradient"] and weight > 0:
                 figures[f"{name}_gradient"] = math.sqrt(sums[f"{name}_gradient"] / sums["base_gradient"])
                 norms = math.sqrt(sums[f"{name}_gradient"] * sums["base_gradient"])
                 figures[f"{name}_cosine"] = sums[f"{name}_product"] / norms if norms else 0.0
-        self._warn(figures.get("conr_gradient", 0.0))
+        if figures.get("conr_gradient", 0.0) > DOMINATES and not self._warned and rank() == 0:
+            self._warned = True
+            logger.warning(
+                f"ConR's gradient at the features is {figures['conr_gradient']:.1f} times that of the base loss, "
+                f"which may then hardly be learned: lower conr_weight ({self._resolved.weight:g})."
+            )
         if rows and self._resolved.rnc_weight > 0:
             figures["rnc_loss"] = sums["rnc"] / rows
         if rows and self._args.ranksim_weight > 0:
             figures["ranksim_loss"] = sums["ranksim"] / rows
         return figures
 
-    def _warn(self, conr_gradient: float) -> None:
-        if conr_gradient > DOMINATES and not self._warned and rank() == 0:
-            self._warned = True
-            logger.warning(
-                f"ConR's gradient at the features is {conr_gradient:.1f} times that of the base loss, which may "
-                f"then hardly be learned: lower conr_weight ({self._resolved.weight:g})."
-            )
-
 
 class GradientProbe:
-    """
-    Measures the gradients of a batch's losses at the features. It changes none of them, and costs a backward for each
-    loss that it measures.
-
-    Args:
-        batch ([`Batch`]): The batch after the forward.
-        head (`Head`): The model's head, which leads from predictions back to features.
-    """
+    """Measures the gradients of a batch's losses at the features, at the cost of a backward for each loss."""
 
     def __init__(self, batch: Batch, head: Head) -> None:
         self._batch, self._head = batch, head
@@ -112,10 +88,9 @@ class GradientProbe:
 
     def measure_base(self, loss: Tensor, scale: Tensor | float) -> None:
         """Measures the base loss, as a mean over the samples that are compared: times `scale`."""
-        if self._batch.is_map:
-            (gradient,) = torch.autograd.grad(loss, self._batch.features, retain_graph=True)
-        else:
-            (gradient,) = torch.autograd.grad(loss, self._batch.predictions, retain_graph=True)
+        reached = self._batch.features if self._batch.is_map else self._batch.predictions
+        (gradient,) = torch.autograd.grad(loss, reached, retain_graph=True)
+        if not self._batch.is_map:  # from predictions back to features
             gradient = gradient.reshape(len(gradient), -1) @ self._head.weight.detach().flatten(1)
         self._base = gradient * scale
         self.sums["base_gradient"] = self._base.square().sum()

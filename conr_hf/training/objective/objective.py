@@ -14,26 +14,14 @@ from conr_hf.training.data_module import DataModule
 from conr_hf.training.objective.base_loss import BaseLoss, set_outputs
 from conr_hf.training.objective.batch import Batch
 from conr_hf.training.objective.loss_meter import GradientProbe, LossMeter
-from conr_hf.training.objective.pixel_sampling import (
-    ContrastRows,
-    pool_maps,
-    resize_to_features,
-    sample_pixels,
-)
+from conr_hf.training.objective.pixel_sampling import ContrastRows, pool_maps, resize_to_features, sample_pixels
 from conr_hf.utils.distributed import gather_group, gather_rows, rank, sum_over_processes, world_size
 
 
 class Objective:
     """
     The losses of one run, with what they learn beside the model: density weights, feature statistics, noise.
-
-    Args:
-        args ([`ConRConfig`]): The run's settings.
-        data ([`DataModule`]): Its training labels, bins and resolved settings.
-        head (`Head`): The model's head.
-        label_distance (`Callable`, *optional*): The user's own, in place of `conr_distance`.
-        own_loss (`Callable`, *optional*): The user's own, in place of the base loss.
-        is_sharded (`bool`, *optional*, defaults to `False`): Whether the head is held in parts.
+    `label_distance` and `own_loss` are the user's; `is_sharded`: the head is held in parts.
     """
 
     def __init__(
@@ -69,7 +57,8 @@ class Objective:
         are those of the mean over the step's samples.
         """
         probe = GradientProbe(batch, self.head) if self.measures_gradients and self._can_measure(batch) else None
-        contrasted = self.num_contrasted(batch.counts)
+        # How many of the processes' samples are compared with each other, this one's among them.
+        contrasted = sum(batch.counts[process] for process in self.group.ranks)
         if self.own_loss is None:
             loss = self.base(batch)
             # As a mean over the samples that are compared, as the regularisers are.
@@ -77,7 +66,11 @@ class Objective:
                 probe.measure_base(loss, batch.total / max(contrasted, 1))
             self.meter.add(base=loss.detach() * batch.total, samples=batch.counts[rank()])
         else:
-            loss = self._own_loss(batch, self.own_loss)
+            # Without repeats, or times 0 where all are repeats: a mean over no rows would not be a number.
+            rows = batch.own_rows or batch.views
+            set_outputs(batch.outputs, batch.predictions[:rows])
+            items = batch.total * batch.views
+            loss = self.own_loss(batch.outputs, batch.labels[:rows], num_items_in_batch=items) * (batch.own_rows > 0)
         self.update_fds(batch.features[: batch.own_rows], batch.labels[: batch.own_rows])
         if contrasted > 0 and (self.resolved.weight, self.resolved.rnc_weight, self.args.ranksim_weight) != (0, 0, 0):
             regularisers = self.regularisers(self.contrast_rows(batch), batch, probe)
@@ -86,18 +79,7 @@ class Objective:
             self.meter.add(**probe.sums)
         return loss * world_size()
 
-    def num_contrasted(self, counts: list[int]) -> int:
-        """How many of the processes' samples are compared with each other, this one's among them."""
-        return sum(counts[process] for process in self.group.ranks)
-
     # ---- Losses --------------------------------------------------------------------------------------------------
-
-    def _own_loss(self, batch: Batch, own_loss: Callable[..., Tensor]) -> Tensor:
-        # Without repeats, or times 0 where all are repeats: a mean over no rows would not be a number.
-        rows = batch.own_rows or batch.views
-        set_outputs(batch.outputs, batch.predictions[:rows])
-        loss = own_loss(batch.outputs, batch.labels[:rows], num_items_in_batch=batch.total * batch.views)
-        return loss * (batch.own_rows > 0)
 
     def contrast_rows(self, batch: Batch) -> ContrastRows:
         """What ConR compares: the views; of maps their pixels, or means of views."""
@@ -109,31 +91,21 @@ class Objective:
         if self.args.conr_pixels == 0:
             return pool_maps(batch.features, labels, predictions)
         weights = self.conr_density.weights(labels.flatten()).view_as(labels)
-        seeds = [
-            (self.args.seed, self._epoch, batch.position + i // batch.views, i % batch.views)
-            for i in range(len(labels))
-        ]
+        first, views = batch.position, batch.views
+        seeds = [(self.args.seed, self._epoch, first + i // views, i % views) for i in range(len(labels))]
         return sample_pixels(batch.features, labels, predictions, weights, self.args.conr_pixels, seeds)
 
     def regularisers(self, rows: ContrastRows, batch: Batch, probe: GradientProbe | None = None) -> Tensor:
         """
         This process's part of ConR, Rank-N-Contrast and RankSim, each times its weight, over the rows of its group;
-        their parts sum to the whole.
-
-        Args:
-            rows ([`ContrastRows`]): Views, or pixels of views, the same number of each sample in turn.
-            batch ([`Batch`]): The batch that they are of.
-            probe ([`GradientProbe`], *optional*): Measures the gradients of ConR and Rank-N-Contrast.
-
-        Returns:
-            `torch.Tensor`, a scalar, differentiable in the features of the whole group.
+        their parts sum to the whole. Rows are views or pixels, the same number of each sample in turn. The scalar is
+        differentiable in the features of the whole group; `probe` measures its gradients.
         """
         args, settings, group = self.args, self.resolved, self.group
         rows_of_sample = len(rows.labels) * batch.views // len(batch.labels)
         counts = [batch.counts[process] * rows_of_sample for process in group.ranks]
-        features, labels, predictions = gather_rows(
-            [rows.features, rows.labels, rows.predictions.detach()], counts, group
-        )
+        own = [rows.features, rows.labels, rows.predictions.detach()]
+        features, labels, predictions = gather_rows(own, counts, group)
         weights = self.conr_density.weights(labels)
         first, count = sum(counts[: group.place]), counts[group.place]
         if batch.is_map:  # rows without a label are left out
@@ -149,6 +121,13 @@ class Objective:
         if self._distance in ("mean_abs", "euclidean"):  # others are of labels as they are
             labels, predictions = settings.to_common_scale(labels), settings.to_common_scale(predictions)
         parts = []
+
+        def add(name: str, weight: float, loss: Tensor) -> None:
+            parts.append(weight * loss)
+            self.meter.add(**{name: loss.detach() * everything})
+            if probe is not None and name != "ranksim":
+                probe.measure(name, parts[-1])
+
         if settings.weight > 0:
             loss, statistics = conr_loss(
                 features,
@@ -165,22 +144,16 @@ class Objective:
                 anchors=anchors,
                 return_statistics=True,
             )
-            parts.append(settings.weight * loss)
-            self.meter.add(conr=loss.detach() * everything, **statistics._asdict())
-            if probe is not None:
-                probe.measure("conr", parts[-1])
+            add("conr", settings.weight, loss)
+            self.meter.add(**statistics._asdict())
         if settings.rnc_weight > 0:
             loss = rank_n_contrast(
                 features, labels, temperature=args.rnc_temperature, distance=self._distance, anchors=anchors
             )
-            parts.append(settings.rnc_weight * loss)
-            self.meter.add(rnc=loss.detach() * everything)
-            if probe is not None:
-                probe.measure("rnc", parts[-1])
+            add("rnc", settings.rnc_weight, loss)
         if args.ranksim_weight > 0:
             loss = ranksim(features, labels, interpolation=args.ranksim_interpolation) / len(group.ranks)
-            parts.append(args.ranksim_weight * loss)
-            self.meter.add(ranksim=loss.detach() * everything)
+            add("ranksim", args.ranksim_weight, loss)
         self.meter.add(rows=count)
         return torch.stack(parts).sum()
 
@@ -196,12 +169,7 @@ class Objective:
     # ---- Feature distribution smoothing --------------------------------------------------------------------------
 
     def smooth(self, features: Tensor) -> Tensor:
-        """
-        What the head reads in place of `features`, by feature distribution smoothing.
-
-        Args:
-            features (`torch.Tensor` of shape `(M, D)`, or `(N, D, h, w)` of maps): What the head would read.
-        """
+        """What the head reads in place of `(M, D)`, or `(N, D, h, w)` of maps, by feature distribution smoothing."""
         assert self.smoothing is not None
         if features.ndim == 2:
             return self.smoothing.smooth(features, self.labels)
@@ -210,13 +178,7 @@ class Objective:
         return smoothed.reshape(len(features), *features.shape[2:], -1).movedim(-1, 1)
 
     def update_fds(self, features: Tensor, labels: Tensor) -> None:
-        """
-        Adds features to the statistics that smooth those of the next epoch.
-
-        Args:
-            features (`torch.Tensor` of shape `(M, D)`, or `(N, D, h, w)` of maps): The head's input, without repeats.
-            labels (`torch.Tensor` of shape `(M,)`, or `(N, H, W)` of maps): Their labels.
-        """
+        """Adds features without repeats, shaped as in `smooth`, to the statistics that smooth the next epoch's."""
         if self.smoothing is None:
             return
         if features.ndim == 4:
@@ -253,12 +215,7 @@ class Objective:
         return state
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """
-        Goes on where [`~Objective.state`] was taken.
-
-        Raises:
-            `ValueError`: if the checkpoint comes from a run with other methods.
-        """
+        """Goes on where [`~Objective.state`] was taken; a checkpoint of a run with other methods is a `ValueError`."""
         needed = {"noise.log_noise": self.base.balanced, "fds.counts": self.smoothing}
         if any(part is not None and name not in state for name, part in needed.items()):
             raise ValueError(

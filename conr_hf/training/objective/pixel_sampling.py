@@ -10,36 +10,15 @@ from torch import Tensor
 
 
 class ContrastRows(NamedTuple):
-    """
-    Views, pixels, or means of maps: what the contrastive losses compare.
+    """Views, pixels, or means of maps: what the contrastive losses compare, in label units."""
 
-    Args:
-        features (`torch.Tensor` of shape `(M, D)`): What the head reads.
-        labels (`torch.Tensor` of shape `(M,)`): In label units, NaN where there is none.
-        predictions (`torch.Tensor` of shape `(M,)`): In label units.
-    """
-
-    features: Tensor
-    labels: Tensor
-    predictions: Tensor
+    features: Tensor  # (M, D), what the head reads
+    labels: Tensor  # (M,), NaN where there is none
+    predictions: Tensor  # (M,)
 
 
 def resize_to_features(maps: Tensor, size: tuple[int, ...]) -> Tensor:
-    """
-    Maps at the points where a head has features: at each the value of the nearest pixel.
-
-    Args:
-        maps (`torch.Tensor` of shape `(N, H, W)`): Labels or predictions.
-        size (`tuple[int, int]`): Height and width of the features.
-
-    Returns:
-        `torch.Tensor` of shape `(N, *size)`.
-
-    Example:
-        >>> resize_to_features(torch.arange(16.0).view(1, 4, 4), (2, 2))
-        tensor([[[ 5.,  7.],
-                 [13., 15.]]])
-    """
+    """Maps `(N, H, W)` at a head's feature points, `(N, *size)`: at each the value of the nearest pixel."""
     if maps.shape[-2:] == tuple(size):
         return maps
     return F.interpolate(maps[:, None], size, mode="nearest-exact")[:, 0]
@@ -47,21 +26,8 @@ def resize_to_features(maps: Tensor, size: tuple[int, ...]) -> Tensor:
 
 def draw_pixels(weights: Tensor, count: int, seeds: Sequence[tuple[int, ...]]) -> Tensor:
     """
-    Draws pixels of each map without replacement, in proportion to weights.
-
-    The draws of a map hang on its own seed alone, so that they are the same in any batch and on any process.
-
-    Args:
-        weights (`torch.Tensor` of shape `(N, P)`): Not negative; pixels of weight 0 are taken last.
-        count (`int`): Pixels of each map, at most P.
-        seeds (`Sequence[tuple[int, ...]]`): N seeds, of numbers that are not negative.
-
-    Returns:
-        `torch.Tensor` of shape `(N, count)`, int64: indices of pixels.
-
-    Example:
-        >>> draw_pixels(torch.tensor([[0.0, 1.0, 0.0, 2.0]]), 2, [(0,)]).sort().values
-        tensor([[1, 3]])
+    Indices, `(N, count)`, of each map's pixels, drawn without replacement in proportion to weights `(N, P)`; those of
+    weight 0 come last. The draws depend on a map's own seed alone, and so not on its batch or process.
     """
     generator = torch.Generator(weights.device)
     waits = torch.empty_like(weights)
@@ -73,27 +39,16 @@ def draw_pixels(weights: Tensor, count: int, seeds: Sequence[tuple[int, ...]]) -
 
 
 def sample_pixels(
-    features: Tensor,
-    labels: Tensor,
-    predictions: Tensor,
-    weights: Tensor,
+    features: Tensor,  # (N, D, h, w), what the head reads
+    labels: Tensor,  # (N, h, w), in label units, NaN where there is none
+    predictions: Tensor,  # (N, h, w), in label units
+    weights: Tensor,  # (N, h, w), not negative
     count: int,
     seeds: Sequence[tuple[int, ...]],
 ) -> ContrastRows:
     """
-    `count` pixels of each map, or all of its feature points if there are fewer.
-
-    Args:
-        features (`torch.Tensor` of shape `(N, D, h, w)`): What the head reads.
-        labels (`torch.Tensor` of shape `(N, h, w)`): In label units, NaN where there is none.
-        predictions (`torch.Tensor` of shape `(N, h, w)`): In label units.
-        weights (`torch.Tensor` of shape `(N, h, w)`): Pixels are drawn in proportion to these.
-        count (`int`): Pixels of each map.
-        seeds (`Sequence[tuple[int, ...]]`): See [`draw_pixels`].
-
-    Returns:
-        [`ContrastRows`] of N times the number of pixels drawn, map by map. Of a map with fewer labels than that the
-        rest are pixels without one.
+    `count` pixels of each map, or all of its feature points if there are fewer, drawn in proportion to `weights`: rows
+    map by map, N times as many. Of a map with fewer labels than that the rest are pixels without one.
     """
     labels, points = labels.flatten(1), features.flatten(2)  # (N, P), (N, D, P)
     drawn = draw_pixels(weights.flatten(1) * labels.isfinite(), min(count, labels.shape[1]), seeds)
@@ -106,11 +61,7 @@ def sample_pixels(
 
 
 def pool_maps(features: Tensor, labels: Tensor, predictions: Tensor) -> ContrastRows:
-    """
-    A row for each map: means over its pixels with labels; NaN labels where there are none.
-
-    Args and shapes as [`sample_pixels`].
-    """
+    """A row for each map: means over its pixels with labels; NaN labels where there are none."""
     valid = labels.isfinite().flatten(1)  # (N, P)
     shares = valid / valid.sum(1, keepdim=True)
     filled = labels.flatten(1).nan_to_num()
