@@ -14,10 +14,13 @@ import sys
 import time
 from pathlib import Path
 
-from resumed import trainer
 from safetensors.torch import load_file
 
 from conr_hf.training.checkpoints import complete_checkpoints
+
+sys.path.append(str(Path(__file__).parents[1] / "helpers"))
+
+from resumed import trainer
 
 
 def begin(folder):

@@ -13,8 +13,11 @@ import sys
 import time
 from pathlib import Path
 
-from bad_loss import Rows, trainer
 from transformers import TrainerCallback
+
+sys.path.append(str(Path(__file__).parents[1] / "helpers"))
+
+from bad_loss import Rows, trainer
 
 TIMEOUT = 3
 

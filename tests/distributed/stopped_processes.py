@@ -5,10 +5,13 @@ import signal
 import sys
 from pathlib import Path
 
-from bad_loss import Poison, Rows, trainer
 from transformers import TrainerCallback
 
 from conr_hf.utils.distributed import rank
+
+sys.path.append(str(Path(__file__).parents[1] / "helpers"))
+
+from bad_loss import Poison, Rows, trainer
 
 
 class SendOne(TrainerCallback):

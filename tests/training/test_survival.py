@@ -267,7 +267,7 @@ def test_a_disk_that_is_full_when_training_is_done(tmp_path, monkeypatch, capsys
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     monkeypatch.setattr(ConRTrainer, "train", full)
     if cut_off == "predictions.csv":
-        monkeypatch.setattr("conr_hf.cli.train.write_predictions", no_room)
+        monkeypatch.setattr("conr_hf.inference.evaluate.write_predictions", no_room)
     options = ["recipes/quickstart.yaml", "--model", "timm/test_resnet", "--max_steps", "2", "--eval_strategy", "no"]
     try:
         with pytest.raises(SystemExit) as ended:

@@ -12,6 +12,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.utils import logging
 
 from conr_hf import losses
+from conr_hf.data.collator import ImageCollator
 from conr_hf.metrics.gaze import GAZE, in_radians
 from conr_hf.models.head import Head, MapHead
 from conr_hf.training.compute_metrics import ComputeMetrics
@@ -59,7 +60,8 @@ def check_settings(trainer: Trainer, args: ConRConfig, data: DataModule, made_op
     """Refuses settings that would be ignored or do wrong; `made_optimizer`: the trainer itself made its optimizer."""
     mixed_precision = trainer.accelerator.mixed_precision
     is_sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    own_loss, own_collator = trainer.compute_loss_func is not None, data.data_collator is not None
+    own_loss = trainer.compute_loss_func is not None
+    own_collator = not isinstance(trainer.data_collator, ImageCollator)
     plain_optimizer = (trainer.optimizer is None or made_optimizer) and makes_plain_groups(trainer)
     if is_sharded and mixed_precision != "no":
         raise ValueError(
