@@ -179,8 +179,9 @@ class Bins:
     @classmethod
     def from_dict(cls, saved: dict[str, list[Any]]) -> "Bins":
         """Bins from what [`~Bins.to_dict`] returned; `"tolerance"` and `"thresholds"` may be left out."""
+        tolerance: Any = saved.get("tolerance")
         few, many = saved.get("thresholds", THRESHOLDS)
-        return cls(tuple(saved["edges"]), tuple(saved["train_counts"]), saved.get("tolerance"), (few, many))
+        return cls(tuple(saved["edges"]), tuple(saved["train_counts"]), tolerance, (few, many))
 
     def _places(self, labels: npt.ArrayLike | Tensor) -> IntArray:
         columns = label_columns(labels)

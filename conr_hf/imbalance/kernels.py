@@ -61,13 +61,7 @@ def smoothing_kernel(name: str, size: int = 5, sigma: float = 2.0) -> FloatArray
 
 
 def check_kernel(kernel: npt.ArrayLike) -> FloatArray:
-    """
-    A kernel of the user's own as float64.
-
-    Raises:
-        `ValueError`: For one that is not an odd number of finite numbers, symmetric, not negative and greater than 0
-            in the middle.
-    """
+    """A kernel of the user's own as float64; refused if it cannot be one."""
     values = np.array(kernel, dtype=np.float64)
     if (
         values.ndim != 1

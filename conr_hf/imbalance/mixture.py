@@ -29,20 +29,14 @@ def fit_mixture(
         the unit of the labels, and the covariances of shape `(K, T, T)`, in its square.
 
     Raises:
-        `ImportError`: Without scikit-learn.
         `ValueError`: For fewer than one component or two labels, and for NaN or infinite labels.
 
     Source: Ren et al., "Balanced MSE for Imbalanced Visual Regression", CVPR 2022, arXiv 2203.16427 (GAI).
     """
+    from sklearn.mixture import GaussianMixture
+
     if components < 1:
         raise ValueError(f"components is {components}; it must be 1 or more (8 suits ages).")
-    try:
-        from sklearn.mixture import GaussianMixture
-    except ImportError as error:
-        raise ImportError(
-            'A mixture of the labels needs scikit-learn. Install it with: pip install "conr-hf[gai]"'
-        ) from error
-
     columns = label_columns(labels)  # (N, T)
     if len(columns) < 2:
         raise ValueError(f"There are {len(columns)} training labels. A mixture needs two or more.")
@@ -52,12 +46,7 @@ def fit_mixture(
         columns = ordered[((np.arange(MOST_LABELS) + 0.5) * (len(ordered) / MOST_LABELS)).astype(np.int64)]
     centre, scale = columns.mean(0), columns.std(0)
     scale = np.where(scale > 0, scale, 1)
-    standardised = (columns - centre) / scale
     distinct = len(np.unique(columns, axis=0))
-    fitted = GaussianMixture(min(components, distinct), random_state=seed)
-    fitted.fit(standardised)
-    return (
-        np.asarray(fitted.weights_, dtype=np.float64),
-        centre + scale * fitted.means_,
-        fitted.covariances_ * scale[:, None] * scale,
-    )
+    fitted = GaussianMixture(min(components, distinct), random_state=seed).fit((columns - centre) / scale)
+    weights = np.asarray(fitted.weights_, dtype=np.float64)
+    return weights, centre + scale * fitted.means_, fitted.covariances_ * scale[:, None] * scale

@@ -20,19 +20,9 @@ def in_blocks(
     width: int,
 ) -> Tensor:
     """
-    The loss of each row, in memory that does not grow with rows times `width`.
-
-    The gradient is computed with the losses, so that backward keeps `T + 1` numbers of each row, and computes none.
-
-    Args:
-        of_block (function of predictions, labels and noise): Finds the losses of some rows, and their slopes.
-        predictions (`torch.Tensor` of shape `(M, T)`): Of all rows.
-        labels (`torch.Tensor` of shape `(M, T)`): Of all rows; they get no gradient.
-        noise (`torch.Tensor` of shape `()`): The same for all rows.
-        width (`int`): How many numbers a row has in the largest tensors of `of_block`.
-
-    Returns:
-        `torch.Tensor` of shape `(M,)`, once differentiable in `predictions` and `noise`.
+    The loss of each row, `(M,)`, in memory that does not grow with rows times `width`, the numbers that a row has in
+    the largest tensors of `of_block`. Once differentiable in `predictions`, `(M, T)`, and `noise`, of shape `()`: the
+    gradient is computed with the losses, so that backward keeps `T + 1` numbers of each row, and computes none.
     """
     step = max(NUMBERS // width, 1)
     with torch.no_grad():

@@ -255,7 +255,8 @@ class ConRLoss(nn.Module):
     ) -> Tensor | tuple[Tensor, PairStatistics]:
         """See [`conr_loss`] for the arguments, shapes and errors."""
         options = {**self.settings, "anchors": anchors, "return_statistics": return_statistics}
-        return conr_loss(features, labels, predictions, weights, **options)
+        found: Tensor | tuple[Tensor, PairStatistics] = conr_loss(features, labels, predictions, weights, **options)
+        return found
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.settings.items())

@@ -19,35 +19,19 @@ BLOCK_PAIRS = 2**22
 
 
 class Partners(NamedTuple):
-    """
-    How many partners each anchor of a call has.
+    """How many partners each anchor of a call has."""
 
-    Args:
-        is_anchor (`torch.Tensor` of shape `(A,)`, boolean): Whether it has a positive and a negative.
-        positives (`torch.Tensor` of shape `(A,)`, int64): Its positives.
-        negatives (`torch.Tensor` of shape `(A,)`, int64): Its negatives.
-    """
-
-    is_anchor: Tensor
-    positives: Tensor
-    negatives: Tensor
+    is_anchor: Tensor  # (A,), boolean: whether it has a positive and a negative
+    positives: Tensor  # (A,), int64
+    negatives: Tensor  # (A,), int64
 
 
 def weigh_rows(
     partners: Partners, weights: Tensor | None, divisor: int | Tensor, dtype: torch.dtype, settings: Settings
 ) -> Tensor:
     """
-    The factor of each anchor's loss in the sum over anchors, divided by its number of positives.
-
-    Args:
-        partners ([`Partners`]): Of the anchors.
-        weights (`torch.Tensor` of shape `(A,)`, *optional*): Of the anchors (eta).
-        divisor (`int` or `torch.Tensor` of shape `()`): What the reduction divides by.
-        dtype (`torch.dtype`): Of the result.
-        settings ([`Settings`]): Its formulation and push.
-
-    Returns:
-        `torch.Tensor` of shape `(A,)`, 0 for a row that is no anchor.
+    The factor, `(A,)`, of each anchor's loss in the sum over anchors, divided by its number of positives; 0 for a row
+    that is no anchor. `weights`, `(A,)`, are the anchors' (eta), and `divisor` is what the reduction divides by.
     """
     positives = partners.positives
     factors = partners.is_anchor / (positives.clamp(min=1) * divisor).to(dtype)
@@ -71,27 +55,16 @@ def dense_loss(
     divisor: int | Tensor | None = None,
 ) -> tuple[Tensor, Partners]:
     """
-    The loss of rows `first` to `last`, from tensors with one entry for each of them and each row.
+    The loss, of shape `()`, of rows `first` to `last`, from tensors with one entry for each of them and each row; and
+    the anchors' [`Partners`].
 
-    Args:
-        features (`torch.Tensor` of shape `(M, D)`): Float32 or float64.
-        labels (`torch.Tensor` of shape `(M,)` or `(M, T)`): Like `features` in dtype.
-        predictions (`torch.Tensor` of the shape of `labels`): Like `features` in dtype.
-        weights (`torch.Tensor` of shape `(M,)`, *optional*): Like `features` in dtype.
-        reaches (two `float` or `torch.Tensor` of shape `()`): Up to which distance labels, and predictions, are
-            similar.
-        settings ([`Settings`]): Of the loss.
-        first (`int`): The first anchor.
-        last (`int`): One more than the last anchor.
-        divisor (`int` or `torch.Tensor`, *optional*): What to divide by. Unset: what `settings.reduction` says.
-
-    Returns:
-        `torch.Tensor` of shape `()`, and the anchors' [`Partners`].
+    Features, `(M, D)`, labels and predictions, `(M,)` or `(M, T)`, and weights, `(M,)`, are all float32 or all
+    float64. `reaches` say up to which distance labels, and predictions, are similar. The sum is divided by `divisor`,
+    or by what `settings.reduction` says.
     """
     rows, dtype = len(features), features.dtype
-    distances, positives, negatives = find_pairs(
-        labels, predictions, reaches, settings.distance, first, last
-    )  # (A, M) each
+    # (A, M) each
+    distances, positives, negatives = find_pairs(labels, predictions, reaches, settings.distance, first, last)
     partners = _count(positives, negatives)
 
     # log S_ij rather than S_ij: exp(e d) overflows where e d is finite. Clamped at each step, or numbers near the
@@ -110,8 +83,8 @@ def dense_loss(
         if settings.reduction == "anchors":
             all_anchors = partners.is_anchor
             if (first, last) != (0, rows):
-                _, all_positives, all_negatives = find_pairs(labels, predictions, reaches, settings.distance)
-                all_anchors = _count(all_positives, all_negatives).is_anchor
+                _, *pairs = find_pairs(labels, predictions, reaches, settings.distance)
+                all_anchors = _count(*pairs).is_anchor
             divisor = all_anchors.sum().clamp(min=1)
     own_weights = None if weights is None else weights[first:last]
     row_weights = weigh_rows(partners, own_weights, divisor, dtype, settings)  # (A,)
@@ -137,10 +110,8 @@ def dense_loss_in_blocks(
     """
     [`dense_loss`] a block of anchors after another, each formed again for its gradient: time in M x M, memory in M.
 
-    For what slices of sorted rows cannot do: distances that are the user's function, and settings under which a sum
-    of exponentials needs the largest of each row.
-
-    Args and returns as [`dense_loss`].
+    For what slices of sorted rows cannot do: distances that are the user's function, and settings under which a sum of
+    exponentials needs the largest of each row.
     """
     rows = len(features)
     step = max(64, BLOCK_PAIRS // max(rows, 1))
@@ -148,10 +119,9 @@ def dense_loss_in_blocks(
     if settings.reduction == "anchors":
         counts = []
         for start in range(0, rows, step):
-            _, positives, negatives = find_pairs(
-                labels, predictions, reaches, settings.distance, start, min(start + step, rows)
-            )
-            counts.append(_count(positives, negatives).is_anchor.sum())
+            end = min(start + step, rows)
+            _, *pairs = find_pairs(labels, predictions, reaches, settings.distance, start, end)
+            counts.append(_count(*pairs).is_anchor.sum())
         divisor = torch.stack(counts).sum().clamp(min=1)
 
     parts = []

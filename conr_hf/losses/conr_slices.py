@@ -29,24 +29,15 @@ class Tile(NamedTuple):
 
 
 class Side(NamedTuple):
-    """
-    Rows and columns in the order of their labels (or predictions), and the tiles that cover all similar pairs.
+    """Rows and columns in the order of their labels (or predictions), and the tiles that cover all similar pairs."""
 
-    Args:
-        values (`torch.Tensor` of shape `(M,)` or `(M, T)`): The labels, or the predictions.
-        reach (`float`): Up to which distance they are similar.
-        rows (`torch.Tensor` of shape `(A,)`, int64): The anchors, sorted.
-        columns (`torch.Tensor` of shape `(M,)`, int64): All rows, sorted; the same tensor if `mirrored`.
-        tiles (`list[Tile]`): Disjoint.
-        mirrored (`bool`): Whether each pair of two rows is in a tile once, in one of its two directions; pairs within
-            a block of rows are there in both. Otherwise pairs are there as anchor and candidate.
-    """
-
-    values: Tensor
-    reach: float
-    rows: Tensor
-    columns: Tensor
-    tiles: list[Tile]
+    values: Tensor  # the labels, or the predictions: (M,) or (M, T)
+    reach: float  # up to which distance they are similar
+    rows: Tensor  # (A,), int64: the anchors, sorted
+    columns: Tensor  # (M,), int64: all rows, sorted; the same tensor if mirrored
+    tiles: list[Tile]  # disjoint
+    # Whether each pair of two rows is in a tile once, in one of its two directions; pairs within a block of rows are
+    # there in both. Otherwise pairs are there as anchor and candidate.
     mirrored: bool
 
     @property
@@ -59,19 +50,11 @@ class Side(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """
-    How a call goes over its pairs.
+    """How a call goes over its pairs."""
 
-    Args:
-        sides (`tuple[Side, Side]`): By label for the positives, by prediction for the negatives.
-        whole (`tuple[Side, Side]`, *optional*): The same with all rows as anchors, where their number is needed too.
-        largest_term (`float`): The largest magnitude that the logarithm of a pair's term has, but for terms too small
-            to matter.
-    """
-
-    sides: tuple[Side, Side]
-    whole: tuple[Side, Side] | None
-    largest_term: float
+    sides: tuple[Side, Side]  # by label for the positives, by prediction for the negatives
+    whole: tuple[Side, Side] | None  # the same with all rows as anchors, where their number is needed too
+    largest_term: float  # the largest magnitude of the logarithm of a pair's term, but for terms too small to matter
 
     @property
     def pairs(self) -> int:
@@ -89,20 +72,9 @@ def make_plan(
     last: int,
 ) -> Plan:
     """
-    Sorts the rows and bounds the slices. Waits for a device once, to read the bounds.
-
-    Args:
-        labels (`torch.Tensor` of shape `(M,)` or `(M, T)`, M > 0): Float32 or float64.
-        predictions (`torch.Tensor` of the shape of `labels`): Like `labels` in dtype.
-        weights (`torch.Tensor` of shape `(M,)`, *optional*): Like `labels` in dtype.
-        reaches (two `float` or `torch.Tensor` of shape `()`): Up to which distance labels, and predictions, are
-            similar.
-        settings ([`Settings`]): With a distance that is a name.
-        first (`int`): The first anchor.
-        last (`int`): One more than the last anchor, more than `first`.
-
-    Returns:
-        [`Plan`].
+    Sorts the M > 0 rows and bounds the slices, for the anchors `first` to `last` and a distance that is a name. Waits
+    for a device once, to read the bounds. Labels and predictions, `(M,)` or `(M, T)`, and weights, `(M,)`, are of one
+    dtype, float32 or float64; `reaches` say up to which distance labels, and predictions, are similar.
     """
     rows = len(labels)
     # With all rows as anchors one product serves a pair in both directions, half the work: also for most of the rows.

@@ -41,18 +41,16 @@ def windowed_loss(
     dense_if_wide: bool = False,
 ) -> tuple[Tensor, Partners]:
     """
-    The loss of rows `first` to `last`, in time of the pairs that have similar labels or similar predictions.
+    The loss of rows `first` to `last`, in time of the pairs that have similar labels or similar predictions. Takes and
+    returns what [`dense_loss`] does.
 
-    A row's positives are neighbours in the order of labels, and its negatives are among its neighbours in the order
-    of predictions. Each side is gone over in tiles, once for the sums of each row, and once more for the gradient,
-    when these sums are known; what is kept in between has one entry a row or one a feature.
+    A row's positives are neighbours in the order of labels, and its negatives are among its neighbours in the order of
+    predictions. Each side is gone over in tiles, once for the sums of each row, and once more for the gradient, when
+    these sums are known; what is kept in between has one entry a row or one a feature.
 
     A distance of the user, and terms too large to add without the largest of their row, go to
-    [`dense_loss_in_blocks`].
-
-    Args and returns as [`conr_hf.losses.conr_dense.dense_loss`], and:
-        dense_if_wide (`bool`, *optional*, defaults to `False`):
-            Whether to form all pairs at once where few are left out and their tensors are small.
+    [`dense_loss_in_blocks`]. `dense_if_wide` forms all pairs at once where few are left out and their tensors are
+    small.
     """
     arguments = features, labels, predictions, weights, reaches, settings, first, last
     if last == first:
@@ -140,26 +138,15 @@ class _FirstDerivative(torch.autograd.Function):
 
 
 class _Sorted(NamedTuple):
-    """
-    What the tiles of a side are cut from: for the side's rows, and for its columns.
-
-    Args:
-        side ([`Side`]): The order and the tiles.
-        units (`tuple` of two `torch.Tensor`, *optional*): Of shapes `(A, D)` and `(M, D)`. Unset: pairs are counted.
-        labels (`tuple` of two `torch.Tensor`): Of shapes `(A, T)` and `(M, T)`.
-        label_reach (`float`): Up to which distance labels are similar.
-        predictions (`tuple` of two `torch.Tensor`, *optional*): Like `labels`. Set for negatives only.
-        prediction_reach (`float`): Up to which distance predictions are similar.
-        zero (`torch.Tensor` of shape `()`): In the dtype of units, or of labels.
-    """
+    """What the tiles of a side are cut from: each pair of tensors is for the side's rows, and for its columns."""
 
     side: Side
-    units: tuple[Tensor, Tensor] | None
-    labels: tuple[Tensor, Tensor]
-    label_reach: float
-    predictions: tuple[Tensor, Tensor] | None
+    units: tuple[Tensor, Tensor] | None  # (A, D) and (M, D); without, pairs are counted
+    labels: tuple[Tensor, Tensor]  # (A, T) and (M, T)
+    label_reach: float  # up to which distance they are similar
+    predictions: tuple[Tensor, Tensor] | None  # like labels; for negatives only
     prediction_reach: float
-    zero: Tensor
+    zero: Tensor  # of shape (), in the dtype of units, or of labels
 
     @property
     def width(self) -> int:

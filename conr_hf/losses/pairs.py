@@ -71,18 +71,8 @@ def named_distance(a: Tensor, b: Tensor, distance: Distance) -> Tensor:
 
 def fold_pitch(directions: Tensor) -> Tensor:
     """
-    The same directions with the pitch inside -pi/2 to pi/2: who looks up beyond the zenith looks back and down.
-
-    Args:
-        directions (`torch.Tensor` of shape `(M, 2)`): Pitch and yaw, in radians.
-
-    Returns:
-        `torch.Tensor` of shape `(M, 2)`; a row whose pitch is inside already is as it was.
-
-    Example:
-        >>> fold_pitch(torch.tensor([[0.5, 0.2], [2.0, 0.0]]))
-        tensor([[0.5000, 0.2000],
-                [1.1416, 3.1416]])
+    Directions as pitch and yaw, `(M, 2)`, in radians, with the pitch inside -pi/2 to pi/2: who looks up beyond the
+    zenith looks back and down. A row whose pitch is inside already is as it was.
     """
     pitch, yaw = directions.unbind(1)
     turned = pitch - 2 * math.pi * (pitch / (2 * math.pi)).round()  # -pi to pi
@@ -155,19 +145,9 @@ def within_reach(distances: Tensor, reach: Reach, out: Tensor | None = None) -> 
 
 def window_reach(window: float, labels: Tensor, dtype: torch.dtype) -> Reach:
     """
-    The distance up to which [`within_window`] calls labels similar; whoever knows it needs not look at all labels.
-
-    Args:
-        window (`float`): The window in label units, not negative.
-        labels (`torch.Tensor` of any shape): All labels, or all predictions, in the dtype they were given in.
-        dtype (`torch.dtype`): Of the distances.
-
-    Returns:
-        `torch.Tensor` of shape `()`, or `window` itself where there is no label: `window + 4 * eps * max|labels|`.
-
-    Example:
-        >>> window_reach(0.2, torch.tensor([0.1, 0.3, 0.6]), torch.float32)
-        tensor(0.2000)
+    The distance up to which [`within_window`] calls labels similar, `window + 4 * eps * max|labels|` of shape `()`, or
+    `window` itself where there is no label; whoever knows it needs not look at all labels. These are in the dtype they
+    were given in; `dtype` is that of the distances.
     """
     if labels.numel() == 0:  # no largest label
         return window
@@ -185,31 +165,16 @@ def find_pairs(
     last: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """
-    Label distances, positives and negatives of rows `first` to `last`, the anchors, among all `M` rows.
+    Label distances, positives and negatives of rows `first` to `last`, the anchors, among all `M` rows; of all rows
+    from `first` on without `last`. Of shape `(A, M)`, float32 or float64: the distances in label units, and 1 for a
+    positive and 1 for a negative, 0 elsewhere. Numbers and no masks: on a CPU arithmetic with them is several times as
+    fast as choosing by a mask.
 
     A positive has a similar label. A negative has another label and a prediction similar to the anchor's: the model
-    confuses the two. No row is its own positive or negative.
-
-    Args:
-        labels (`torch.Tensor` of shape `(M,)` or `(M, T)`): All labels.
-        predictions (`torch.Tensor` of the shape of `labels`): All predictions.
-        reaches (two `float` or `torch.Tensor` of shape `()`): [`window_reach`] of the labels and of the predictions.
-        distance (`str` or a function, *optional*, defaults to `"mean_abs"`): See [`label_distance`].
-        first (`int`, *optional*, defaults to 0): The first anchor.
-        last (`int`, *optional*): One more than the last anchor. Unset: all rows from `first` on.
-
-    Returns:
-        Three `torch.Tensor` of shape `(A, M)`, float32 or float64: the distances in label units, and 1 for a positive
-        and 1 for a negative, 0 elsewhere. Numbers and no masks: on a CPU arithmetic with them is several times as
-        fast as choosing by a mask.
+    confuses the two. No row is its own positive or negative. `reaches` are [`window_reach`] of the labels and of the
+    predictions, both of shape `(M,)` or `(M, T)`.
 
     Source: ConR, arXiv 2309.06651 (pair selection).
-
-    Example:
-        >>> labels, predictions = torch.tensor([20.0, 21.0, 40.0]), torch.tensor([30.0, 22.0, 30.5])
-        >>> distances, positives, negatives = find_pairs(labels, predictions, (1.0, 1.0))
-        >>> positives.nonzero().tolist(), negatives.nonzero().tolist()
-        ([[0, 1], [1, 0]], [[0, 2], [2, 0]])
     """
     distances = label_distance(labels[first:last], labels, distance)
     positives = within_reach(distances, reaches[0], out=torch.empty_like(distances))

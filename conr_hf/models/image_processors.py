@@ -32,7 +32,7 @@ def default_processor(config: PreTrainedConfig) -> BaseImageProcessor:
         config.save_pretrained(folder)
         Path(folder, "preprocessor_config.json").write_text("{}")
         try:
-            paired: BaseImageProcessor = AutoImageProcessor.from_pretrained(folder)  # type: ignore[no-untyped-call]
+            paired: BaseImageProcessor = AutoImageProcessor.from_pretrained(folder)
         except ValueError:
             return ViTImageProcessor()
     return paired
@@ -51,15 +51,12 @@ def resized(processor: BaseImageProcessor, config: PreTrainedConfig, side: int |
         config.pretrained_cfg = sized_cfg(config.pretrained_cfg, side)
         return TimmWrapperImageProcessor(config.pretrained_cfg, architecture=config.architecture)
     settings = processor.to_dict()
-    changed: dict[str, Any] = {"size": _square(side)}
     is_cropped = (settings.get("do_center_crop") and settings.get("crop_size")) or "crop_pct" in settings
-    if "shortest_edge" in settings["size"] and is_cropped:
-        changed["size"] = {"shortest_edge": side}
-    if settings.get("crop_size"):
-        changed["crop_size"] = _square(side)
-    if "crop_pct" in settings:
-        changed["crop_pct"] = 1.0
-    return _changed(processor, changed)
+    by_edge = "shortest_edge" in settings["size"] and is_cropped
+    settings |= {"size": {"shortest_edge": side} if by_edge else _square(side)}
+    settings |= {"crop_size": _square(side)} if settings.get("crop_size") else {}
+    settings |= {"crop_pct": 1.0} if "crop_pct" in settings else {}
+    return _made(type(processor), settings)
 
 
 def without_crop(processor: BaseImageProcessor, side: int | None) -> BaseImageProcessor:
@@ -68,15 +65,15 @@ def without_crop(processor: BaseImageProcessor, side: int | None) -> BaseImagePr
     if side is not None and type(processor).__name__.startswith("GLPN"):  # which ignores size
         looks = {name: settings[name] for name in ("rescale_factor", "resample") if name in settings}
         return ViTImageProcessor(size=_square(side), do_normalize=False, **looks)
-    changed: dict[str, Any] = {name: False for name in ("do_center_crop", "do_pad") if settings.get(name)}
+    settings |= {name: False for name in ("do_center_crop", "do_pad") if settings.get(name)}
     if side is not None:
-        changed["size"] = _square(side)
-        changed |= {"keep_aspect_ratio": False} if "keep_aspect_ratio" in settings else {}
-    return _changed(processor, changed) if changed else processor
+        settings |= {"size": _square(side)}
+        settings |= {"keep_aspect_ratio": False} if "keep_aspect_ratio" in settings else {}
+    return _made(type(processor), settings)
 
 
-def _changed(processor: BaseImageProcessor, changed: dict[str, Any]) -> BaseImageProcessor:
-    made: BaseImageProcessor = type(processor).from_dict({**processor.to_dict(), **changed})
+def _made(kind: type[BaseImageProcessor], settings: dict[str, Any]) -> BaseImageProcessor:
+    made: BaseImageProcessor = kind.from_dict(settings)
     return made
 
 

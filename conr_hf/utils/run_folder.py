@@ -28,5 +28,5 @@ def read_json(path: Path) -> dict[str, Any]:
 def results_of(model_name: str) -> dict[str, Any]:
     """The results of the run that a saved model or checkpoint is part of; empty without."""
     files = [folder / RESULTS for folder in (Path(model_name), Path(model_name).parent)]
-    found = next((json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()), {})
+    found: Any = next((json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()), {})
     return found if isinstance(found, dict) else {}

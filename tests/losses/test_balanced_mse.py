@@ -7,8 +7,7 @@ import reference
 import torch
 import torch.nn.functional as F
 
-from conr_hf.losses import blockwise as row_blocks
-from conr_hf.losses import bmc, bni, gai, make_mixture, mse
+from conr_hf.losses import blockwise, bmc, bni, gai, make_mixture, mse
 
 
 def random_case(seed, dims):
@@ -79,7 +78,7 @@ def test_agrees_with_loops(loss, dims):
 @pytest.mark.parametrize("numbers", [1, 16, 17])
 def test_rows_in_blocks_agree_with_loops(loss, dims, numbers, monkeypatch):
     """Of one row, and of a few of which the last are fewer."""
-    monkeypatch.setattr(row_blocks, "NUMBERS", numbers)
+    monkeypatch.setattr(blockwise, "NUMBERS", numbers)
     case = random_case(8, dims)
     results, slow_results = value_and_gradients(loss, case), value_and_gradients(LOOPS[loss], case)
     for found, expected in zip(results, slow_results, strict=True):
@@ -87,7 +86,7 @@ def test_rows_in_blocks_agree_with_loops(loss, dims, numbers, monkeypatch):
 
 
 def test_many_rows_and_bins_keep_no_tensor_of_both_for_the_backward():
-    rows, bins = 3 * row_blocks.NUMBERS // 50, 50
+    rows, bins = 3 * blockwise.NUMBERS // 50, 50
     generator = torch.Generator().manual_seed(0)
     predictions, labels = (torch.randn(rows, generator=generator) for _ in range(2))
     centres, shares, noise = torch.linspace(-2, 2, bins), torch.full((bins,), 1 / bins), torch.tensor(0.5)
