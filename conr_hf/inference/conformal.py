@@ -24,19 +24,12 @@ Splits = Mapping[str, tuple[npt.NDArray[np.int64], npt.NDArray[Any], npt.NDArray
 
 @dataclass(frozen=True)
 class Group:
-    """
-    A range of predictions that share an interval width.
+    """A range of predictions that share an interval width, in label units."""
 
-    Args:
-        low, high (`float`, *optional*): Ends of the range, in label units; `None` is an open end.
-        half_width (`float`): The label is at most this far from the prediction, at the promised coverage.
-        n (`int`): Calibration rows of the group.
-    """
-
-    low: float | None
+    low: float | None  # `None` is an open end
     high: float | None
-    half_width: float
-    n: int
+    half_width: float  # the label is at most this far from the prediction, at the promised coverage
+    n: int  # calibration rows
 
 
 @dataclass(frozen=True)
@@ -44,27 +37,20 @@ class PredictionIntervals:
     """
     Half the width of the interval around a prediction, for each target and each group of predictions.
 
-    Args:
-        coverage (`float`): Share of labels that the intervals promise to contain.
-        unit (`str`): Unit of the labels, or `""`.
-        targets (`list[str]`): Names of the T predictions.
-        calibrated_on (`str`): The calibration split.
-        groups (`dict[str, list[Group]]`): The groups of each target, ascending, without gaps.
-        coverage_by_shot (`dict`):
-            For each other split, target and shot (and `"all"`): samples `n`; how many are `covered`; the 2.5 % and
-            97.5 % quantiles `low` and `high` of that number if the promise holds; and `kept`, whether it is at least
-            `low`.
+    `coverage_by_shot` has for each split but the calibration's, target and shot (and `"all"`): samples `n`; how many
+    are `covered`; the 2.5 % and 97.5 % quantiles `low` and `high` of that number if the promise holds; and `kept`,
+    whether it is at least `low`.
     """
 
-    coverage: float
+    coverage: float  # share of labels that the intervals promise to contain
     unit: str
     targets: list[str]
-    calibrated_on: str
-    groups: dict[str, list[Group]]
+    calibrated_on: str  # the calibration split
+    groups: dict[str, list[Group]]  # of each target, ascending, without gaps
     coverage_by_shot: dict[str, dict[str, dict[str, dict[str, Any]]]]
 
     def half_widths(self, predictions: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        """Half the width of the interval around each prediction, of the shape `(N, T)` of `predictions`."""
+        """Half the width of the interval around each of the predictions, `(N, T)`."""
         columns = []
         for target, column in zip(self.targets, predictions.T, strict=True):
             groups = self.groups[target]
@@ -80,21 +66,10 @@ def calibrate(
     """
     Groups predictions by bin, and finds for each group the distance within which a share `coverage` of labels lies.
 
-    Neighbouring bins are merged, from the lowest on, until each group has 20 rows. In a group of n rows the half width
-    is the `ceil((n + 1) coverage)`-th smallest of their absolute errors. A new label then lies within it with a
-    probability of at least `coverage` if its image comes from the same distribution as these rows, which must not
-    have been trained on.
-
-    Args:
-        bins ([`~conr_hf.imbalance.Bins`]): Bins of the training labels.
-        predictions, labels (`np.ndarray` of shape `(N, T)`): In label units, with N of at least 20.
-        coverage (`float`, *optional*, defaults to 0.9): Between 0 and 0.95, which 20 rows allow.
-
-    Returns:
-        `list[list[Group]]`: for each of the T targets.
-
-    Raises:
-        `ValueError`: for fewer rows, and another coverage.
+    Predictions and labels are `(N, T)`; each of the T targets has its own groups. Neighbouring bins are merged, from
+    the lowest on, until each group has 20 rows. In a group of n rows the half width is the `ceil((n + 1) coverage)`-th
+    smallest of their absolute errors. A new label then lies within it with a probability of at least `coverage` if its
+    image comes from the same distribution as these rows, which must not have been trained on.
 
     Source: Vovk, "Conditional validity of inductive conformal predictors", ACML 2012, arXiv 1209.2673 (Mondrian
     conformal prediction).
@@ -105,7 +80,7 @@ def calibrate(
         >>> calibrate(bins, predictions, predictions + np.where(predictions < 10, 1.0, 3.0))
         [[Group(low=None, high=10.0, half_width=1.0, n=20), Group(low=10.0, high=None, half_width=3.0, n=20)]]
     """
-    if not 0 < coverage <= 0.95:
+    if not 0 < coverage <= 0.95:  # more than 0.95 would need more rows
         raise ValueError(f"coverage is {coverage}; it must be greater than 0 and at most 0.95.")
     if len(labels) < SMALLEST:
         raise ValueError(f"There are {len(labels)} rows; prediction intervals need {SMALLEST} or more.")
@@ -127,17 +102,8 @@ def make_intervals(
     bins: Bins, splits: Splits, targets: Sequence[str], unit: str, coverage: float = COVERAGE
 ) -> PredictionIntervals:
     """
-    Intervals calibrated on the first of the `splits`, and their coverage per shot on the others.
-
-    Args:
-        bins ([`~conr_hf.imbalance.Bins`]): Bins of the training labels.
-        splits (`Mapping`): For each split its row ids `(N,)`, labels and predictions, both `(N,)` or `(N, T)`.
-        targets (`Sequence[str]`): Names of the T targets.
-        unit (`str`): Unit of the labels, or `""`.
-        coverage (`float`, *optional*, defaults to 0.9): As in [`calibrate`].
-
-    Raises:
-        `ValueError`: as [`calibrate`].
+    Intervals calibrated on the first of the `splits`, and their coverage per shot on the others. A split has its row
+    ids, `(N,)`, labels and predictions, both `(N,)` or `(N, T)`.
     """
     columns = {
         split: (labels.reshape(len(ids), -1), predictions.reshape(len(ids), -1))
@@ -147,7 +113,7 @@ def make_intervals(
     groups = dict(zip(targets, calibrate(bins, predictions, labels, coverage), strict=True))
     intervals = PredictionIntervals(coverage, unit, list(targets), first, groups, {})
     for split, (labels, predictions) in others:
-        inside = np.abs(predictions.astype(np.float64) - labels) <= intervals.half_widths(predictions)
+        inside = np.abs(predictions.astype(np.float64) - labels) <= intervals.half_widths(predictions)  # (N, T)
         shots = {"all": np.ones(len(labels), bool), **sample_shots(labels, bins)}
         intervals.coverage_by_shot[split] = {
             target: {shot: _coverage(column[mask], coverage) for shot, mask in shots.items() if mask.any()}
@@ -176,12 +142,7 @@ def write_intervals(folder: Path, intervals: PredictionIntervals) -> None:
 
 
 def load_intervals(name: str) -> PredictionIntervals | None:
-    """
-    The intervals beside a model, a folder or an id on the Hub; or `None`.
-
-    Raises:
-        `ValueError`: for a file with other content.
-    """
+    """The intervals beside a model, a folder or an id on the Hub, or `None`."""
     path = companion_file(name, INTERVALS)
     if path is None:
         return None

@@ -9,6 +9,7 @@ from conr_hf.data.map_statistics import has_maps
 from conr_hf.inference.conformal import SMALLEST, coverage_table, make_intervals, write_intervals
 from conr_hf.inference.evaluate_dense import evaluate_maps
 from conr_hf.inference.results import table, write_predictions, write_results
+from conr_hf.metrics import constant_median
 from conr_hf.metrics.gaze import label_errors
 from conr_hf.plots import density_with_error
 from conr_hf.training.config.validation import check_label_kind
@@ -28,8 +29,7 @@ def evaluate(
     columns = trainer.args.label_columns
     for split, rows in splits.items():
         check_label_kind(type(trainer.model).__name__, trainer.head, has_maps(rows, columns, split), columns)
-    bins = trainer.bins
-    recorded = bins.to_dict()
+    bins, recorded = trainer.bins, trainer.bins.to_dict()
     parts = ("edges", "train_counts", "thresholds")
     results = {**results, "bins": {part: recorded[part] for part in parts}, "baseline_median": {}}
     if trainer.is_map:
@@ -41,8 +41,7 @@ def evaluate(
         labels = np.asarray(output.label_ids)
         indices = np.asarray(trainer.data.load_split(rows, split)[0].indices)
         predictions[split] = indices, labels, np.asarray(output.predictions)
-        medians[split] = np.tile(trainer.resolved.label_median, (len(labels), 1)).reshape(labels.shape)
-        columns = trainer.args.label_columns
+        medians[split] = constant_median([trainer.resolved.label_median], len(labels)).reshape(labels.shape)
         results[split] = label_errors(predictions[split][2], labels, bins, columns)
         results["baseline_median"][split] = label_errors(medians[split], labels, bins, columns)
     if not trainer.is_world_process_zero():
@@ -60,17 +59,10 @@ def evaluate(
         if splits:
             split = list(splits)[-1]
             title = f"{', '.join(targets)}: error on the {split} split"
-            _, labels, predicted = predictions[split]
+            texts: dict[str, Any] = {"unit": unit, "title": title, "target": targets}
             try:
                 density_with_error(
-                    bins,
-                    labels,
-                    predicted,
-                    folder / "density.png",
-                    unit=unit,
-                    title=title,
-                    baseline=medians[split],
-                    target=targets,
+                    bins, *predictions[split][1:], folder / "density.png", baseline=medians[split], **texts
                 )
             except ImportError as error:
                 print(f"No plot: {error}")

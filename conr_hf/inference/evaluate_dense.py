@@ -1,4 +1,4 @@
-"""How good a model of maps is on whole data sets, of which no two maps need be in memory at once; and its pictures."""
+"""Errors of a model of maps on whole data sets, with one batch of maps in memory at a time; and its pictures."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,18 +25,11 @@ MOST_SHOWN = 6
 
 @dataclass(frozen=True, eq=False)
 class MapErrors:
-    """
-    Errors on the maps of a split.
-
-    Args:
-        model ([`~conr_hf.metrics.StreamedErrors`]): The model's.
-        median ([`~conr_hf.metrics.StreamedErrors`]): Those of always answering the median training label.
-        shown (`list[int]`): Rows that stand for the split in pictures.
-    """
+    """Errors on the maps of a split."""
 
     model: StreamedErrors
-    median: StreamedErrors
-    shown: list[int]
+    median: StreamedErrors  # of always predicting the median training label
+    shown: list[int]  # rows to draw
 
 
 def evaluate_maps(
@@ -48,18 +41,8 @@ def evaluate_maps(
     folder: Path | None,
 ) -> dict[str, Any]:
     """
-    Predicts the splits and prints their tables; writes results and pictures if a folder is given.
-
-    Args:
-        trainer ([`ConRTrainer`]): Its model predicts maps.
-        splits (`dict[str, datasets.Dataset]`): Rows with an image and a map, by the split's name.
-        target (`str`): What is predicted.
-        unit (`str`): Unit of the labels, or `""`.
-        results (`dict`): What `results.json` is to hold beside the errors; `baseline_median` is there, and empty.
-        folder (`pathlib.Path`, *optional*): Where to write.
-
-    Returns:
-        `dict`: `results` with the errors.
+    Predicts the maps of the splits, adds their errors to `results` and prints their tables; writes results and
+    pictures if a folder is given.
     """
     errors: dict[str, MapErrors] = {}
     for split, rows in splits.items():
@@ -79,21 +62,13 @@ def evaluate_maps(
                 draw_maps(trainer, errors[split], splits[split], split, target, unit, folder)
             except ImportError as error:
                 print(f"No pictures: {error}")
-        print("\nOf maps there are no predictions.csv and no prediction intervals; conr-hf predict writes the maps.")
+        print("\nMaps have no predictions.csv and no prediction intervals; conr-hf predict writes them as files.")
         write_results(folder, results)
     return results
 
 
 def streamed_errors(trainer: ConRTrainer, dataset: datasets.Dataset, split: str) -> StreamedErrors:
-    """
-    Errors by bin on the maps of a data set, of which no two batches are in memory at once. (`predict` returns all
-    predictions.)
-
-    Args:
-        trainer ([`ConRTrainer`]): Has the model.
-        dataset (`datasets.Dataset`): Rows with an image and a map.
-        split (`str`): What it is called.
-    """
+    """Errors by bin on the maps of a data set, without keeping the predictions in memory, as `predict` does."""
     with trainer.ema.applied():
         trainer.evaluation_loop(trainer.get_test_dataloader(dataset), "Evaluation", metric_key_prefix=split)
     assert trainer.metrics.streamed is not None
@@ -101,14 +76,7 @@ def streamed_errors(trainer: ConRTrainer, dataset: datasets.Dataset, split: str)
 
 
 def map_errors(trainer: ConRTrainer, dataset: datasets.Dataset, split: str) -> MapErrors:
-    """
-    Predicts a split, and gathers its errors and those of the constant median.
-
-    Args:
-        trainer ([`ConRTrainer`]): Its model predicts maps.
-        dataset (`datasets.Dataset`): Rows with an image and a map.
-        split (`str`): What it is called.
-    """
+    """Errors of the model and of the constant median on a split, and which of its rows to draw."""
     model = streamed_errors(trainer, dataset, split)
     median, rows, means, rarest = StreamedErrors(trainer.bins), [], [], []
     for row, labels in _label_maps(trainer, dataset, split):
@@ -123,15 +91,8 @@ def map_errors(trainer: ConRTrainer, dataset: datasets.Dataset, split: str) -> M
 
 def chosen(means: list[float], rarest: list[tuple[int, int]]) -> list[int]:
     """
-    Which maps to show: evenly over their mean labels, in this order, the one with the rarest pixels among them.
-
-    Args:
-        means (`list[float]`): Mean label of each map.
-        rarest (`list[tuple[int, int]]`): What is less, the rarer the rarest pixels of each map are.
-
-    Example:
-        >>> chosen([3.0, 1.0, 2.0, 9.0, 4.0, 5.0, 8.0, 7.0], [(9, 0)] * 7 + [(1, 0)])
-        [1, 2, 4, 7, 6, 3]
+    Which maps to draw: spread evenly over their mean labels, in ascending order, and including the one with the rarest
+    pixels, whose entry in `rarest` is the smallest.
     """
     order = np.argsort(means, kind="stable")
     places = np.unique(np.linspace(0, len(order) - 1, min(MOST_SHOWN, len(order))).round().astype(int))
@@ -151,26 +112,16 @@ def draw_maps(
     unit: str,
     folder: Path,
 ) -> None:
-    """
-    Draws `density.png` and `maps.png` into `folder`.
-
-    Raises:
-        `ImportError`: Without matplotlib.
-    """
+    """Draws `density.png` and `maps.png` into `folder`."""
+    texts: dict[str, Any] = {"unit": unit, "target": target}
     tested, means = errors.model.of_bins()
+    outside, median = int(errors.model.compute()["all"]["n"] - tested.sum()), errors.median.of_bins()[1]
+    title = f"{target}: error on the {split} split"
     density_with_pixel_error(
-        trainer.bins,
-        tested,
-        means,
-        folder / PICTURE,
-        unit=unit,
-        title=f"{target}: error on the {split} split",
-        baseline=errors.median.of_bins()[1],
-        outside=int(errors.model.compute()["all"]["n"]) - int(tested.sum()),
-        target=target,
+        trainer.bins, tested, means, folder / PICTURE, title=title, baseline=median, outside=outside, **texts
     )
     if trainer.is_sharded:
-        return  # one process has not all of the model
+        return  # no process has the whole model
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     model.eval()
     processor: Any = trainer.processing_class
@@ -179,22 +130,14 @@ def draw_maps(
         images.append(to_image(dataset[row][trainer.args.image_column]))
         labels.append(_label_map(trainer, dataset[row], split))
         predictions.append(predicted_map(model, processor, images[-1], labels[-1].shape))
-    map_pictures(
-        images,
-        labels,
-        predictions,
-        folder / MAPS,
-        unit=unit,
-        title=f"{target}: maps of the {split} split",
-        target=target,
-        names=[f"row {row}" for row in errors.shown],
-    )
+    names, title = [f"row {row}" for row in errors.shown], f"{target}: maps of the {split} split"
+    map_pictures(images, labels, predictions, folder / MAPS, title=title, names=names, **texts)
 
 
 def _label_maps(
     trainer: ConRTrainer, dataset: datasets.Dataset, split: str
 ) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
-    """The usable rows and their maps; no image is read, but by a transform, which needs its columns."""
+    """The usable rows and their maps; images are read only where the data set has a transform, which may need them."""
     indices = [int(row) for row in trainer.data.load_split(dataset, split)[0].indices]
     if dataset.format["type"] != "custom":
         dataset = dataset.select_columns(trainer.args.label_columns)
@@ -208,6 +151,6 @@ def _label_map(trainer: ConRTrainer, row: Any, split: str) -> npt.NDArray[np.flo
 
 
 def _rarity(bins: Bins, values: npt.NDArray[np.float32]) -> tuple[int, int]:
-    """How many training labels share the bin of the rarest values, and, negative, how many such values there are."""
+    """Number of training labels in the bin of the rarest values, and minus the number of such values."""
     counts = bins.train_count_of(values)
     return int(counts.min()), -int((counts == counts.min()).sum())

@@ -36,22 +36,8 @@ def export(model_name: str, form: str, output: str | None) -> Path:
 
     The file maps `pixel_values`, float32 of shape `(N, C, H, W)` for any N, to `predictions`, float32 of shape
     `(N, T)` in label units. Its metadata are the targets, their unit, and the preprocessing of images. It is read back
-    and compared with the model on batches of 1, 2 and 5 images.
-
-    Args:
-        model_name (`str`): Run folder, checkpoint or Hub id.
-        form (`str`):
-            `"onnx"`, `"torch-export"` (a `.pt2` file of `torch.export`) or `"timm"` (timm's own state dict, in
-            safetensors).
-        output (`str`, *optional*): The file. Unset: `model.onnx`, `model.pt2` or `timm.safetensors`, in the model's
-            folder or, for a model of the Hub, in the current one.
-
-    Returns:
-        `pathlib.Path`: The file.
-
-    Raises:
-        `ValueError`: without the packages that the format needs, for a model that cannot be exported to it, and if the
-            file's predictions differ by more than 1e-4 label scales. No file is left then.
+    and compared with the model on batches of 1, 2 and 5 images; no file is left if its predictions differ by more than
+    1e-4 label scales. Without `output` it is in the model's folder or, for a model of the Hub, in the current one.
     """
     path = _path(model_name, form, output)
     if form == "onnx" and (missing := [name for name in ("onnxscript", "onnxruntime") if find_spec(name) is None]):
@@ -79,9 +65,8 @@ def export(model_name: str, form: str, output: str | None) -> Path:
         _check(predict, batches, expected, _tolerance(model_name, expected), form)
         del predict  # closes the file, which Windows cannot move while it is open
         os.replace(file, path)
-    print(
-        f"Written to {path}: {', '.join(target_names(model))}, the same as the model on batches of 1, 2 and 5 images."
-    )
+    targets = ", ".join(target_names(model))
+    print(f"Written to {path}: {targets}, the same as the model on batches of 1, 2 and 5 images.")
     print(f"To load it: {_loading(model, form, path)}")
     return path
 
@@ -143,12 +128,7 @@ def _check(predict: Predict, batches: list[Tensor], expected: list[Tensor], tole
 
 
 class Predictor(nn.Module):
-    """
-    A model as pixel values in, predictions out.
-
-    Args:
-        model (`PreTrainedModel`): The model.
-    """
+    """A model as pixel values in, predictions out."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -161,15 +141,8 @@ class Predictor(nn.Module):
 
 def _write_onnx(predictor: Predictor, pixels: Tensor, facts: dict[str, str], file: Path) -> Predict:
     predictor.model.set_attn_implementation("eager")  # ONNX has all of its operations
-    program = torch.onnx.export(
-        predictor,
-        (pixels,),
-        dynamo=True,
-        input_names=["pixel_values"],
-        output_names=["predictions"],
-        dynamic_shapes=_ANY_NUMBER,
-        verbose=False,
-    )
+    names: dict[str, Any] = {"input_names": ["pixel_values"], "output_names": ["predictions"]}
+    program = torch.onnx.export(predictor, (pixels,), dynamo=True, dynamic_shapes=_ANY_NUMBER, verbose=False, **names)
     assert program is not None
     program.model.metadata_props.update(facts)
     program.save(file, external_data=False)
@@ -186,8 +159,7 @@ def _write_torch_export(predictor: Predictor, pixels: Tensor, facts: dict[str, s
 
 def _write_timm(predictor: Predictor, pixels: Tensor, facts: dict[str, str], file: Path) -> Predict:
     weights = predictor.model.get_submodule("timm_model").state_dict()
-    state = {name: tensor.contiguous() for name, tensor in weights.items()}
-    save_file(state, file, metadata=facts)
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, file, metadata=facts)
     return timm.create_model(**_timm_arguments(predictor.model, file)).eval().requires_grad_(False)
 
 

@@ -28,20 +28,8 @@ def embed(
     name: str,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """
-    The features at the head for the images of `rows`, in evaluation mode; unreadable images are left out.
-
-    Args:
-        model (`PreTrainedModel`): A saved model; its head is adopted.
-        processor (`BaseImageProcessor`): Its processor.
-        dataset (`datasets.Dataset`): The images' data set.
-        rows (`Sequence[int]`): Which rows of it.
-        image_column (`str`): Column of the image.
-        head (`str`, *optional*): As in [`~conr_hf.adopt_head`].
-        name (`str`): Name of the data in the progress bar and in messages.
-
-    Returns:
-        `np.ndarray` of shape `(N, D)`, float32, the features; and of shape `(N,)`, int64, the positions in `rows` of
-        the images that could be read.
+    The features at the head, `(N, D)`, of the images of `rows`, in evaluation mode, and the positions in `rows` of the
+    images that could be read, `(N,)`. The model's head is adopted; messages call the data `name`.
 
     Raises:
         `ValueError`: if no image can be read, naming the first one's row, or the model has no single head.

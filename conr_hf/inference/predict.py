@@ -20,20 +20,10 @@ def predict_images(
     model_name: str, places: Sequence[str], batch_size: int
 ) -> tuple[list[str], dict[Path, list[float]], dict[Path, str]]:
     """
-    Predictions of a saved model for image files.
-
-    Args:
-        model_name (`str`): Run folder, checkpoint or Hub id.
-        places (`Sequence[str]`): Image files, or folders of them, searched with their subfolders.
-        batch_size (`int`): Images in a batch.
-
-    Returns:
-        Names of the T targets; T predictions for each file, in label units; for each file that cannot be read, why.
-
-    Raises:
-        `ValueError`: if there is no such model, file or folder, or no image in a folder.
+    Predictions of a saved model for image files, or folders of them, searched with their subfolders: the names of the
+    T targets; T predictions for each file, in label units; and for each file that cannot be read, why.
     """
-    files = [file for place in places for file in _image_files(Path(place))]
+    files = _image_files(places)
     model, processor = load_saved(model_name)
     model.eval().to(current_device())
     targets = target_names(model)
@@ -55,20 +45,10 @@ def predict_images(
 
 
 def predict_maps(model_name: str, places: Sequence[str], output: str | None) -> tuple[int, dict[Path, str], str]:
-    """
-    Predicts a map for each image file and writes it into the folder `output`.
-
-    Args:
-        model_name (`str`): Run folder, checkpoint or Hub id.
-        places (`Sequence[str]`): As in [`predict_images`].
-        output (`str`, *optional*): The folder; created if missing.
-
-    Returns, raises:
-        As [`predict_files`]; `ValueError` also as [`predict_images`], and without a folder.
-    """
+    """Predicts a map for each image file, as [`predict_files`], and writes it into the folder `output`."""
     if output is None or Path(output).suffix in (".csv", ".json"):
         raise ValueError(f'"{model_name}" predicts maps, a file for each image. Name a folder for them with --output.')
-    files = [file for place in places for file in _image_files(Path(place))]
+    files = _image_files(places)
     model, processor = load_saved(model_name, maps=True)
     check_writable(output)
     with writing(Path(output)):
@@ -86,11 +66,13 @@ def write_predicted(path: Path, targets: Sequence[str], predictions: dict[Path, 
             table.to_csv(path, index=False)
 
 
-def _image_files(place: Path) -> list[Path]:
-    if place.is_file():
-        return [place]
-    if not place.is_dir():
-        raise ValueError(f'There is no image or folder "{place}".')
-    if not (files := image_files(place.rglob("*"))):
-        raise ValueError(f'The folder "{place}" holds no image.')
+def _image_files(places: Sequence[str]) -> list[Path]:
+    files: list[Path] = []
+    for place in map(Path, places):
+        if not (place.is_file() or place.is_dir()):
+            raise ValueError(f'There is no image or folder "{place}".')
+        found = [place] if place.is_file() else image_files(place.rglob("*"))
+        if not found:
+            raise ValueError(f'The folder "{place}" holds no image.')
+        files += found
     return files

@@ -21,16 +21,8 @@ def predicted_map(
     model: PreTrainedModel, processor: BaseImageProcessor, image: Image.Image, size: tuple[int, int]
 ) -> npt.NDArray[np.float32]:
     """
-    The map that a dense model, in evaluation mode, predicts for an image.
-
-    Args:
-        model (`PreTrainedModel`): The model.
-        processor (`BaseImageProcessor`): Its image processor.
-        image (`PIL.Image.Image`): The image, RGB.
-        size (`tuple[int, int]`): Height and width of the map, to which the prediction is interpolated linearly.
-
-    Returns:
-        `np.ndarray` of shape `size`, float32, in label units.
+    The map in label units that a dense model, in evaluation mode, predicts for an RGB image, interpolated linearly to
+    `size`, height and width.
     """
     pixels = processor(images=[image], return_tensors="pt")["pixel_values"]
     with torch.inference_mode():
@@ -44,24 +36,15 @@ def predict_files(
 ) -> tuple[int, dict[Path, str], str]:
     """
     Predicts a map for each image file and writes it into `folder`, under the image's name: as `.npy`, float32 in label
-    units at the image's size, and as a `.png` picture beside the image.
-
-    Args:
-        model, processor: The model, which is moved to an accelerator where there is one, and its processor.
-        files (`Sequence[pathlib.Path]`): The image files.
-        folder (`pathlib.Path`): Where to write; it must exist.
-        target (`str`): What the model predicts.
-        unit (`str`): Its unit, or `""`.
-
-    Returns:
-        How many maps were written; for each file that cannot be read, why; and why there are no pictures, or `""`.
+    units at the image's size, and as a `.png` picture beside the image. Returns how many maps were written; for each
+    file that cannot be read, why; and why there are no pictures, or `""`.
 
     Raises:
-        `ValueError`: before anything is written, if two maps would be of one name, or a picture would replace an
+        `ValueError`: before anything is written, if two maps would have the same name, or a picture would replace an
             image; and at the first map that is not finite.
     """
     _check_names(files, folder)
-    model.eval().to(current_device())  # type: ignore[no-untyped-call]
+    model.eval().to(current_device())
     unreadable: dict[Path, str] = {}
     no_pictures = ""
     for file in tqdm(files, "Predicting", disable=len(files) == 1):

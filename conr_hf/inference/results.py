@@ -18,14 +18,8 @@ Metrics = Mapping[str, Mapping[str, float]]
 
 def table(split: str, metrics: Metrics, baseline: Metrics, unit: str, samples: str = "samples") -> str:
     """
-    Errors per shot beside those of the constant median, ready to print; for gaze and depth the usual figures too.
-
-    Args:
-        split (`str`): Name of the data.
-        metrics (`Mapping`): The result of `shot_metrics`.
-        baseline (`Mapping`): The same for always predicting the median training label.
-        unit (`str`): Unit of the labels, or `""`.
-        samples (`str`, *optional*, defaults to `"samples"`): What `n` counts, `"pixels"` for maps.
+    Errors per shot, as `shot_metrics` returns them, beside the `baseline` of the constant median, ready to print; for
+    gaze and depth the usual figures too. `samples` is what `n` counts, `"pixels"` for maps.
     """
     suffix = f" [{unit}]" if unit else ""
     figures = [f"MAE{suffix}", "constant median", "change", f"GM{suffix}", f"bMAE{suffix}", "Pearson"]
@@ -45,19 +39,11 @@ def table(split: str, metrics: Metrics, baseline: Metrics, unit: str, samples: s
 
 
 def write_predictions(
-    path: Path,
-    targets: Sequence[str],
-    bins: Bins,
-    splits: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
+    path: Path, targets: Sequence[str], bins: Bins, splits: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
 ) -> None:
     """
-    Writes `predictions.csv`: split, row id, label, prediction (one column for each target), shot and bin.
-
-    Args:
-        path (`pathlib.Path`): The file.
-        targets (`Sequence[str]`): Names of the T targets.
-        bins ([`~conr_hf.imbalance.Bins`]): Bins of the training labels.
-        splits (`Mapping`): For each split its row ids `(N,)`, labels and predictions, both `(N,)` or `(N, T)`.
+    Writes `predictions.csv`: split, row id, label, prediction (one column for each target), shot and bin. Each split
+    has its row ids, `(N,)`, labels and predictions, both `(N,)` or `(N, T)`.
     """
     endings = [f"_{target}" for target in targets] if len(targets) > 1 else [""]
     numbers = [f"{kind}{ending}" for kind in ("label", "prediction") for ending in endings]

@@ -92,7 +92,7 @@ def shot_intervals(
 
 
 def _multiplicities(generator: np.random.Generator, resamples: int, size: int) -> FloatArray:
-    """How often each of `size` items is in each of `resamples` draws of `size`: `(resamples, size)`."""
+    """How often each of `size` items is in each of the resamples, which are draws of `size`: `(resamples, size)`."""
     drawn = generator.integers(size, size=(resamples, size))
     places = (drawn + size * np.arange(resamples)[:, None]).ravel()
     return np.bincount(places, minlength=resamples * size).reshape(resamples, size).astype(np.float64)

@@ -82,9 +82,7 @@ class DepthErrors:
 
 
 def depth_metrics(
-    predictions: npt.ArrayLike | Tensor,
-    labels: npt.ArrayLike | Tensor,
-    mask: npt.ArrayLike | Tensor | None = None,
+    predictions: npt.ArrayLike | Tensor, labels: npt.ArrayLike | Tensor, mask: npt.ArrayLike | Tensor | None = None
 ) -> dict[str, float]:
     """
     Errors of depth maps over the pixels of a mask.
@@ -122,12 +120,7 @@ def depth_metrics(
 
 
 def depth_errors(p: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-    """
-    The terms of each pixel in the means of [`depth_metrics`]: for each of `FIGURES` a tensor of shape `(N,)`.
-
-    Args:
-        p, y (`torch.Tensor` of shape `(N,)`): Predicted and true depths, float64, the latter greater than 0.
-    """
+    """The terms of each pixel, `(N,)`, in the means of [`depth_metrics`], for each of `FIGURES`; all `y` exceed 0."""
     positive = torch.maximum(p, SMALLEST_SHARE * y)
     ratio = torch.maximum(positive / y, y / positive)
     return ((p - y).abs() / y, ratio.log10(), *(ratio <= 1.25**k for k in (1, 2, 3)))

@@ -8,22 +8,14 @@ from conr_hf.imbalance.bins import FloatArray, IntArray
 
 def errors(p: FloatArray, y: FloatArray, index: IntArray, floor: float, weights: FloatArray) -> dict[str, FloatArray]:
     """
-    The metrics of [`~conr_hf.metrics.shot_metrics`], for R weightings of the same samples.
+    The metrics of [`~conr_hf.metrics.shot_metrics`], `(R,)` each, for R weightings of the same samples: `weights`,
+    `(R, N)` without a row of zeros, are how often each sample counts. NaN where a correlation is undefined.
 
-    A sample of weight 2 counts as two samples, one of weight 0 as none.
-
-    Args:
-        p (`np.ndarray` of shape `(N, T)`): Predictions, in label units, float64.
-        y (`np.ndarray` of shape `(N, T)`): Labels, float64.
-        index (`np.ndarray` of shape `(N, T)`): Bin of every label, -1 outside all bins.
-        floor (`float`): Smallest absolute error of a sample in the geometric mean, in label units, greater than 0.
-        weights (`np.ndarray` of shape `(R, N)`): How often each sample counts, float64; no row of zeros.
-
-    Returns:
-        `dict`: `n`, `mae`, `mse`, `rmse`, `gm`, `bmae`, `pearson` and `spearman`, `np.ndarray` of shape `(R,)`; NaN
-        where a correlation is undefined.
+    Predictions `p`, labels `y` and the labels' bins `index` are `(N, T)`; errors smaller than `floor`, in label units,
+    count as that in the geometric mean.
     """
     error = np.abs(p - y)  # (N, T)
+    of_sample = error.mean(axis=1)
     dimensions = range(y.shape[1])
     n = weights.sum(axis=1)
 
@@ -31,7 +23,6 @@ def errors(p: FloatArray, y: FloatArray, index: IntArray, floor: float, weights:
         means: FloatArray = (weights * values).sum(axis=1) / n
         return means
 
-    of_sample = error.mean(axis=1)
     mse = mean((error**2).mean(axis=1))
     pearson = np.mean([_correlation(p[:, t], y[:, t], weights) for t in dimensions], axis=0)
     ranked = [
@@ -51,14 +42,8 @@ def errors(p: FloatArray, y: FloatArray, index: IntArray, floor: float, weights:
 
 def average_ranks(values: FloatArray, weights: FloatArray) -> FloatArray:
     """
-    Ranks of values from 1, equal ones sharing the mean of theirs; a value of weight 2 counts as two values.
-
-    Args:
-        values (`np.ndarray` of shape `(N,)`): The values.
-        weights (`np.ndarray` of shape `(R, N)`): How often each value counts.
-
-    Returns:
-        `np.ndarray` of shape `(R, N)`, float64; without meaning where the weight is 0.
+    Ranks `(R, N)` of values `(N,)` from 1, equal ones sharing the mean of theirs, where each value counts as often as
+    its weight, `(R, N)`, says; without meaning where the weight is 0.
 
     Example:
         >>> average_ranks(np.array([5.0, 3.0, 5.0]), np.ones((1, 3)))

@@ -65,19 +65,7 @@ def label_errors(
 ) -> dict[str, dict[str, float]]:
     """
     [`~conr_hf.metrics.shot_metrics_from_bins`], and for pitch and yaw in radians also `angular_error`, the mean angle
-    between true and predicted direction, in degrees.
-
-    Args:
-        predictions (`np.ndarray` of shape `(N,)` or `(N, T)`): In label units.
-        labels (`np.ndarray` like `predictions`): True labels.
-        bins ([`~conr_hf.imbalance.Bins`]): Bins of the training labels.
-        columns (`list[str]`): The label columns.
-
-    Example:
-        >>> straight, left = [[0.0, 0.0]] * 2, [[0.0, 0.1]] * 2
-        >>> bins = Bins((np.array([-1.0, 1.0]),) * 2, (np.array([500]),) * 2)
-        >>> round(label_errors(straight, left, bins, ["pitch", "yaw"])["many"]["angular_error"], 3)
-        5.73
+    between true and predicted direction, in degrees. `columns` are the names of the label columns.
     """
     metrics = shot_metrics_from_bins(predictions, labels, bins)
     if columns == GAZE and in_radians(labels):

@@ -89,8 +89,7 @@ class ShotMetrics(evaluate.Metric):  # type: ignore[misc]
             bins = make_bins(train_labels, bin_width, edges)
         elif bin_width is not None or edges is not None:
             raise ValueError("bin_width and edges are for bins of train_labels, which are missing. Pass them too.")
-        elif bins is None:
-            bins = self.bins
+        bins = self.bins if bins is None else bins
         if bins is None:
             raise ValueError("Shots need the training labels. Pass compute train_labels or bins, or ShotMetrics bins.")
         thresholds = self.thresholds if thresholds is None else thresholds

@@ -92,7 +92,12 @@ def shot_metrics_from_bins(
         `ValueError`: As [`shot_metrics`].
     """
     p, y, index, floor, shots = prepared(predictions, labels, bins, thresholds)
-    return {shot: _of_all(p[rows], y[rows], index[rows], floor) for shot, rows in shots.items()}
+    result = {}
+    for shot, rows in shots.items():
+        n = int(rows.sum())
+        found = errors(p[rows], y[rows], index[rows], floor, np.ones((1, n)))
+        result[shot] = {name: float(value[0]) for name, value in found.items() if not np.isnan(value[0])} | {"n": n}
+    return result
 
 
 def sample_shots(labels: npt.ArrayLike | Tensor, bins: Bins, thresholds: Thresholds | None = None) -> Masks:
@@ -228,8 +233,3 @@ def prepared(
     floor = FLOAT32_EPS * float(np.mean([e[-1] - e[0] for e in bins.edges]))
     shots = {"all": np.ones(len(y), dtype=bool), **sample_shots(y, bins, thresholds)}
     return p, y, bins.index(y), floor, {shot: rows for shot, rows in shots.items() if rows.any()}
-
-
-def _of_all(p: FloatArray, y: FloatArray, index: IntArray, floor: float) -> dict[str, float]:
-    found = {name: float(value[0]) for name, value in errors(p, y, index, floor, np.ones((1, len(y)))).items()}
-    return {"n": len(y), **{name: value for name, value in found.items() if name != "n" and not np.isnan(value)}}

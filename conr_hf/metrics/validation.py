@@ -58,12 +58,7 @@ def as_tensor(values: npt.ArrayLike | Tensor) -> Tensor:
 
 
 def reshaped(values: Maps, labels: Maps, name: str) -> Maps:
-    """
-    Maps in the shape of the labels, from which they may differ by axes of length 1.
-
-    Raises:
-        `ValueError`: For another shape.
-    """
+    """Maps in the shape of the labels, from which they may differ by axes of length 1 only."""
     if values.squeeze().shape != labels.squeeze().shape:
         raise ValueError(
             f"{name} is of shape {tuple(values.shape)} and labels of {tuple(labels.shape)}. Pass maps of one shape."
@@ -72,10 +67,7 @@ def reshaped(values: Maps, labels: Maps, name: str) -> Maps:
 
 
 def refuse_where(bad: npt.NDArray[np.bool_], values: FloatArray, name: str, mend: str) -> None:
-    """
-    Raises:
-        `ValueError`: If any of `bad` is true, naming the first one's index and value.
-    """
+    """Raises a `ValueError` if any of `bad` is true, naming the first one's index and value."""
     if bad.any():
         place = tuple(int(i) for i in np.argwhere(bad)[0])
         raise ValueError(f"{name}[{', '.join(map(str, place))}] is {values[place]}. {mend}")

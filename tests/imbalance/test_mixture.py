@@ -1,7 +1,5 @@
 """The mixture of the training labels: found again, whatever the unit, and with few distinct labels."""
 
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -17,7 +15,6 @@ def two_groups(dims=1):
 
 @pytest.mark.parametrize("dims", [1, 2])
 def test_finds_the_mixture_that_was_drawn(dims):
-    pytest.importorskip("sklearn")
     weights, means, covariances = fit_mixture(two_groups(dims), 2, seed=0)
     order = means[:, 0].argsort()
     assert weights.dtype == means.dtype == covariances.dtype == np.float64
@@ -30,7 +27,6 @@ def test_finds_the_mixture_that_was_drawn(dims):
 
 @pytest.mark.parametrize("scale", [1e-4, 1e4])
 def test_the_unit_of_the_labels_does_not_matter(scale):
-    pytest.importorskip("sklearn")
     weights, means, covariances = fit_mixture(two_groups(2), 3, seed=1)
     scaled = fit_mixture(scale * two_groups(2) + 5 * scale, 3, seed=1)
     np.testing.assert_allclose(scaled[0], weights, rtol=1e-6)
@@ -39,7 +35,6 @@ def test_the_unit_of_the_labels_does_not_matter(scale):
 
 
 def test_the_seed_decides():
-    pytest.importorskip("sklearn")
     labels = torch.from_numpy(two_groups()).squeeze(1)
     first, again = fit_mixture(labels, 8, seed=3), fit_mixture(labels, 8, seed=3)
     for a, b in zip(first, again, strict=True):
@@ -49,7 +44,6 @@ def test_the_seed_decides():
 @pytest.mark.parametrize("dims", [1, 2])
 def test_many_labels_are_fitted_by_their_quantiles(dims, monkeypatch):
     """In whatever order they come, and all of the range is among them."""
-    pytest.importorskip("sklearn")
     labels = two_groups(dims)
     whole = fit_mixture(labels, 2, seed=0)
     monkeypatch.setattr("conr_hf.imbalance.mixture.MOST_LABELS", 3000)
@@ -62,7 +56,6 @@ def test_many_labels_are_fitted_by_their_quantiles(dims, monkeypatch):
 
 
 def test_fewer_distinct_labels_than_components():
-    pytest.importorskip("sklearn")
     weights, means, covariances = fit_mixture([20] * 6 + [30] * 3 + [70], 8, seed=0)
     order = means[:, 0].argsort()
     np.testing.assert_allclose(weights[order], [0.6, 0.3, 0.1], atol=1e-6)
@@ -74,7 +67,6 @@ def test_fewer_distinct_labels_than_components():
 
 def test_the_loss_reads_it():
     """One Gaussian of mean 0 and variance 1, and s = 1: as worked by hand in the test of the loss."""
-    pytest.importorskip("sklearn")
     mixture = make_mixture(*(torch.from_numpy(part) for part in fit_mixture([-1.0, 1.0], 1, seed=0)))
     loss = gai(torch.tensor([1.0]), torch.tensor([2.0]), mixture, torch.tensor(1.0))
     assert loss.item() == pytest.approx(0.5 - np.log(2), abs=1e-5)
@@ -83,14 +75,7 @@ def test_the_loss_reads_it():
 def test_refuses():
     with pytest.raises(ValueError, match=r"^components is 0; it must be 1 or more"):
         fit_mixture([1.0, 2.0], 0, seed=0)
-    pytest.importorskip("sklearn")
     with pytest.raises(ValueError, match=r"^There are 1 training labels"):
         fit_mixture([1.0], 8, seed=0)
     with pytest.raises(ValueError, match=r"^labels\[1\] is nan"):
         fit_mixture([1.0, np.nan], 8, seed=0)
-
-
-def test_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.mixture", None)
-    with pytest.raises(ImportError, match=r'pip install "conr-hf\[gai\]"'):
-        fit_mixture([1.0, 2.0], 2, seed=0)

@@ -24,24 +24,18 @@ _KEYS = ("recipes", "methods", "seeds", "baseline", "options", "output_dir", "ac
 @dataclass(frozen=True)
 class Comparison:
     """
-    A grid of runs.
+    A grid of runs: every method is trained on every recipe with every seed.
 
-    Args:
-        recipes (`dict[str, dict]`): Options of each recipe by its name.
-        methods (`dict[str, dict]`): Options that each method adds to a recipe's, by its name. `stage_one` may name an
-            earlier method, whose model of the same seed it then starts from.
-        seeds (`list[int]`): Every method is trained with each.
-        baseline (`str`): The method that the others are compared with.
-        output_dir (`str`): Folder of the runs and tables.
-        accelerate (`str`, *optional*): A configuration file for `accelerate launch`, which then starts each run.
+    Recipes and methods are their options by name; a method's are added to the recipe's. Its `stage_one` may name an
+    earlier method, whose model of the same seed it then starts from.
     """
 
     recipes: dict[str, dict[str, Any]]
     methods: dict[str, dict[str, Any]]
     seeds: list[int]
-    baseline: str
+    baseline: str  # the method that the others are compared with
     output_dir: str
-    accelerate: str | None
+    accelerate: str | None  # a configuration file for `accelerate launch`, which then starts each run
 
 
 @dataclass(frozen=True)
@@ -66,17 +60,11 @@ class Run:
 
 def read_comparison(path: str, output_dir: str | None = None) -> Comparison:
     """
-    Reads a comparison from YAML.
+    Reads a comparison from a YAML file, or from one that comes with the package by its name.
 
-    Args:
-        path (`str`): The file, or the name of one that comes with the package. Its keys: `recipes`, a list of files or
-            packaged names, or a dictionary of names to a `recipe` and the options to change; `methods`, options by
-            name; `seeds`; and optionally `baseline` (default: the first method), `options` for all runs (over those of
-            the recipes' files), `output_dir` and `accelerate`.
-        output_dir (`str`, *optional*): Replaces the file's.
-
-    Raises:
-        `ValueError`: for what is missing, unknown or of the wrong kind.
+    Its keys: `recipes`, a list of files or packaged names, or a dictionary of names to a `recipe` and the options to
+    change; `methods`, options by name; `seeds`; and optionally `baseline` (default: the first method), `options` for
+    all runs (over those of the recipes' files), `output_dir` and `accelerate`.
     """
     file = Path(path) if os.path.isfile(path) else packaged(path)
     content = read_yaml(file)
@@ -85,7 +73,7 @@ def read_comparison(path: str, output_dir: str | None = None) -> Comparison:
     for key in content:
         if key not in _KEYS:
             raise ValueError(f'{path}: unknown key "{key}". A comparison has {", ".join(_KEYS)}.')
-    seeds = content.get("seeds")
+    seeds: Any = content.get("seeds")
     whole = isinstance(seeds, list) and seeds and all(isinstance(seed, int) for seed in seeds)
     if not whole or len(set(seeds)) < len(seeds):
         raise ValueError(f"{path}: seeds is {seeds!r}; write different whole numbers, as in seeds: [1, 2, 3].")
@@ -132,9 +120,6 @@ def plan(comparison: Comparison) -> list[Run]:
     """
     All runs, seed by seed, so that an interrupted comparison has every method for its first seeds. The options of each
     run are checked and written to `wanted.yaml` in its folder.
-
-    Raises:
-        `ValueError`: for invalid options, and for a folder that holds a run of other options.
     """
     runs = []
     for seed, recipe, method in itertools.product(comparison.seeds, comparison.recipes, comparison.methods):
@@ -161,17 +146,8 @@ def plan(comparison: Comparison) -> list[Run]:
 
 def train_all(comparison: Comparison, after_run: Callable[[list[Run]], None]) -> tuple[list[Run], dict[str, str]]:
     """
-    Trains the unfinished runs, one after another. A run that fails does not stop the others.
-
-    Args:
-        comparison ([`Comparison`]): What to train.
-        after_run (`Callable`): Called with all runs after each run that was trained.
-
-    Returns:
-        All runs, and `dict[str, str]`: the names of the failed ones, each with its error.
-
-    Raises:
-        `ValueError`: as [`plan`], and if another process is training this comparison.
+    Trains the unfinished runs, one after another, and calls `after_run` with all runs after each that succeeds; a run
+    that fails does not stop the others. Returns all runs, and the names of the failed ones, each with its error.
     """
     failed: dict[str, str] = {}
     with lock_folder(Path(comparison.output_dir)) as environment:
@@ -179,12 +155,13 @@ def train_all(comparison: Comparison, after_run: Callable[[list[Run]], None]) ->
         for number, run in enumerate(runs, 1):
             if run.results() is not None:
                 continue
-            begun = _was_begun(run.folder)
+            begun = any(last_complete_checkpoint(str(place)) for place in (run.folder, run.folder / "stage-one"))
             print(f"[{number}/{len(runs)}] {run.name}{', resumed' if begun else ''}", flush=True)
-            code = _train(run, comparison.accelerate, begun, environment)
-            if code:
-                failed[run.name] = reason = _last_line(run.folder / "log.txt") or f"exit code {code}"
-                print(f"  failed: {reason} (its output: {run.folder / 'log.txt'})", flush=True)
+            if code := _train(run, comparison.accelerate, begun, environment):
+                log = run.folder / "log.txt"
+                lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+                failed[run.name] = reason = lines[-1] if lines else f"exit code {code}"
+                print(f"  failed: {reason} (its output: {log})", flush=True)
             else:
                 after_run(runs)
     return runs, failed
@@ -208,12 +185,3 @@ def _train(run: Run, accelerate: str | None, resume: bool, environment: dict[str
             process.terminate()
             process.wait()
             raise
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1] if lines else ""
-
-
-def _was_begun(folder: Path) -> bool:
-    return any(last_complete_checkpoint(str(place)) for place in (folder, folder / "stage-one"))

@@ -17,15 +17,7 @@ _OWNER = ".owner"  # holds the owner's token; on Windows nobody else can read th
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[dict[str, str]]:
-    """
-    This process owns `folder` inside the block.
-
-    Yields:
-        `dict[str, str]`: environment variables for child processes, with which they end when this process does.
-
-    Raises:
-        `ValueError`: if another process owns the folder.
-    """
+    """This process alone owns `folder` in the block; child processes with the environment it yields end with it."""
     folder.mkdir(parents=True, exist_ok=True)
     lock, owner, token = _lock(folder), folder / _OWNER, uuid.uuid4().hex
     try:

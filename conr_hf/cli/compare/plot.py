@@ -14,12 +14,7 @@ def draw_comparison(comparison: Comparison, runs: Sequence[Run]) -> list[Path]:
     """
     Writes `RECIPE.png` for each recipe: a panel for each shot, with a dot for each seed of each method, their mean as
     a bar and the baseline's mean as a line, on the test split if there is one. For several recipes also `recipes.png`.
-
-    Returns:
-        `list[pathlib.Path]`: the files.
-
-    Raises:
-        `ImportError`: Without matplotlib.
+    Returns the files.
     """
     files, metrics = [], read_metrics(runs)
     for recipe in comparison.recipes:
@@ -47,8 +42,7 @@ def draw_comparison(comparison: Comparison, runs: Sequence[Run]) -> list[Path]:
             tidy(panel)
         panels[0].set_yticks(range(len(methods)), methods)
         panels[0].invert_yaxis()
-        title = f"{recipe}, {splits[-1]}: a dot a seed, a bar their mean, the line {comparison.baseline}"
-        heading(figure, title)
+        heading(figure, f"{recipe}, {splits[-1]}: a dot a seed, a bar their mean, the line {comparison.baseline}")
         files.append(Path(comparison.output_dir, f"{recipe}.png"))
         save(figure, files[-1])
     if len(files) > 1:
@@ -61,9 +55,8 @@ def _draw_differences(comparison: Comparison, metrics: pd.DataFrame) -> Path:
     methods = [method for method in comparison.methods if method != comparison.baseline]
     figure = new_figure(9.0, 3.9)
     panels = figure.subplots(1, 2, sharey=True)
-    for panel, (name, shot, metric) in zip(
-        panels, (("few-shot MAE", "few", "mae"), ("balanced MAE", "all", "bmae")), strict=True
-    ):
+    shown = [("few-shot MAE", "few", "mae"), ("balanced MAE", "all", "bmae")]
+    for panel, (name, shot, metric) in zip(panels, shown, strict=True):
         for index, method in enumerate(methods):
             places, means, halves = [], [], []
             for place, recipe in enumerate(comparison.recipes):
@@ -80,9 +73,8 @@ def _draw_differences(comparison: Comparison, metrics: pd.DataFrame) -> Path:
         panel.set_title(name, fontsize=9.5, color=INK)
         tidy(panel)
     panels[0].set_ylabel(f"difference to {comparison.baseline} (%)", fontsize=8.5)
-    heading(
-        figure, "What each method changes, with its 95 % interval over seeds", panels[0].get_legend_handles_labels()[0]
-    )
+    legend = panels[0].get_legend_handles_labels()[0]
+    heading(figure, "What each method changes, with its 95 % interval over seeds", legend)
     path = Path(comparison.output_dir, "recipes.png")
     save(figure, path)
     return path

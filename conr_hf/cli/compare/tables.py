@@ -15,19 +15,7 @@ COLUMNS = ["recipe", "method", "seed", "split", "shot", "metric", "value"]
 
 
 def interval(differences: Sequence[float]) -> float:
-    """
-    Half the width of the 95 % confidence interval of a mean, by Student's t.
-
-    Args:
-        differences (`Sequence[float]`): At least one a seed.
-
-    Returns:
-        `float`: in their unit; nan for a single one.
-
-    Example:
-        >>> round(interval([1.0, 2.0, 3.0]), 3)
-        2.484
-    """
+    """Half the width of the 95 % confidence interval of their mean, by Student's t; NaN for a single one."""
     from scipy import stats
 
     if len(differences) < 2:

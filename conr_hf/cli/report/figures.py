@@ -34,46 +34,25 @@ PLACES = ("latitude", "longitude")
 
 @dataclass
 class Section:
-    """
-    The part of a report about one run, or about all runs together.
-
-    Args:
-        name (`str`): Its title.
-        pictures (`list[tuple[str, str]]`): Each picture's path without suffix, and its caption.
-        left_out (`list[str]`): What could not be shown, and why.
-        numbers (`dict[str, Any]`): MAE by shot, and the results of [`~conr_hf.metrics.features`].
-    """
+    """The part of a report about one run, or about all runs together."""
 
     name: str
-    pictures: list[tuple[str, str]] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
-    numbers: dict[str, Any] = field(default_factory=dict)
+    pictures: list[tuple[str, str]] = field(default_factory=list)  # path without suffix, and caption
+    left_out: list[str] = field(default_factory=list)  # what could not be shown, and why
+    numbers: dict[str, Any] = field(default_factory=dict)  # MAE by shot, and the results of `metrics.features`
 
 
 def pictures_of(run: FinishedRun, data: datasets.DatasetDict | None, folder: Path) -> Section:
-    """
-    Draws one run into `folder`, PNG and SVG.
-
-    Args:
-        run ([`~conr_hf.cli.report.finished_run.FinishedRun`]): The run.
-        data (`datasets.DatasetDict`, *optional*): Its data; without it, pictures of images and features are left out.
-        folder (`pathlib.Path`): Where to write; it must exist.
-    """
+    """Draws one run into `folder`, PNG and SVG; without its data, pictures of images and features are left out."""
     section = Section(run.name, numbers={"mae": {shot: m["mae"] for shot, m in run.results[run.split].items()}})
     median = constant_median([run.results["conr"]["label_median"]], len(run.labels))
+    shown = run.bins, run.labels, run.predictions
     what: dict[str, Any] = {"unit": run.unit, "target": run.targets}
-    plots.density_with_error(
-        run.bins,
-        run.labels,
-        run.predictions,
-        folder / "density",
-        title=f"{run.name}: error on the {run.split} split",
-        baseline=median,
-        **what,
-    )
+    title = f"{run.name}: error on the {run.split} split"
+    plots.density_with_error(*shown, folder / "density", title=title, baseline=median, **what)
     section.pictures.append(("density", f"Training labels per bin, and the error on the {run.split} split in each."))
     title = f"{run.name}: predictions on the {run.split} split"
-    plots.predicted_against_true(run.bins, run.labels, run.predictions, folder / "scatter", title=title, **what)
+    plots.predicted_against_true(*shown, folder / "scatter", title=title, **what)
     section.pictures.append(("scatter", f"Predicted against true labels of the {run.split} split, by shot."))
     draw_curves(section, [run], folder, title=f"{run.name}: training")
     if data is not None:
@@ -118,15 +97,11 @@ def _draw_worst(section: Section, run: FinishedRun, rows: datasets.Dataset, fold
             section.left_out.append(f"The image of row {run.rows[i]}, one of the worst, cannot be read.")
     if not shown:
         return
+    labels, predictions, names = run.labels[shown], run.predictions[shown], [f"row {run.rows[i]}" for i in shown]
+    title = f"{run.name}: greatest errors on the {run.split} split, {with_unit(', '.join(run.targets), run.unit)}"
+    span = float(np.ptp(run.labels))
     plots.contact_sheet(
-        images,
-        run.labels[shown],
-        run.predictions[shown],
-        shots[shown].tolist(),
-        [f"row {run.rows[i]}" for i in shown],
-        folder / "worst",
-        span=float(np.ptp(run.labels)),
-        title=f"{run.name}: greatest errors on the {run.split} split, {with_unit(', '.join(run.targets), run.unit)}",
+        images, labels, predictions, shots[shown].tolist(), names, folder / "worst", span=span, title=title
     )
     section.pictures.append(("worst", f"The {len(shown)} images of the {run.split} split with the greatest errors."))
 
@@ -134,17 +109,9 @@ def _draw_worst(section: Section, run: FinishedRun, rows: datasets.Dataset, fold
 def _draw_world(section: Section, run: FinishedRun, data: datasets.DatasetDict, folder: Path) -> None:
     north, east = (np.asarray(data[run.split][column], np.float64)[run.rows] for column in PLACES)
     trained = tuple(np.asarray(data["train"][column], np.float64) for column in PLACES)
-    plots.world_map(
-        north,
-        east,
-        run.labels[:, 0],
-        run.predictions[:, 0],
-        folder / "map",
-        unit=run.unit,
-        title=f"{run.name}: {run.targets[0]} of the {run.split} split on the map",
-        target=run.targets[0],
-        training_places=(trained[0], trained[1]),
-    )
+    what: dict[str, Any] = {"unit": run.unit, "target": run.targets[0], "training_places": trained}
+    title = f"{run.name}: {run.targets[0]} of the {run.split} split on the map"
+    plots.world_map(north, east, run.labels[:, 0], run.predictions[:, 0], folder / "map", title=title, **what)
     section.pictures.append(("map", "Truth, prediction and error where they lie; the training images in grey."))
 
 
@@ -168,13 +135,10 @@ def _draw_features(section: Section, run: FinishedRun, data: datasets.DatasetDic
     labels = run.labels[kept]
     pairs = distance_pairs(features, labels, seed=SEED)
     neighbours = nearest(features, train_features)
+    samples = {"evaluated": len(features), "unreadable": len(run.rows) - len(features)}
+    samples |= {"training": len(train_features), "training_of": int(run.bins.train_counts[0].sum())}
     section.numbers |= {
-        "samples": {
-            "evaluated": len(features),
-            "unreadable": len(run.rows) - len(features),
-            "training": len(train_features),
-            "training_of": int(run.bins.train_counts[0].sum()),
-        },
+        "samples": samples,
         "rank_correlation": rank_correlation(*pairs),
         "knn_mae": {
             "training": knn_error(run.bins, labels, train_labels, neighbours),
@@ -184,29 +148,16 @@ def _draw_features(section: Section, run: FinishedRun, data: datasets.DatasetDic
         "neighbour_bins": neighbour_bins(run.bins, labels, train_labels, neighbours),
     }
 
-    plots.feature_map(
-        np.concatenate([train_features, features]),
-        np.concatenate([train_labels, labels]),
-        np.arange(len(train_features) + len(features)) >= len(train_features),
-        folder / "features",
-        unit=run.unit,
-        title=f"{run.name}: features at the head",
-        split=run.split,
-        target=run.targets,
-        seed=SEED,
-    )
+    both = np.concatenate([train_features, features]), np.concatenate([train_labels, labels])
+    evaluated = np.arange(len(both[0])) >= len(train_features)
+    what: dict[str, Any] = {"unit": run.unit, "target": run.targets, "split": run.split, "seed": SEED}
+    plots.feature_map(*both, evaluated, folder / "features", title=f"{run.name}: features at the head", **what)
     section.pictures.append(("features", "The features at the head as a map, coloured by label."))
     for t, target in enumerate(run.targets):
         name = "distances" if len(run.targets) == 1 else f"distances-{t + 1}"
-        plots.label_and_feature_distances(
-            *pairs,
-            labels[:, t],
-            train_labels[neighbours, t],
-            run.bins.train_counts_of(labels)[:, t],
-            folder / name,
-            unit=run.unit,
-            title=f"{run.name}: are features ordered as labels are?",
-            target=target,
-        )
+        near, counts = train_labels[neighbours, t], run.bins.train_counts_of(labels)[:, t]
+        title = f"{run.name}: are features ordered as labels are?"
+        what = {"unit": run.unit, "title": title, "target": target}
+        plots.label_and_feature_distances(*pairs, labels[:, t], near, counts, folder / name, **what)
         line = "Distances of labels against distances of features; and which labels each image lies among."
         section.pictures.append((name, line))

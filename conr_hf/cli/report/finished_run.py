@@ -19,48 +19,27 @@ from conr_hf.utils.run_folder import PREDICTIONS, RECIPE, RESULTS, read_json
 
 @dataclass(frozen=True, eq=False)
 class FinishedRun:
-    """
-    A finished run, and its predictions for one split.
+    """A finished run, and its predictions for one split."""
 
-    Args:
-        name (`str`): Its name in pictures and tables.
-        folder (`pathlib.Path`): Its folder.
-        results (`dict[str, Any]`): The content of `results.json`.
-        recipe ([`~conr_hf.cli.recipe.Recipe`]): Its model and data.
-        args ([`ConRConfig`]): How the data was read; settings of `TrainingArguments` are not those of the run.
-        bins ([`~conr_hf.imbalance.Bins`]): Bins of the training labels.
-        targets (`list[str]`): Names of the T labels.
-        split (`str`): The split of the predictions.
-        rows (`np.ndarray` of shape `(N,)`): Row ids of the predictions.
-        labels, predictions (`np.ndarray` of shape `(N, T)`): In label units.
-    """
-
-    name: str
+    name: str  # in pictures and tables
     folder: Path
-    results: dict[str, Any]
+    results: dict[str, Any]  # the content of `results.json`
     recipe: Recipe
-    args: ConRConfig
+    args: ConRConfig  # how the data was read; settings of `TrainingArguments` are not those of the run
     bins: Bins
     targets: list[str]
-    split: str
-    rows: npt.NDArray[np.int64]
-    labels: npt.NDArray[np.float64]
-    predictions: npt.NDArray[np.float64]
+    split: str  # that of the predictions
+    rows: npt.NDArray[np.int64]  # row ids of the predictions, (N,)
+    labels: npt.NDArray[np.float64]  # in label units, (N, T)
+    predictions: npt.NDArray[np.float64]  # in label units, (N, T)
 
     @property
     def unit(self) -> str:
-        """Unit of the labels, or `""`."""
         return str(self.results["unit"])
 
 
 def read_run(folder: Path, split: str, name: str) -> FinishedRun:
-    """
-    Reads a folder that `conr-hf train` wrote.
-
-    Raises:
-        `ValueError`: if it is no such folder, a file of it cannot be read, it has no predictions for `split`, or its
-            model predicts maps.
-    """
+    """Reads a folder that `conr-hf train` wrote, with the predictions of `split`; models of maps are refused."""
     if predicts_maps(str(folder)):
         raise ValueError(
             f'The run "{folder}" predicts maps, for which there is no report. See its maps.png, density.png and '
@@ -80,44 +59,25 @@ def read_run(folder: Path, split: str, name: str) -> FinishedRun:
         bins = Bins.from_dict(results["bins"])
         ours = set(ConRConfig.own_fields()) - {field.name for field in fields(TrainingArguments)}
         args = ConRConfig(str(folder), report_to="none", **_chosen(options, ours))
-        table = pd.read_csv(
-            folder / PREDICTIONS, dtype={"split": str}, keep_default_na=False, float_precision="round_trip"
-        )
+        path = folder / PREDICTIONS
+        table = pd.read_csv(path, dtype={"split": str}, keep_default_na=False, float_precision="round_trip")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ValueError(f'"{folder}" is not a run that can be read: {reason}. Train it again.') from error
     rows, there = table[table["split"] == split], table["split"].unique()
     if rows.empty:
-        has = (
-            f"it has some for {', '.join(there)}; name one with --split"
-            if len(there)
-            else "its data had no other split"
-        )
-        raise ValueError(f'The run "{folder}" has no predictions for split "{split}"; {has}.')
+        others = f"it has some for {', '.join(there)}; name one with --split"
+        mend = others if len(there) else "its data had no other split"
+        raise ValueError(f'The run "{folder}" has no predictions for split "{split}"; {mend}.')
     labels, predictions = (rows.filter(regex=f"^{kind}") for kind in ("label", "prediction"))
     several = [name.removeprefix("label_") for name in labels if name != "label"]
-    return FinishedRun(
-        name,
-        folder,
-        results,
-        recipe,
-        args,
-        bins,
-        several or list(args.label_columns),
-        split,
-        rows["row"].to_numpy(np.int64),
-        labels.to_numpy(np.float64),
-        predictions.to_numpy(np.float64),
-    )
+    targets = several or list(args.label_columns)
+    numbers = rows["row"].to_numpy(np.int64), labels.to_numpy(np.float64), predictions.to_numpy(np.float64)
+    return FinishedRun(name, folder, results, recipe, args, bins, targets, split, *numbers)
 
 
 def training_history(folder: Path) -> tuple[list[dict[str, Any]], float | None]:
-    """
-    The trainer's log, and the epoch of the best checkpoint if one was chosen.
-
-    Raises:
-        `ValueError`: if the folder has no `trainer_state.json`.
-    """
+    """The trainer's log, and the epoch of the best checkpoint if one was chosen."""
     path = folder / "trainer_state.json"
     if not path.is_file():
         raise ValueError(f'"{folder}" has no trainer_state.json, which holds the log of the training.')

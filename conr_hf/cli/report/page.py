@@ -15,14 +15,7 @@ MOST_BINS = 15
 
 
 def number_rows(numbers: Mapping[str, Mapping[str, Any]], split: str, unit: str) -> list[list[str]]:
-    """
-    The numbers of all runs as rows of cells, a column for each run; the first row is the header.
-
-    Args:
-        numbers (`Mapping`): Of each run, by its name, the numbers of its [`~conr_hf.cli.report.figures.Section`].
-        split (`str`): Name of the split.
-        unit (`str`): Unit of the labels, or `""`.
-    """
+    """The numbers of all runs, by their names, as rows of cells, a column for each run, with a header."""
     share, of_knn = "rare_among_frequent", f"MAE of the mean label of the {K} nearest"
     lines: list[tuple[str, tuple[str, ...], float]] = [
         (with_unit("MAE", unit), ("mae", "all"), 1),
@@ -46,14 +39,7 @@ def number_rows(numbers: Mapping[str, Mapping[str, Any]], split: str, unit: str)
 
 
 def neighbour_rows(table: Sequence[Mapping[str, Any]], targets: Sequence[str], unit: str) -> list[list[str]]:
-    """
-    [`neighbour_bins`] as rows of cells, for at most 15 bins, those with most many-shot neighbours first.
-
-    Args:
-        table (sequence of `Mapping`): The result of `neighbour_bins`.
-        targets (`Sequence[str]`): Names of the T labels.
-        unit (`str`): Unit of the labels, or `""`.
-    """
+    """The result of `neighbour_bins` as rows of cells: the 15 bins with the largest shares of many-shot neighbours."""
     counts = ["training images", "images", "neighbours in many shot"]
     rows = [[with_unit("rare labels", unit), *counts, "commonest bins of the neighbours"]]
     for entry in sorted(table, key=lambda entry: -entry["many_share"])[:MOST_BINS]:
@@ -73,14 +59,8 @@ def page(
     unit: str,
 ) -> str:
     """
-    The report in Markdown: numbers, then every picture with a line about it.
-
-    Args:
-        together ([`~conr_hf.cli.report.figures.Section`], *optional*): All runs against each other.
-        sections (sequence of `Section` and `str`): Each run, and the folder of its pictures, relative to the page.
-        rows: The result of [`number_rows`].
-        targets (`Sequence[str]`): Names of the labels.
-        split, unit (`str`): Name of the split; unit of the labels, or `""`.
+    The report in Markdown: the `rows` of [`number_rows`], then every picture with a line about it, of all runs
+    `together` and of each run, whose pictures are in the folder beside its section, relative to the page.
     """
     names = ", ".join(section.name for section, _ in sections)
     parts = [f"# {_plain(names)}: {_plain(', '.join(targets))} of the {_plain(split)} split", _markdown(rows)]
@@ -98,18 +78,14 @@ def page(
         parts += [f"## {_plain(section.name)}"] if together is not None else []
         parts += _shown(section, folder)
         if section.numbers.get("neighbour_bins"):
-            parts += [
-                "Where rare labels lie:",
-                _markdown(neighbour_rows(section.numbers["neighbour_bins"], targets, unit)),
-            ]
+            rare = neighbour_rows(section.numbers["neighbour_bins"], targets, unit)
+            parts += ["Where rare labels lie:", _markdown(rare)]
     return "\n\n".join(parts) + "\n"
 
 
 def _shown(section: Section, folder: str) -> list[str]:
-    pictures = [
-        f"![{_plain(line)}]({quote(f'{folder}{path}.png')})\n\n{_plain(line)}" for path, line in section.pictures
-    ]
-    return [*pictures, *map(_plain, section.left_out)]
+    lines = [(quote(f"{folder}{path}.png"), _plain(line)) for path, line in section.pictures]
+    return [*(f"![{line}]({path})\n\n{line}" for path, line in lines), *map(_plain, section.left_out)]
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:

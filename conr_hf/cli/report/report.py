@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import DatasetDict
@@ -26,15 +27,7 @@ def report(folders: Sequence[str], split: str, output: str | None) -> None:
 
     The pictures of a single run are written to the report's folder; of several runs, each has a folder of its name,
     and pictures of all of them together are beside these. Features are those of all images of the split and of at most
-    2,000 training images, drawn with a fixed seed.
-
-    Args:
-        folders (`Sequence[str]`): Run folders.
-        split (`str`): Which split, `"test"` for example.
-        output (`str`, *optional*): Where to write. Unset: the folder `report` in the first run.
-
-    Raises:
-        `ValueError`: without matplotlib, for a folder that is no run, and for runs on different data.
+    2,000 training images, drawn with a fixed seed. The report's folder is `output` or `report` in the first run.
     """
     try:
         new_figure(1, 1)
@@ -119,9 +112,8 @@ def _check_same_labels(run: FinishedRun, data: DatasetDict) -> None:
     if run.rows.max() >= len(rows):
         raise ValueError(f'Split "{run.split}" has {len(rows):,} rows and the run predicted row {run.rows.max():,}.')
     labels, wrong = read_labels(rows.select(run.rows), run.args.label_columns, run.split)
-    close = np.isclose(
-        label_columns(np.nan_to_num(labels)), run.labels, rtol=1e-5, atol=1e-6 * np.abs(run.labels).max()
-    )
+    found, tolerance = label_columns(np.nan_to_num(labels)), 1e-6 * np.abs(run.labels).max()
+    close = np.isclose(found, run.labels, rtol=1e-5, atol=tolerance)
     changed = [i for i in range(len(run.rows)) if i in wrong or not close[i].all()]
     if changed:
         raise ValueError(f'The label of row {run.rows[changed[0]]} of split "{run.split}" has changed since the run.')
@@ -129,19 +121,11 @@ def _check_same_labels(run: FinishedRun, data: DatasetDict) -> None:
 
 def _together(runs: Sequence[FinishedRun], place: Path) -> Section:
     """The runs against each other, over the bins of the first."""
-    section = Section("all runs")
-    first = runs[0]
-    plots.errors_of_runs(
-        first.bins,
-        first.labels,
-        {run.name: run.predictions for run in runs},
-        place / "density",
-        unit=first.unit,
-        title=f"Error on the {first.split} split",
-        target=first.targets,
-    )
-    section.pictures.append(
-        ("density", f"Training labels per bin of {first.name}, and the error of each run in each.")
-    )
+    section, first = Section("all runs"), runs[0]
+    predictions, title = {run.name: run.predictions for run in runs}, f"Error on the {first.split} split"
+    what: dict[str, Any] = {"unit": first.unit, "target": first.targets}
+    plots.errors_of_runs(first.bins, first.labels, predictions, place / "density", title=title, **what)
+    line = f"Training labels per bin of {first.name}, and the error of each run in each."
+    section.pictures.append(("density", line))
     draw_curves(section, runs, place, title="Training")
     return section
