@@ -1,6 +1,7 @@
 """The layer that predicts: found in any model, and adopted as the head, whose input the losses read."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -50,26 +51,19 @@ def adopt_head(model: nn.Module, pixel_values: Tensor, name: str | None = None) 
     """
     check_not_sharded(model)
     layers = dict(model.named_modules())
-    if name is None:
-        adopted = [layer for layer in layers.values() if isinstance(layer, LinearHead | ConvHead | MapHead)]
-        if len(adopted) == 1:
-            return adopted[0]
+    adopted = [layer for layer in layers.values() if isinstance(layer, Head)]
+    if name is None and len(adopted) == 1:
+        return adopted[0]
     layer_name, link = (name, None) if name is not None else _found(model, pixel_values)
-    layer = layers.get(layer_name)
-    if isinstance(layer, LinearHead | ConvHead | MapHead):
+    layer, of_maps, problem = layers.get(layer_name), predicts_maps(model), ""
+    if isinstance(layer, Head):
         return layer
-    if layer is None or not _could_be_head(layer, predicts_maps(model)):
-        kind = "convolution to one map" if predicts_maps(model) else "linear layer or 1x1 convolution"
-        raise ValueError(
-            f'head="{layer_name}" is not a {kind} of {type(model).__name__}. Its layers: {_described(model)}.'
-        )
-    if predicts_maps(model):
-        link = link or _link(model, layer, pixel_values)
-        if link is None:
-            raise ValueError(
-                f'head="{layer_name}": its output alone, or what ReLU or a sigmoid makes of it, is not the prediction '
-                f"of {type(model).__name__}. Its layers: {_described(model)}."
-            )
+    if layer is None or not _could_be_head(layer, of_maps):
+        problem = f" is not a {'convolution to one map' if of_maps else 'linear layer or 1x1 convolution'}"
+    elif of_maps and (link := link or _link(model, layer, pixel_values)) is None:
+        problem = ": its output alone, or what ReLU or a sigmoid makes of it, is not the prediction"
+    if layer is None or problem:
+        raise ValueError(f'head="{layer_name}"{problem} of {type(model).__name__}. Its layers: {_described(model)}.')
     head = _as_head(layer, link)
     parent, _, attribute = layer_name.rpartition(".")
     setattr(layers[parent], attribute, head)
@@ -78,18 +72,8 @@ def adopt_head(model: nn.Module, pixel_values: Tensor, name: str | None = None) 
 
 def find_head(model: nn.Module, pixel_values: Tensor) -> str:
     """
-    The name of the one layer whose output is the prediction, proved by a forward in evaluation mode.
-
-    Args:
-        model (`nn.Module`): As in [`adopt_head`].
-        pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): Any input the model accepts.
-
-    Returns:
-        `str`: the layer's name in `model.named_modules()`.
-
-    Raises:
-        `AmbiguousHeadError`: if there is no such layer, or more than one; it lists the layers seen.
-        `ValueError`: if the model does not take such pixels.
+    The name in `model.named_modules()` of the one layer whose output is the prediction, proved by a forward in
+    evaluation mode. An `AmbiguousHeadError` if there is none, or more than one.
     """
     return _found(model, pixel_values)[0]
 
@@ -104,11 +88,8 @@ def _found(model: nn.Module, pixel_values: Tensor) -> tuple[str, Link | None]:
         found = {name: link for name, link in links.items() if link is not None}
     else:
         predicted, outputs = _forward(model, pixel_values, candidates)
-        found = {
-            name: None
-            for name, output in outputs.items()
-            if output.numel() == predicted.numel() and torch.equal(output.reshape(predicted.shape), predicted)
-        }
+        flat = predicted.flatten()
+        found = {name: None for name, output in outputs.items() if torch.equal(output.flatten().to(flat), flat)}
     if len(found) != 1:
         which = f"The output of each of {', '.join(found)} is" if found else "No layer's output alone is"
         raise AmbiguousHeadError(
@@ -119,19 +100,15 @@ def _found(model: nn.Module, pixel_values: Tensor) -> tuple[str, Link | None]:
 
 
 @torch.no_grad()
-def _forward(
-    model: nn.Module, pixel_values: Tensor, watched: dict[str, nn.Module]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The prediction, and the outputs of the layers watched."""
+def _forward(model: nn.Module, pixel_values: Tensor, layers: dict[str, nn.Module]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The prediction, and the outputs of some layers."""
     outputs: dict[str, Tensor] = {}
 
-    def remember(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        # A copy, as a ReLU behind it may write into it.
-        return lambda _module, _inputs, output: outputs.__setitem__(name, output.clone())
+    def remember(name: str, _module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        outputs[name] = output.clone()  # as a ReLU behind it may write into it
 
-    hooks = [module.register_forward_hook(remember(name)) for name, module in watched.items()]
-    was_training = model.training
-    parameter = next(model.parameters())
+    hooks = [layer.register_forward_hook(partial(remember, name)) for name, layer in layers.items()]
+    was_training, parameter = model.training, next(model.parameters())
     try:
         predicted = prediction(model.eval()(pixel_values=pixel_values.to(parameter.device, parameter.dtype)))
     except (RuntimeError, ValueError) as error:
@@ -188,11 +165,8 @@ def _could_be_head(module: nn.Module, of_maps: bool) -> bool:
 
 def _described(model: nn.Module) -> str:
     of_maps = predicts_maps(model)
-    layers = [
-        f"{name} ({module.weight.shape[1]} -> {module.weight.shape[0]})"
-        for name, module in model.named_modules()
-        if _could_be_head(module, of_maps)
-    ]
+    weights = {name: layer.weight for name, layer in model.named_modules() if _could_be_head(layer, of_maps)}
+    layers = [f"{name} ({weight.shape[1]} -> {weight.shape[0]})" for name, weight in weights.items()]
     shown = layers if len(layers) <= 8 else [f"{len(layers) - 8} more before them", *layers[-8:]]
     kind = "a convolution to one map" if of_maps else "linear or a 1x1 convolution"
     return ", ".join(shown) if layers else f"none that is {kind}"
@@ -208,8 +182,7 @@ def _as_head(layer: nn.Module, link: Link | None) -> Head:
     elif link is None:
         head = ConvHead(layer.in_channels, layer.out_channels, 1, **options)
     else:
-        side = layer.kernel_size[0]
-        head = MapHead(layer.in_channels, 1, side, padding=side // 2, **options)
+        head = MapHead(layer.in_channels, 1, layer.kernel_size[0], padding=layer.kernel_size[0] // 2, **options)
         head.link, head.limit = link
     head.weight, head.bias = layer.weight, layer.bias
     return head.train(layer.training)

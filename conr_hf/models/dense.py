@@ -21,7 +21,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING, MODEL_FOR_DEPTH_ESTIMATION_MAPPING
 
 from conr_hf.models.image_processors import config_image_size, full_image_processor, without_crop
-from conr_hf.models.safe_loading import check_config, map_loader
+from conr_hf.models.safe_loading import map_loader, safe_config
 from conr_hf.models.timm_wrapper import drawn_weights, read_weights, timm_architecture
 
 LIGHT = 64  # channels of a new dense head; UperNet's own 512 are for 150 classes
@@ -49,47 +49,36 @@ def load_map_model(
     DPT and Depth Anything without pretrained weights give features so near to 0 at first that ConR, which compares
     their directions, swamps the base loss; the trainer warns of it. Start them from a checkpoint.
 
-    Args:
-        name_or_path, pretrained, weights, image_size, kwargs: As in [`~conr_hf.models.factory.load_regressor`].
-        labels (`dict`): `num_labels`, `id2label`, `label2id` and `problem_type` of the configuration.
-        hub (`dict`): Those of `kwargs` that say where on the Hub.
-
-    Returns:
-        The model, the processor, and whether the head arrived trained on labels like these: of a regression, or of a
-        model of metric depth.
-
-    Raises:
-        `ValueError`: for a model that predicts no maps.
+    Also returns whether the head arrived trained on labels like these: of a regression, or of a model of metric depth.
+    `labels`: these entries of the configuration; `hub`: those of `kwargs` that say where on the Hub; others as in
+    [`~conr_hf.models.factory.load_regressor`]. A model that can predict no maps is refused.
     """
     architecture = timm_architecture(name_or_path)
     if architecture is not None:
         return *_on_timm(architecture, labels, pretrained, weights, image_size), False
-    if weights is not None:
-        raise ValueError(f'weights="{weights}" needs a timm model; "{name_or_path}" does not start with "timm/".')
     if isinstance(name_or_path, PreTrainedConfig):
         config, name, pretrained = name_or_path, None, False
     else:
-        check_config(name_or_path, **hub)
+        safe_config(name_or_path, **hub)
         name = name_or_path
         config = AutoConfig.from_pretrained(name, trust_remote_code=False, **kwargs)
     if isinstance(config, TimmWrapperConfig):
         raise ValueError(f'"{name}" is a model of timm for whole images. Name it as timm/{config.architecture}.')
     kind = _kind(config)
     if kind is None:
-        return *_on_backbone(name, config, labels, pretrained, image_size, hub), False
-    trained = pretrained and (config.problem_type == "regression" or _is_metric(config))
+        return *_on_backbone(name, config, labels, pretrained, image_size, **hub), False
+    declared = config.to_dict()
+    is_metric = config.model_type == "glpn" or declared.get("depth_estimation_type") == "metric"
+    trained = pretrained and (config.problem_type == "regression" or is_metric)
+    if "use_auxiliary_head" in declared:
+        labels = {**labels, "use_auxiliary_head": False}  # a second head, which learns nothing here
     if not pretrained or name is None:
-        config = type(config).from_dict({**config.to_dict(), **_without_auxiliary(config, labels)})
+        config = type(config).from_dict({**declared, **labels})
         config._name_or_path = ""  # no weights are from there
         model = kind.from_config(config, dtype=torch.float32)
     else:
         model = kind.from_pretrained(
-            name,
-            **_without_auxiliary(config, labels),
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,
-            trust_remote_code=False,
-            **kwargs,
+            name, **labels, dtype=torch.float32, ignore_mismatched_sizes=True, trust_remote_code=False, **kwargs
         )
     if name is None:
         return model, full_image_processor(image_size or config_image_size(config)), trained
@@ -106,15 +95,6 @@ def _kind(config: PreTrainedConfig) -> Any:
     return AutoModelForSemanticSegmentation if isinstance(config, UperNetConfig) else None
 
 
-def _is_metric(config: PreTrainedConfig) -> bool:
-    return config.model_type == "glpn" or config.to_dict().get("depth_estimation_type") == "metric"
-
-
-def _without_auxiliary(config: PreTrainedConfig, labels: dict[str, Any]) -> dict[str, Any]:
-    """`labels`, and no second head, which learns nothing here."""
-    return {**labels, **({"use_auxiliary_head": False} if "use_auxiliary_head" in config.to_dict() else {})}
-
-
 def _on_timm(
     architecture: str, labels: dict[str, Any], pretrained: bool, weights: str | None, image_size: int | None
 ) -> tuple[PreTrainedModel, BaseImageProcessor]:
@@ -128,10 +108,8 @@ def _on_timm(
         raise ValueError(f"timm/{architecture} gives no feature maps to predict a map from: {error}.") from error
     if weights is not None and (lacking := drawn_weights(make, source.state_dict())):
         raise ValueError(f"{weights} has no weights for {', '.join(lacking[:4])} and others: is it of another model?")
-    stages = tuple(source.feature_info.out_indices)
-    options: dict[str, Any] = {"out_indices": stages, "use_pretrained_backbone": False}
-    config = TimmBackboneConfig(backbone=architecture, **options)
-    model = _under_light_head(config, labels)
+    options: Any = {"out_indices": tuple(source.feature_info.out_indices), "use_pretrained_backbone": False}
+    model = _under_light_head(TimmBackboneConfig(backbone=architecture, **options), labels)
     model.backbone._backbone.load_state_dict(source.state_dict())
     cfg = timm.get_pretrained_cfg(architecture)
     if cfg is None:
@@ -140,12 +118,7 @@ def _on_timm(
 
 
 def _on_backbone(
-    name: str | None,
-    config: PreTrainedConfig,
-    labels: dict[str, Any],
-    pretrained: bool,
-    image_size: int | None,
-    hub: dict[str, Any],
+    name: str | None, config: PreTrainedConfig, labels: dict[str, Any], pretrained: bool, side: int | None, **hub: Any
 ) -> tuple[PreTrainedModel, BaseImageProcessor]:
     if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
         raise ValueError(
@@ -168,7 +141,7 @@ def _on_backbone(
     if name is not None:
         settings = AutoImageProcessor.from_pretrained(name, trust_remote_code=False, **hub).to_dict()
         looks = {key: settings[key] for key in ("image_mean", "image_std") if settings.get(key) is not None}
-    return model, full_image_processor(image_size or config_image_size(config), **looks)
+    return model, full_image_processor(side or config_image_size(config), **looks)
 
 
 def _under_light_head(backbone: PreTrainedConfig, labels: dict[str, Any]) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import init_empty_weights
+from PIL import Image
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -26,7 +27,7 @@ from conr_hf.models.head import Head
 from conr_hf.models.image_processors import config_image_size, default_processor, resized
 from conr_hf.models.outputs import predicts_maps
 from conr_hf.models.peft import has_adapter
-from conr_hf.models.safe_loading import UNREADABLE, check_config, reason_of
+from conr_hf.models.safe_loading import UNREADABLE, reason_of, safe_config
 from conr_hf.models.sharding import no_zero3_init
 from conr_hf.models.timm_wrapper import (
     check_architecture,
@@ -113,23 +114,33 @@ def load_regressor(
         "problem_type": "regression",
     }
     hub = {option: value for option, value in kwargs.items() if option in HUB_OPTIONS}
-    if task == "depth":
-        return _load_map_model(name_or_path, labels, pretrained, weights, image_size, head, hub, **kwargs)
+    shown = name_or_path if isinstance(name_or_path, str) else type(name_or_path).__name__
     architecture = timm_architecture(name_or_path)
+    if architecture is not None:
+        check_architecture(architecture)
+    elif weights is not None:
+        raise ValueError(f'weights="{weights}" needs a timm model; "{shown}" does not start with "timm/".')
     fresh: set[str] | None = None  # weights that came from nowhere; None: all of them
-    if isinstance(name_or_path, PreTrainedConfig):
+    if task == "depth":
+        try:
+            model, processor, trained = load_map_model(
+                name_or_path, labels, pretrained=pretrained, weights=weights, image_size=image_size, hub=hub, **kwargs
+            )
+        except UNREADABLE as error:
+            reason = f"could not be loaded as a model of maps: {reason_of(error)}"
+            raise ValueError(f'"{shown}" {reason}. {_SOURCES}') from error
+        fresh = set() if trained else None
+    elif isinstance(name_or_path, PreTrainedConfig):
         model, processor = _from_config(name_or_path, labels, image_size)
     elif architecture is not None and weights is not None:
         model, processor, fresh = timm_model_of_file(architecture, labels, weights, image_size)
         _check_all_fit(fresh, model, weights)
     elif architecture is not None and not pretrained:
         model, processor = new_timm_model(architecture, labels, image_size)
-    elif weights is not None:
-        raise ValueError(f'weights="{weights}" needs a timm model; "{name_or_path}" does not start with "timm/".')
     else:
-        name = hub_name(name_or_path)
+        name = hub_name(architecture) if architecture is not None else name_or_path
         try:
-            check_config(name, **hub)
+            safe_config(name, **hub)
             if not pretrained:
                 config = AutoConfig.from_pretrained(name, trust_remote_code=False, **kwargs)
                 model, processor = _from_config(config, labels, image_size, name)
@@ -138,39 +149,13 @@ def load_regressor(
                 processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False, **hub)
                 processor = resized(processor, model.config, image_size)
         except UNREADABLE as error:
-            raise ValueError(f'"{name_or_path}" could not be loaded: {reason_of(error)}. {_SOURCES}') from error
-    _renew_head(model, processor, fresh, head)
-    return model, processor
-
-
-def _load_map_model(
-    name_or_path: str | PreTrainedConfig,
-    labels: dict[str, Any],
-    pretrained: bool,
-    weights: str | None,
-    image_size: int | None,
-    head: str | None,
-    hub: dict[str, Any],
-    **kwargs: Any,
-) -> tuple[PreTrainedModel, BaseImageProcessor]:
-    architecture = timm_architecture(name_or_path)
-    if architecture is not None:
-        check_architecture(architecture)
-    sources: dict[str, Any] = {"pretrained": pretrained, "weights": weights, "image_size": image_size}
-    try:
-        model, processor, trained = load_map_model(name_or_path, labels, hub=hub, **sources, **kwargs)
-    except UNREADABLE as error:
-        name = name_or_path if isinstance(name_or_path, str) else type(name_or_path).__name__
-        raise ValueError(f'"{name}" could not be loaded as a model of maps: {reason_of(error)}. {_SOURCES}') from error
-    if not trained:
-        _renew_head(model, processor, None, head)
+            raise ValueError(f'"{shown}" could not be loaded: {reason_of(error)}. {_SOURCES}') from error
+    _renew(model, processor, fresh, head)
     return model, processor
 
 
 def dummy_pixels(processor: BaseImageProcessor) -> Tensor:
     """One image as the model gets it from `processor`: a `torch.Tensor` of shape `(1, C, H, W)` of noise."""
-    from PIL import Image
-
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     pixels: Tensor = processor(images=[Image.fromarray(noise)], return_tensors="pt")["pixel_values"]
     return pixels
@@ -178,22 +163,15 @@ def dummy_pixels(processor: BaseImageProcessor) -> Tensor:
 
 def load_weights(model: PreTrainedModel, folder: str) -> None:
     """
-    Puts the weights that `save_pretrained` wrote to `folder` into `model`.
-
-    `Trainer` compares the names in the file with the model's own, and silently passes over all that transformers 5
-    saves under older names: every encoder layer of ViT, DINOv2, BEiT and Swin.
+    Puts the weights that `save_pretrained` wrote to `folder` into `model`. `Trainer` would silently pass over all that
+    transformers 5 saves under older names: every encoder layer of ViT, DINOv2, BEiT and Swin.
     """
-    saved = type(model).from_pretrained(folder, dtype=torch.float32)
-    model.load_state_dict(saved.state_dict())
+    model.load_state_dict(type(model).from_pretrained(folder, dtype=torch.float32).state_dict())
 
 
 @no_zero3_init()
 def check_matches_config(model: PreTrainedModel) -> None:
-    """
-    Raises:
-        `ValueError`: if the model's layers are not those that its configuration makes, so that a checkpoint of it
-            would not load in plain transformers.
-    """
+    """Refuses a model whose checkpoints would not load in plain transformers, for layers its configuration lacks."""
     if has_adapter(model):
         return  # adapters are saved and loaded by themselves
     make = partial(type(model), copy.deepcopy(model.config))
@@ -211,15 +189,8 @@ def check_matches_config(model: PreTrainedModel) -> None:
 
 
 def _from_pretrained(name: str, labels: dict[str, Any], **kwargs: Any) -> tuple[PreTrainedModel, set[str]]:
-    model, info = AutoModelForImageClassification.from_pretrained(
-        name,
-        **labels,
-        dtype=torch.float32,
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-        trust_remote_code=False,
-        **kwargs,
-    )
+    kwargs |= {"ignore_mismatched_sizes": True, "output_loading_info": True, "trust_remote_code": False}
+    model, info = AutoModelForImageClassification.from_pretrained(name, **labels, dtype=torch.float32, **kwargs)
     mismatched = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
     _check_all_fit(mismatched, model, name)
     fresh = mismatched | set(info["missing_keys"])
@@ -262,9 +233,7 @@ def _from_config(
     return model, resized(processor, config, image_size)
 
 
-def _renew_head(
-    model: PreTrainedModel, processor: BaseImageProcessor, fresh: set[str] | None, head: str | None
-) -> None:
+def _renew(model: PreTrainedModel, processor: BaseImageProcessor, fresh: set[str] | None, head: str | None) -> None:
     """Draws new output layers from N(0, 0.02) and sets their bias to 0, by which the trainer knows them as fresh."""
     layers = _output_layers(model)
     if fresh is not None:
@@ -284,19 +253,8 @@ def _renew_head(
 
 def prepare_model(model: nn.Module, pixel_values: Tensor, columns: Sequence[str], head_name: str | None) -> Head:
     """
-    Makes a model ready for training: adopts its head, and checks what could not be trained or saved right.
-
-    Args:
-        model (`nn.Module`): The model, in float32; changed in place.
-        pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): Any input that it accepts.
-        columns (`Sequence[str]`): The T label columns.
-        head_name (`str`, *optional*): Name of its head, for a model with several.
-
-    Returns:
-        `Head`: the layer that predicts.
-
-    Raises:
-        `ValueError`: if the model is in another dtype, predicts another number of values, or has no single head.
+    Makes a model ready for training, in place: adopts its head, which it returns, and refuses what could not be
+    trained or saved right. `columns`: the T label columns; other arguments as in [`adopt_head`].
     """
     for name, parameter in model.named_parameters():
         if parameter.dtype in (torch.float16, torch.bfloat16):
@@ -305,14 +263,12 @@ def prepare_model(model: nn.Module, pixel_values: Tensor, columns: Sequence[str]
                 "in float32, by load_regressor or dtype=torch.float32; bf16=True trains in mixed precision."
             )
     head = adopt_head(model, pixel_values, head_name)
-    outputs = head.weight.shape[0]
-    if outputs != len(columns):
+    if (outputs := head.weight.shape[0]) != len(columns):
         raise ValueError(
             f"The model predicts {outputs} values, but label_columns names {len(columns)} ({', '.join(columns)}). "
             "Load it with load_regressor(..., target=...), one target for each column."
         )
     if isinstance(model, PreTrainedModel):
         check_matches_config(model)
-    config: Any = model.config
-    config.problem_type = "regression"  # unset, pipelines put a sigmoid on a single output
+    model.config.problem_type = "regression"  # type: ignore[union-attr]  # unset, pipelines put a sigmoid on an output
     return head

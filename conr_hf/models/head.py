@@ -51,12 +51,10 @@ class _Head(nn.Module):
     def take_features(self) -> Tensor:
         """
         The input of the last forward, of shape `(B, D)`, or `(B, D, h, w)` of a [`MapHead`], and dtype float32, with
-        its graph. The head drops it, so that the graph is freed with its user.
-
-        Raises:
-            `RuntimeError`: if there was no forward since the last call, as under `nn.DataParallel`.
+        its graph. The head drops it, so that the graph is freed with its user: without a forward since the last call
+        it raises a `RuntimeError`.
         """
-        if self.features is None:
+        if self.features is None:  # as under nn.DataParallel
             raise RuntimeError("The head has seen no forward since its features were last taken.")
         features, self.features = self.features, None
         return features
@@ -69,12 +67,8 @@ class _Head(nn.Module):
     def start(self, label_mean: Tensor, label_scale: float | Tensor, seed: int) -> None:
         """
         Starts a fresh head where a head over standardised labels starts: weight `label_scale` * N(0, 0.02), bias
-        `label_mean`. The draw comes from a generator of its own, so that nothing else shifts with it.
-
-        Args:
-            label_mean (`torch.Tensor` of shape `(T,)`): Mean of the training labels, in label units.
-            label_scale (`float` or `torch.Tensor` of shape `(T,)`): Label scale, or one for each dimension.
-            seed (`int`): Seed of the draw.
+        `label_mean`, both `(T,)` in label units (or one scale for all). The draw comes from a generator of its own, so
+        that nothing else shifts with it.
         """
         draw = torch.empty(self.weight.shape).normal_(0.0, 0.02, generator=torch.Generator().manual_seed(seed))
         self.weight.copy_(draw * of_rows(label_scale, draw))

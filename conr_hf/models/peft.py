@@ -17,15 +17,14 @@ def has_adapter(model: nn.Module) -> bool:
     return isinstance(model, PeftModel)
 
 
-def check_head_is_saved(model: nn.Module, head: nn.Module) -> None:
+def adapter_norms(model: nn.Module, head: nn.Module) -> list[nn.Module]:
     """
-    Args:
-        model (`nn.Module`): A model with adapters.
-        head (`nn.Module`): Its head.
-
-    Raises:
-        `ValueError`: if the head is not trained, and saved with the adapter.
+    Batch norms beneath adapters that do not learn: they are the pretrained model's, whose running statistics no
+    adapter holds, and training must leave them as they are. None in a model without adapters; a model that would
+    neither train its head nor save it with them is refused.
     """
+    if not has_adapter(model):
+        return []
     name = next(name for name, layer in model.named_modules() if layer is head).removeprefix("base_model.model.")
     if ".modules_to_save." not in name:
         plain = name.removesuffix(".base_layer")
@@ -33,22 +32,5 @@ def check_head_is_saved(model: nn.Module, head: nn.Module) -> None:
             f"{plain}, the layer that predicts, would be neither trained nor saved with the adapter. Name it to PEFT: "
             f'LoraConfig(..., modules_to_save=["{plain}"]).'
         )
-
-
-def adapter_norms(model: nn.Module, head: nn.Module) -> list[nn.Module]:
-    """
-    Batch norms beneath adapters that do not learn: they are the pretrained model's, whose running statistics no
-    adapter holds, and training must leave them as they are. None in a model without adapters.
-
-    Args:
-        model (`nn.Module`): The model.
-        head (`nn.Module`): Its head.
-
-    Raises:
-        `ValueError`: if a model with adapters would neither train the head nor save it with them.
-    """
-    if not has_adapter(model):
-        return []
-    check_head_is_saved(model, head)
     norms = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
     return [norm for norm in norms if not any(parameter.requires_grad for parameter in norm.parameters())]

@@ -21,25 +21,20 @@ def map_loader(config: Mapping[str, Any]) -> Any:
     return next((loader for ending, loader in MAP_LOADERS.items() if architecture.endswith(ending)), None)
 
 
-def check_config(name: str, **hub: Any) -> None:
+def safe_config(name: str, **hub: Any) -> dict[str, Any]:
     """
-    Stops a configuration that has timm read a file of its own choosing, which older versions unpickle.
-
-    Args:
-        name (`str`): A folder, or an id on the Hub.
-        hub (*optional*): `revision`, `token` and the like.
-
-    Raises:
-        `ValueError`: if it does so, or is no mapping.
+    The configuration of a model in a folder or on the Hub (`hub`: `revision`, `token` and the like). Refuses one that
+    has timm read a file of its own choosing, which older versions unpickle.
     """
     try:
         config, _ = PreTrainedConfig.get_config_dict(name, **hub)
     except OSError:
-        return  # whoever loads the model reports it, unless it is an adapter, which has none
+        return {}  # whoever loads the model reports it, unless it is an adapter, which has none
     if not isinstance(config, dict):
         raise ValueError("its config.json holds no settings by name")
     if "checkpoint_path" in (config.get("model_args") or {}):
         raise ValueError("its config.json names a checkpoint_path among model_args, which is never read")
+    return config
 
 
 def reason_of(error: Exception) -> str:

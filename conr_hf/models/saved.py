@@ -1,37 +1,22 @@
 """Saved models, loaded, and what their files say about them."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import (
-    AutoImageProcessor,
-    AutoModelForImageClassification,
-    BaseImageProcessor,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor, PreTrainedModel
 from transformers.utils.hub import cached_file
 
-from conr_hf.models.safe_loading import UNREADABLE, check_config, map_loader, reason_of
+from conr_hf.models.safe_loading import UNREADABLE, map_loader, reason_of, safe_config
 from conr_hf.utils.run_folder import results_of
 
 
 def load_saved(name: str, maps: bool = False) -> tuple[PreTrainedModel, BaseImageProcessor]:
     """
-    A saved model in float32 and its processor. Nothing but JSON and safetensors is opened, and no code is run.
-
-    Args:
-        name (`str`): Run folder, checkpoint or Hub id.
-        maps (`bool`, *optional*, defaults to `False`): Whether it may be a model that predicts maps.
-
-    Raises:
-        `ValueError`: if there is none of that name, it is no model for images, its weights are pickled, it needs
-            code that comes with it, or it predicts maps and may not.
+    The saved model in a run folder, a checkpoint or on the Hub, in float32, and its processor. Nothing but JSON and
+    safetensors is opened, and no code is run. One that predicts maps is refused unless `maps`.
     """
     try:
-        check_config(name)
-        loader = map_loader(_config(name))
+        loader = map_loader(safe_config(name))
         if loader is None or maps:
             model = (loader or AutoModelForImageClassification).from_pretrained(
                 name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
@@ -49,21 +34,15 @@ def load_saved(name: str, maps: bool = False) -> tuple[PreTrainedModel, BaseImag
 
 def predicts_maps(name: str) -> bool:
     """Whether a saved model predicts maps, by its configuration alone; not where it has none."""
-    return map_loader(_config(name)) is not None
-
-
-def _config(name: str) -> dict[str, Any]:
     try:
-        config, _ = PreTrainedConfig.get_config_dict(name)
-    except OSError:
-        return {}  # an adapter has none; otherwise whoever loads the model reports it
-    return config if isinstance(config, dict) else {}
+        return map_loader(safe_config(name)) is not None
+    except ValueError:  # whoever loads the model reports it
+        return False
 
 
 def target_names(model: PreTrainedModel) -> list[str]:
     """Names of the model's T outputs, in order."""
-    names: dict[int, str] = model.config.id2label  # type: ignore[assignment]
-    return [names[index] for index in range(len(names))]
+    return [name for _, name in sorted(model.config.id2label.items())]  # type: ignore[union-attr]
 
 
 def saved_unit(model_name: str) -> str:

@@ -19,10 +19,7 @@ def no_zero3_init() -> Iterator[None]:
 
 
 def check_not_sharded(model: nn.Module) -> None:
-    """
-    Raises:
-        `ValueError`: if parameters of the model have been taken to other processes as it was loaded.
-    """
+    """Refuses a model of which parameters have been taken to other processes as it was loaded."""
     if gone := [name for name, parameter in model.named_parameters() if parameter.numel() == 0]:
         raise ValueError(
             f"The model's {gone[0]} is empty, as DeepSpeed's ZeRO-3 leaves it in loading. Load the model by "

@@ -30,10 +30,7 @@ def timm_architecture(name_or_path: str | PreTrainedConfig) -> str | None:
 
 
 def check_architecture(architecture: str) -> None:
-    """
-    Raises:
-        `ValueError`: if timm has no model of that name.
-    """
+    """Refuses a name of which timm has no model."""
     base = architecture.split(".")[0]
     if not timm.is_model(base):
         near = difflib.get_close_matches(base, timm.list_models(), n=1)
@@ -41,40 +38,22 @@ def check_architecture(architecture: str) -> None:
         raise ValueError(f'timm has no model "{architecture}". {hint}')
 
 
-def hub_name(name: str) -> str:
-    """
-    `timm/resnet10t` -> `timm/resnet10t.c3_in1k`, the Hub's name of timm's default weights; other names as they are.
-
-    Raises:
-        `ValueError`: if timm has no such model, or no weights for it.
-    """
-    architecture = timm_architecture(name)
-    if architecture is None:
-        return name
-    check_architecture(architecture)
-    cfg = timm.get_pretrained_cfg(architecture)
+def hub_name(architecture: str) -> str:
+    """`resnet10t` -> `timm/resnet10t.c3_in1k`, the Hub's name of timm's default weights."""
+    cfg: Any = timm.get_pretrained_cfg(architecture)
     if cfg is None or not cfg.hf_hub_id:
         raise ValueError(
             f'timm has no weights for "{architecture}" on the Hub. Use pretrained=False, or weights=FILE.'
         )
-    name_there: str = cfg.hf_hub_id
-    return name_there
+    return str(cfg.hf_hub_id)
 
 
 def new_timm_model(
     architecture: str, labels: dict[str, Any], image_size: int | None, config: TimmWrapperConfig | None = None
 ) -> tuple[PreTrainedModel, BaseImageProcessor]:
     """
-    A model by timm's own initialisation, and its processor.
-
-    Args:
-        architecture (`str`): timm's name of the model.
-        labels (`dict`): `num_labels`, `id2label`, `label2id` and `problem_type` of the configuration.
-        image_size (`int`, *optional*): Side in pixels of the model's input. Unset: the model's own.
-        config (`TimmWrapperConfig`, *optional*): Whose settings of timm to take over.
-
-    Raises:
-        `ValueError`: if timm has no such model.
+    A model by timm's own initialisation, and its processor. `labels`: these entries of its configuration;
+    `image_size`: side in pixels of its input, unless its own; `config`: whose settings of timm to take over.
     """
     check_architecture(architecture)
     model, processor, make = _wrapped(architecture, labels, image_size, config)
@@ -86,24 +65,15 @@ def timm_model_of_file(
     architecture: str, labels: dict[str, Any], weights: str, image_size: int | None
 ) -> tuple[PreTrainedModel, BaseImageProcessor, set[str]]:
     """
-    A model with the weights of a file, and its processor.
-
-    Args:
-        architecture, labels, image_size: As in [`new_timm_model`].
-        weights (`str`): A file of safetensors, or a PyTorch state dict.
-
-    Returns:
-        The model, the processor, and the names of the weights that the file lacks, which start at random.
-
-    Raises:
-        `ValueError`: if timm has no such model, or the file cannot be read.
+    A model with the weights of a file (safetensors, or a PyTorch state dict), its processor, and the names of the
+    weights that the file lacks, which start at random. Arguments as in [`new_timm_model`].
     """
-    check_architecture(architecture)
     state = read_weights(weights)
     model, processor, make = _wrapped(architecture, labels, image_size)
     overlay: dict[str, Any] = {"file": weights}
-    outputs = _outputs_in_file(state, model.config.pretrained_cfg.get("classifier"))
-    if outputs == labels["num_labels"]:
+    classifier = model.config.pretrained_cfg.get("classifier")
+    head = state.get(f"{classifier[0] if isinstance(classifier, list | tuple) else classifier}.weight")
+    if head is not None and len(head) == labels["num_labels"]:
         overlay["num_classes"] = labels["num_labels"]  # or timm leaves the file's head out
     make = partial(make, pretrained=True, pretrained_cfg_overlay=overlay)
     original = make().state_dict()
@@ -112,28 +82,21 @@ def timm_model_of_file(
 
 
 def read_weights(weights: str) -> dict[str, torch.Tensor]:
-    """
-    The tensors in a file of weights.
-
-    Raises:
-        `ValueError`: if there is no such file, or it holds anything but tensors.
-    """
+    """The tensors in a file of weights; refuses a file that holds anything else."""
     if not os.path.isfile(weights):
         raise ValueError(f'weights="{weights}" is not a file.')
     try:
-        state: dict[str, torch.Tensor] = timm.models.load_state_dict(weights, weights_only=True)
+        return dict(timm.models.load_state_dict(weights, weights_only=True))
     except Exception as error:  # a file of anything
         raise ValueError(
             f'weights="{weights}" cannot be read: {reason_of(error)}. Give safetensors, or a PyTorch state dict.'
         ) from error
-    return state
 
 
 def drawn_weights(make: Callable[[], nn.Module], state: dict[str, torch.Tensor]) -> list[str]:
     """
-    Which weights of a model that `make` loads from a file are not in it, and start at random.
-
-    timm does not report them; in a second model they differ from those in `state`, of the first.
+    Which weights of a model that `make` loads from a file are not in it, and start at random: timm does not report
+    them, but in a second model they differ from those in `state`, of the first.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch.initial_seed() + 1)
@@ -163,14 +126,7 @@ def _wrapped(
             model_args["img_size"] = image_size
     cfg = json.loads(json.dumps({key: value for key, value in cfg.items() if key not in ("num_classes", "file")}))
     settings: dict[str, Any] = {"architecture": architecture, "pretrained_cfg": cfg, "model_args": model_args or None}
-    wrapper: Any = TimmWrapperForImageClassification
     # It draws every weight from N(0, 0.02): timm's own initialisation, or a file's weights, must be restored.
-    model = wrapper(TimmWrapperConfig(**settings, **labels))
+    model = TimmWrapperForImageClassification(TimmWrapperConfig(**settings, **labels))
     make = partial(timm.create_model, architecture, num_classes=labels["num_labels"], **model_args)
     return model, TimmWrapperImageProcessor(cfg, architecture=architecture), make
-
-
-def _outputs_in_file(state: dict[str, torch.Tensor], classifier: Any) -> int | None:
-    name = classifier[0] if isinstance(classifier, list | tuple) else classifier
-    weight = state.get(f"{name}.weight")
-    return None if weight is None else len(weight)
