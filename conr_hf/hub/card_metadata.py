@@ -13,8 +13,8 @@ SHOTS = {"all": "all", "many": "many-shot", "median": "median-shot", "few": "few
 @dataclass(frozen=True)
 class ModelCardOptions:
     """
-    What a user says of a model for its card: the arguments of `Trainer.create_model_card` in their order, and
-    `model_id`, its id on the Hub. Of several tasks, or names of data sets, the first is used.
+    The arguments of `Trainer.create_model_card` in their order, and `model_id`, the model's id on the Hub. Of several
+    tasks, or names of data sets, the first is used.
     """
 
     language: str | list[str] | None = None
@@ -30,20 +30,9 @@ class ModelCardOptions:
 
 
 def metadata(values: CardValues, options: ModelCardOptions, is_adapter: bool) -> ModelCardData:
-    """
-    The metadata of a card, with the MAE of each shot on the last split, or of gaze the angle.
-
-    Args:
-        values ([`CardValues`]): What the card's template uses, but for this.
-        options ([`ModelCardOptions`]): What the user says.
-        is_adapter (`bool`): Whether what was saved is an adapter.
-
-    Raises:
-        `ValueError`: if an error is no finite number.
-    """
-    base, data, maps = values["base"], values["data"], values["maps"]
+    """The metadata of a card, with the MAE of each shot on the last split, or of gaze the angle: finite numbers."""
+    base, data, maps, task = values["base"], values["data"], values["maps"], first(options.tasks)
     kind, samples = ("image", "images") if maps is None else ("dense", "pixels")
-    task = first(options.tasks)
     errors = []
     last = values["splits"][-1] if values["splits"] else {"rows": []}
     for row in last["rows"]:

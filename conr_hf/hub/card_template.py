@@ -15,11 +15,11 @@ from markupsafe import Markup
 
 from conr_hf.utils.markdown import escape, one_line
 
-TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 class CardValues(TypedDict):
-    """What a template of a model card may use, by these names. The package's own describes each at its head."""
+    """What a template of a model card may use, by these names. The package's own describes each at its top."""
 
     card_data: str
     model_name: str
@@ -40,18 +40,10 @@ class CardValues(TypedDict):
 
 
 def read_template(path: str | Path | None) -> str:
-    """
-    The text of a template.
-
-    Args:
-        path (`str` or `Path`, *optional*): The user's file. Unset: the package's own template.
-
-    Raises:
-        `ValueError`: if it is no file, no UTF-8 or no Jinja template, or uses what a card does not have.
-    """
+    """The text of the user's template, or unset the package's own. Refuses one that uses what a card does not have."""
     whose = f'The model card template "{path}"'
     try:
-        text = Path(path or TEMPLATE).read_text(encoding="utf-8")
+        text = Path(path or TEMPLATES / "model_card.md").read_text(encoding="utf-8")
         parsed = _ENVIRONMENT.parse(text)
         _ENVIRONMENT.from_string(text)  # which looks for its filters
     except (OSError, UnicodeDecodeError) as error:
@@ -67,12 +59,7 @@ def read_template(path: str | Path | None) -> str:
 
 
 def render(text: str, values: CardValues) -> str:
-    """
-    Fills in a template. `ModelCard.from_template` does so too, but without a sandbox and without escaping.
-
-    Raises:
-        `ValueError`: for whatever goes wrong in a user's template.
-    """
+    """Fills in a template. `ModelCard.from_template` does so too, but without a sandbox and without escaping."""
     try:
         return _ENVIRONMENT.from_string(text).render({**values, "card_data": Markup(values["card_data"])}) + "\n"
     except Exception as error:  # an expression can raise anything
@@ -81,14 +68,10 @@ def render(text: str, values: CardValues) -> str:
 
 def number(value: Any) -> str:
     """
-    Four digits, or all before the point.
+    Four digits, or all before the point, of a finite number.
 
-    Raises:
-        `ValueError`: if it is no finite number.
-
-    Example:
-        >>> number(0.123456), number(512.71), number(12345.6)
-        ('0.1235', '512.7', '12,346')
+    >>> number(0.123456), number(512.71), number(12345.6)
+    ('0.1235', '512.7', '12,346')
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f'"{one_line(str(value))[:40]}" is no number')

@@ -2,14 +2,11 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, StrictUndefined
 
-from conr_hf.hub.card_template import number
-
-_TEMPLATES = Path(__file__).parent / "templates"
+from conr_hf.hub.card_template import TEMPLATES, number
 
 
 class Method(NamedTuple):
@@ -22,21 +19,15 @@ class Method(NamedTuple):
 
 def describe_methods(conr: Mapping[str, Any], options: Mapping[str, Any], unit: str) -> list[Method]:
     """
-    The methods of a run as `templates/methods.md` describes them, the base loss first.
-
-    Args:
-        conr (`Mapping`): Fields of [`ResolvedConfig`]; empty if they are not known.
-        options (`Mapping`): Fields of [`ConRConfig`] by name; those left out are off.
-        unit (`str`): Unit of the labels, or `""`.
-
-    Raises:
-        `jinja2.UndefinedError`, `TypeError` or `ValueError`: for settings that are not complete.
+    The methods of a run as `templates/methods.md` describes them, the base loss first: from the fields of
+    [`ResolvedConfig`] (empty if unknown) and of [`ConRConfig`] (missing ones are off). Incomplete ones raise
+    `jinja2.UndefinedError`, `TypeError` or `ValueError`.
     """
     if not conr:
         return []
     environment = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, finalize=_one_line)
     environment.filters["number"] = number
-    template = environment.from_string((_TEMPLATES / "methods.md").read_text(encoding="utf-8"))
+    template = environment.from_string((TEMPLATES / "methods.md").read_text(encoding="utf-8"))
     sections = re.split(r"(?m)^## ", template.render(conr=conr, options=options, unit=unit))[1:]
     found = [re.split(r" \|(.*)\n", section, maxsplit=1) for section in sections]
     return [Method(name, paper.strip(), " ".join(settings.split())) for name, paper, settings in found]
@@ -44,7 +35,7 @@ def describe_methods(conr: Mapping[str, Any], options: Mapping[str, Any], unit: 
 
 def citations(methods: Iterable[Method]) -> list[str]:
     """BibTeX of the methods' papers, each once."""
-    text = (_TEMPLATES / "papers.bib").read_text(encoding="utf-8")
+    text = (TEMPLATES / "papers.bib").read_text(encoding="utf-8")
     papers = {key: entry for entry, key in re.findall(r"(?ms)^(@\w+\{(\w+),.*?^\})", text)}
     return [papers[key] for key in dict.fromkeys(method.paper for method in methods) if key]
 

@@ -16,6 +16,7 @@ from transformers import AutoModelForDepthEstimation
 from conr_hf.data.benchmarks.registry import BENCHMARKS
 from conr_hf.hub.card_metadata import SHOTS, ModelCardOptions, first, metadata
 from conr_hf.hub.card_template import CardValues, read_template, render
+from conr_hf.hub.files import check_holds
 from conr_hf.hub.methods import citations, describe_methods
 from conr_hf.hub.provenance import is_hub_id, strip_paths
 from conr_hf.metrics import THRESHOLDS
@@ -24,55 +25,29 @@ from conr_hf.utils.markdown import one_line
 from conr_hf.utils.run_folder import CARD, INTERVALS, MAPS, PICTURE, RESULTS, read_json
 
 MOST_RANGES = 8  # of rare labels, for each target
-FIGURES = ("n", "mae", "gm", "bmae")
-OTHER_FIGURES = ("rmse", "abs_rel", "delta1", "angular_error")  # of maps, depth and gaze
 
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """
-    What a card is written from.
+    """What a card is written from."""
 
-    Args:
-        folder (`Path`): Where the card and its pictures are.
-        results (`Mapping`): Content of `results.json`; what is not known is left out.
-        config (`Mapping`): The model's `config.json`.
-        state (`Mapping`): Content of `trainer_state.json`, or nothing.
-        intervals (`Mapping`): Content of `intervals.json`, or nothing.
-        is_adapter (`bool`): Whether what was saved is an adapter.
-    """
-
-    folder: Path
-    results: Mapping[str, Any]
-    config: Mapping[str, Any]
-    state: Mapping[str, Any]
-    intervals: Mapping[str, Any]
-    is_adapter: bool
+    folder: Path  # of the card and its pictures
+    results: Mapping[str, Any]  # content of results.json; what is not known is left out
+    config: Mapping[str, Any]  # the model's config.json
+    state: Mapping[str, Any]  # content of trainer_state.json, or nothing
+    intervals: Mapping[str, Any]  # content of intervals.json, or nothing
+    is_adapter: bool  # whether what was saved is an adapter
 
 
 def write_card(folder: str | Path, template: str | None = None, options: ModelCardOptions | None = None) -> Path:
-    """
-    Writes the card of a run into its `README.md`.
-
-    Args:
-        folder (`str` or `Path`): A folder that `conr-hf train` wrote.
-        template (`str`, *optional*): A file to use instead of the package's template, at whose head stands what it may
-            use.
-        options ([`ModelCardOptions`], *optional*): What the folder does not say.
-
-    Returns:
-        `Path`: the card.
-
-    Raises:
-        `ValueError`: if it is no such folder, a file of it cannot be read, or the template cannot be used.
-    """
+    """Writes the card of a folder that `conr-hf train` wrote into its `README.md`, by the user's template if given."""
     path = Path(folder, CARD)
     path.write_text(card_of(folder, template, options), encoding="utf-8", newline="\n")
     return path
 
 
 def card_of(folder: str | Path, template: str | None = None, options: ModelCardOptions | None = None) -> str:
-    """The card that [`write_card`] writes, which has the same arguments."""
+    """The card that [`write_card`] writes; a `ValueError` if a file of the run or the template cannot be used."""
     run, text = read_run(Path(folder)), read_template(template)
     try:
         return card(run, options or ModelCardOptions(), text)
@@ -82,30 +57,17 @@ def card_of(folder: str | Path, template: str | None = None, options: ModelCardO
 
 
 def read_run(folder: Path) -> TrainingSummary:
-    """
-    Reads the files of a run that its card is written from.
-
-    Raises:
-        `ValueError`: if the folder is not that of a run, or a file of it holds no JSON object.
-    """
-    for name in (RESULTS, "config.json"):
-        if not (folder / name).is_file():
-            missing = f"it has no {name}" if folder.is_dir() else "there is no such folder"
-            raise ValueError(f'"{folder}" is not a run: {missing}. Give a folder that conr-hf train wrote.')
+    """The files of a run that its card is written from."""
+    check_holds(folder, (RESULTS, "config.json"), "is not a run")
     files = [folder / name for name in (RESULTS, "config.json", "trainer_state.json", INTERVALS)]
     results, config, state, intervals = (read_json(file) if file.is_file() else {} for file in files)
     return TrainingSummary(folder, results, config, state, intervals, (folder / "adapter_config.json").is_file())
 
 
 def card(run: TrainingSummary, options: ModelCardOptions, template: str) -> str:
-    """
-    The card as Markdown with its metadata.
-
-    Raises:
-        `ValueError`: if the template cannot be filled in. Other errors: for files that no run writes.
-    """
+    """The card as Markdown with its metadata; a `ValueError` for the template, others for strange files of a run."""
     results: dict[str, Any] = {"recipe": {}, "hub_ids": {}, "bins": {}, "unit": "", **strip_paths(run.results)}
-    name = one_line(options.model_name or run.folder.resolve().name)
+    name = one_line(options.model_name or Path(options.model_id or run.folder.resolve()).name)
     unit, bins, baselines = one_line(str(results["unit"])), results["bins"], results.get("baseline_median", {})
     names = run.config.get("label_names")  # of timm
     if names is None:
@@ -120,9 +82,7 @@ def card(run: TrainingSummary, options: ModelCardOptions, template: str) -> str:
         unit=unit,
         base=_base(results, run.config, options),
         data=_data(results, options),
-        splits=[
-            {"name": split, "rows": _rows(results[split], baselines[split])} for split in baselines if split in results
-        ],
+        splits=[{"name": key, "rows": _rows(results[key], baselines[key])} for key in baselines if key in results],
         picture=PICTURE if (run.folder / PICTURE).is_file() else None,
         maps=_maps(run),
         thresholds=bins.get("thresholds", THRESHOLDS),
@@ -158,16 +118,13 @@ def _base(results: Mapping[str, Any], config: Mapping[str, Any], options: ModelC
 def _data(results: Mapping[str, Any], options: ModelCardOptions) -> dict[str, Any]:
     counts, benchmark = results["bins"].get("train_counts"), BENCHMARKS.get(results["recipe"].get("benchmark") or "")
     hub_id = first(options.dataset_tags) or results["hub_ids"].get("data") or ""
-    name = benchmark.name if benchmark else first(options.dataset) or results["recipe"].get("data") or ""
+    facts = vars(benchmark) if benchmark else {}
     return {
-        "name": one_line(str(name)),
+        "name": one_line(str(facts.get("name") or first(options.dataset) or results["recipe"].get("data") or "")),
         "id": hub_id if is_hub_id(hub_id) else None,
         "n": sum(counts[0]) if counts else None,
-        "restricted": benchmark is not None and benchmark.obtain != "",
-        "description": benchmark.description if benchmark else "",
-        "credit": benchmark.credit if benchmark else "",
-        "license": benchmark.license if benchmark else "",
-        "people": benchmark.people if benchmark else "",
+        "restricted": facts.get("obtain", "") != "",
+        **{name: facts.get(name, "") for name in ("description", "credit", "license", "people")},
     }
 
 
@@ -176,15 +133,14 @@ def _maps(run: TrainingSummary) -> dict[str, Any] | None:
     if loader is None:
         return None
     output = "predicted_depth" if loader is AutoModelForDepthEstimation else "logits"
-    picture = MAPS if (run.folder / MAPS).is_file() else None
-    return {"loader": loader.__name__, "output": output, "picture": picture}
+    return {"loader": loader.__name__, "output": output, "picture": MAPS if (run.folder / MAPS).is_file() else None}
 
 
 def _rows(errors: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for shot in (shot for shot in SHOTS if shot in errors):
-        figures = {name: errors[shot][name] for name in FIGURES}
-        figures |= {name: errors[shot].get(name) for name in OTHER_FIGURES}
+        figures = {name: errors[shot][name] for name in ("n", "mae", "gm", "bmae")}
+        figures |= {name: errors[shot].get(name) for name in ("rmse", "abs_rel", "delta1", "angular_error")}
         rows.append({"shot": shot, **figures, "baseline": baseline[shot]["mae"] if shot in baseline else None})
     return rows
 
@@ -204,26 +160,24 @@ def _training(results: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str,
 
 
 def _intervals(saved: Mapping[str, Any]) -> dict[str, Any]:
-    shots = [
-        {"split": split, "target": target, "shot": shot, **of_target[shot]}
-        for split, targets in saved.get("coverage_by_shot", {}).items()
-        for target, of_target in targets.items()
-        for shot in SHOTS
-        if shot in of_target
-    ]
     return {
         "coverage": saved["coverage"],
         "split": saved["calibrated_on"],
         "n": sum(group["n"] for group in saved["groups"][saved["targets"][0]]),
         "widths": [{"target": target, **group} for target, groups in saved["groups"].items() for group in groups],
-        "shots": shots,
+        "shots": [
+            {"split": split, "target": target, "shot": shot, **of_target[shot]}
+            for split, targets in saved.get("coverage_by_shot", {}).items()
+            for target, of_target in targets.items()
+            for shot in SHOTS
+            if shot in of_target
+        ],
     }
 
 
 def _limits(bins: Mapping[str, Any], targets: Sequence[str]) -> list[dict[str, Any]]:
     """Where training labels are, and where there are few of them, for each target."""
-    limits = []
-    fewest = bins.get("thresholds", THRESHOLDS)[0]
+    limits, fewest = [], bins.get("thresholds", THRESHOLDS)[0]
     for target, edges, counts in zip(targets, bins["edges"], bins["train_counts"], strict=True):
         by_rarity = groupby(zip(edges[:-1], edges[1:], counts, strict=True), lambda part: part[2] < fewest)
         neighbours = [list(parts) for is_rare, parts in by_rarity if is_rare]

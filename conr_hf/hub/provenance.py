@@ -16,13 +16,12 @@ def hub_ids(*, model: str, pretrained: bool, weights: str | None, data: str | No
     The ids on the Hub of the `model` and `data` that a run is made from, or `None` where they are not from there. Only
     the machine that trains knows: elsewhere a folder's path looks like an id.
     """
-    base: str | None = model if is_hub_id(model) else None
-    if not pretrained or weights is not None or Path(model).exists():
-        base = None
-    elif model.startswith("timm/"):
+    ids = {"model": model if pretrained and weights is None else None, "data": data}
+    found = {key: name if name and is_hub_id(name) and not Path(name).exists() else None for key, name in ids.items()}
+    if found["model"] and model.startswith("timm/"):
         known = timm.get_pretrained_cfg(model.removeprefix("timm/"))
-        base = known.hf_hub_id if known is not None else None
-    return {"model": base, "data": data if data is not None and not Path(data).exists() and is_hub_id(data) else None}
+        found["model"] = known.hf_hub_id if known is not None else None
+    return found
 
 
 def is_hub_id(name: str) -> bool:

@@ -30,13 +30,7 @@ def training_summary(
 ) -> TrainingSummary:
     """
     What a card is written from: the files that `conr-hf train` wrote of this training into `folder`, or else what the
-    trainer knows.
-
-    Args:
-        folder (`Path`): Folder of the card.
-        model (`PreTrainedModel`): The trained model, unwrapped.
-        args ([`ConRConfig`]), state (`TrainerState`), data ([`DataModule`]): The trainer's.
-        own_loss (`bool`): Whether it was trained with a loss of the user's own.
+    trainer knows. `model` is unwrapped; `own_loss`: it was trained with a loss of the user's own.
     """
     settings: dict[str, Any] = {}
     if data.train_dataset is not None or load_state(model.config._name_or_path) is not None:
@@ -46,24 +40,17 @@ def training_summary(
     options = args.to_dict()
     recipe = {name: options[name] for name in (*args.own_fields(), *_OPTIONS) if options[name] is not None}
     source = model.config._name_or_path
-    if source:
-        recipe["model"] = source
+    recipe |= {"model": source} if source else {}
     ids = hub_ids(model=source, pretrained=True, weights=None, data=None)
     results: dict[str, Any] = {"seed": args.seed, "versions": versions(), "hub_ids": ids, "recipe": recipe}
     if state.global_step:
-        seconds = [entry.get("train_runtime") for entry in state.log_history if "train_runtime" in entry]
-        results |= {
-            "steps": state.global_step,
-            "hardware": hardware(),
-            "train_seconds": seconds[-1] if seconds else None,
-        }
+        seconds = next((log["train_runtime"] for log in reversed(state.log_history) if "train_runtime" in log), None)
+        results |= {"steps": state.global_step, "hardware": hardware(), "train_seconds": seconds}
     if settings:
         settings |= {"base_loss": "own"} if own_loss else {}
         results |= {"conr": settings, "bins": data.bins.to_dict(), **_errors(args, state, data)}
-    if data.train_dataset is not None:
-        benchmark = benchmark_of(data.train_dataset, data.training_labels())
-        if benchmark is not None:
-            results["unit"], recipe["benchmark"] = benchmark.unit, benchmark.name
+    if data.train_dataset is not None and (benchmark := benchmark_of(data.train_dataset, data.training_labels())):
+        results["unit"], recipe["benchmark"] = benchmark.unit, benchmark.name
     config = {**model.config.to_dict(), "architectures": [type(model).__name__]}
     return TrainingSummary(folder, results, config, asdict(state), {}, has_adapter(model))
 
@@ -74,8 +61,7 @@ def _written(folder: Path, of_run: dict[str, Any]) -> TrainingSummary | None:
         run = read_run(folder)
     except ValueError:
         return None
-    same = all(run.results.get(name) == value for name, value in json.loads(json.dumps(of_run)).items())
-    return run if same else None
+    return run if {**run.results, **json.loads(json.dumps(of_run))} == run.results else None
 
 
 def _errors(args: ConRConfig, state: TrainerState, data: DataModule) -> dict[str, Any]:
