@@ -23,15 +23,9 @@ def rank() -> int:
 
 
 class GatherGroup(NamedTuple):
-    """
-    Processes that see each other's rows, this one among them.
+    """Processes that see each other's rows, this one among them; without a `group`, that of all processes."""
 
-    Args:
-        ranks (`tuple[int, ...]`): Theirs, rising.
-        group (`ProcessGroup`, *optional*): Their group; unset, that of all processes.
-    """
-
-    ranks: tuple[int, ...]
+    ranks: tuple[int, ...]  # rising
     group: dist.ProcessGroup | None = None
 
     @property
@@ -42,15 +36,9 @@ class GatherGroup(NamedTuple):
 
 def gather_group(gather: str, local_rank: int, timeout: timedelta) -> GatherGroup:
     """
-    The processes whose rows this one sees.
+    The processes whose rows this one sees: `"all"`, those of the same `"node"`, or `"none"` but this one.
 
-    Args:
-        gather (`str`): `"all"` processes, those of the same `"node"`, or `"none"` but this one.
-        local_rank (`int`): This process's index on its node.
-        timeout (`timedelta`): How long processes of a node wait for each other.
-
-    Raises:
-        `ValueError`: if the processes of a node do not follow each other.
+    `local_rank` is this process's index on its node, `timeout` how long processes of a node wait for each other.
     """
     if gather == "all" or world_size() == 1:
         return GatherGroup(tuple(range(world_size())))
@@ -62,14 +50,7 @@ def gather_group(gather: str, local_rank: int, timeout: timedelta) -> GatherGrou
 
 def ranks_by_node(local_ranks: Sequence[int]) -> tuple[tuple[int, ...], ...]:
     """
-    Args:
-        local_ranks (`Sequence[int]`): Each process's index on its node, in order of rank.
-
-    Returns:
-        `tuple[tuple[int, ...], ...]`: the ranks of each node.
-
-    Raises:
-        `ValueError`: if the processes of a node do not follow each other.
+    The ranks of each node, given each process's index on its node in order of rank.
 
     Example:
         >>> ranks_by_node([0, 1, 2, 0, 1])
@@ -113,18 +94,11 @@ class _Gather(torch.autograd.Function):
 
 def gather_rows(tensors: Sequence[Tensor], counts: Sequence[int], peers: GatherGroup | None = None) -> list[Tensor]:
     """
-    Concatenates the rows of several processes in order of rank, differentiably: one exchange for all tensors, and one
-    of the same size for their gradients.
+    Concatenates the rows of the peers (unset: all processes) in order of rank, differentiably.
 
-    Args:
-        tensors (`Sequence[torch.Tensor]`, each of shape `(M, ...)`): Of one dtype and the same shapes on all
-            processes.
-        counts (`Sequence[int]`): How many of its first rows each of the peers gives; the rest are left out.
-        peers ([`GatherGroup`], *optional*): The processes; unset, all.
-
-    Returns:
-        `list[torch.Tensor]`, each of shape `(sum(counts), ...)`. The gradient that reaches a tensor is the sum over
-        the processes of the gradients of their losses.
+    Of each tensor, `(M, ...)` and of one dtype and shape on all processes, peer k gives its first `counts[k]` rows:
+    `(sum(counts), ...)`. The gradient that reaches a tensor is the sum over the processes of the gradients of their
+    losses. There is one exchange for all tensors, and one of the same size for their gradients.
     """
     peers = peers or GatherGroup(tuple(range(world_size())))
     if len(peers.ranks) == 1:

@@ -26,10 +26,11 @@ def argument_help(docstring: str) -> dict[str, str]:
 
 def with_help(cls: type[_Config]) -> type[_Config]:
     """Gives the fields of a dataclass the texts of its docstring as `metadata["help"]`, for `HfArgumentParser`."""
+    texts = argument_help(cls.__doc__ or "")
     for field in fields(cls):  # type: ignore[arg-type]
-        text = argument_help(cls.__doc__ or "").get(field.name)
-        if text is not None:
-            field.metadata = MappingProxyType({"help": text.replace("%", "%%")})  # argparse formats with %
+        if field.name in texts:
+            text = texts[field.name].replace("%", "%%")  # argparse formats with %
+            field.metadata = MappingProxyType({"help": text})
     return cls
 
 
@@ -37,12 +38,8 @@ def check_choices(config: Any, choices: Mapping[str, Sequence[str]]) -> None:
     """Raises a `ValueError` for a field that is none of its `choices`, or of those in its type, a `Literal`."""
     for field in fields(config):
         parts = (field.type, *get_args(field.type))
-        of_type = (
-            []
-            if str in parts
-            else [choice for part in parts if get_origin(part) is Literal for choice in get_args(part)]
-        )
-        allowed = choices.get(field.name, of_type)
+        of_type = [choice for part in parts if get_origin(part) is Literal for choice in get_args(part)]
+        allowed = choices.get(field.name, [] if str in parts else of_type)
         value = getattr(config, field.name)
         if allowed and value not in (*allowed, field.default):
             raise ValueError(f'{field.name} is "{value}"; it must be one of {", ".join(allowed)}.')
@@ -52,7 +49,7 @@ def check_not_negative(config: Any, *names: str) -> None:
     """Raises a `ValueError` for a field below 0 or not finite; unset ones pass."""
     for name in names:
         value = getattr(config, name)
-        if value is not None and not (math.isfinite(value) and value >= 0):
+        if value is not None and not 0 <= value < math.inf:
             raise ValueError(f"{name} is {value}; it must be 0 or more.")
 
 
@@ -60,19 +57,13 @@ def check_positive(config: Any, *names: str) -> None:
     """Raises a `ValueError` for a field that is not above 0 or not finite; unset ones pass."""
     for name in names:
         value = getattr(config, name)
-        if value is not None and not (math.isfinite(value) and value > 0):
+        if value is not None and not 0 < value < math.inf:
             hint = " (0.07 is the paper's value)" if name == "conr_temperature" else ""
             raise ValueError(f"{name} is {value}; it must be greater than 0{hint}.")
 
 
 def warn_without_effect(config: Any, needs: Mapping[str, tuple[bool, str]]) -> None:
-    """
-    Logs one warning that names all fields that are set and have no effect.
-
-    Args:
-        config: An instance of a dataclass.
-        needs (`Mapping[str, tuple[bool, str]]`): By field, whether it has an effect, and what that needs.
-    """
+    """Logs one warning of all fields set without effect; `needs` says whether each has one, and what that needs."""
     defaults = {field.name: field.default for field in fields(config)}
     idle = [
         f"{name} (needs {needed})"

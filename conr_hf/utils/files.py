@@ -21,10 +21,7 @@ def is_full(error: Exception) -> bool:
 
 
 def check_writable(folder: str | None) -> None:
-    """
-    Raises:
-        `ValueError`: if `folder` cannot be made or written into.
-    """
+    """Makes a folder; raises a `ValueError` if it cannot be made or written into."""
     try:
         os.makedirs(str(folder), exist_ok=True)
         TemporaryFile(dir=str(folder)).close()
@@ -36,20 +33,11 @@ def check_writable(folder: str | None) -> None:
 
 @contextmanager
 def writing(folder: Path, mend: str = "start it again") -> Iterator[None]:
-    """
-    Around what a command writes.
-
-    Args:
-        folder (`Path`): Where to.
-        mend (`str`): What to do when there is room.
-
-    Raises:
-        `OSError`: in a sentence, where the disk is full.
-    """
+    """Around what a command writes: a full disk becomes an `OSError` in a sentence, which ends with `mend`."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        if not is_full(error) or (isinstance(error, OSError) and error.errno is None):  # told already
+        if not is_full(error) or (isinstance(error, OSError) and error.errno is None):  # a sentence already
             raise
         free = shutil.disk_usage(folder).free
         raise OSError(

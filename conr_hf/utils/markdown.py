@@ -14,7 +14,8 @@ def escape(text: str) -> str:
     text = _spaced(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*_\[\]|~$#@])", r"\\\1", text)
     text = re.sub(r":(?=\S)", r"\\:", re.sub(r"(?i)(www)\.", r"\1\\.", text))  # addresses become links by themselves
-    return re.sub(r"^( ?)([-+=]|\d+(?=[.)]))", _escaped_start, text)
+    text = re.sub(r"^( ?)([-+=])", r"\1\\\2", text)  # what would begin a list or underline a heading
+    return re.sub(r"^( ?\d+)(?=[.)])", r"\1\\", text)
 
 
 def one_line(text: str) -> str:
@@ -24,8 +25,3 @@ def one_line(text: str) -> str:
 
 def _spaced(text: str) -> str:
     return re.sub(" +", " ", "".join(letter if letter.isprintable() else " " for letter in text))
-
-
-def _escaped_start(start: re.Match[str]) -> str:
-    space, found = start.groups()  # of what would begin a list or underline a heading
-    return space + (f"\\{found}" if found in "-+=" else f"{found}\\")
