@@ -1,44 +1,38 @@
-"""What each command of `conr-hf` does, with the libraries that it needs and no others; the exit code."""
+"""What each command of `conr-hf` does, with the libraries that it needs and no others; an exit code where not 0."""
 
 import argparse
 import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 
-def train(given: list[str]) -> int:
+def train(given: list[str]) -> None:
     from conr_hf.cli.options import help_text
     from conr_hf.cli.recipe import read_recipe
 
     if "--help" in given or "-h" in given:
         print(help_text())
-        return 0
+        return
     if "CONR_HF_LIFELINE" in os.environ:  # started by a comparison
         from conr_hf.cli.compare.lock import exit_with_owner
 
         exit_with_owner()
     recipe, args, options = read_recipe(given)
-    _quiet_libraries()
+    quiet_libraries()
     from conr_hf.cli.train import train
     from conr_hf.utils.environment import command_line
 
     train(recipe, args, options, command_line(["train", *given]))
-    return 0
 
 
-def evaluate(options: argparse.Namespace) -> int:
-    _quiet_libraries()
+def evaluate(options: argparse.Namespace) -> None:
     from conr_hf.cli.evaluate import evaluate_saved
-    from conr_hf.utils.environment import command_line
 
-    evaluate_saved(**_arguments(options), command=command_line(options.given))
-    return 0
+    evaluate_saved(options)
 
 
 def predict(options: argparse.Namespace) -> int:
-    _quiet_libraries()
     from conr_hf.inference.predict import predict_images, predict_maps, write_predicted
     from conr_hf.models.saved import predicts_maps
     from conr_hf.utils.files import check_writable
@@ -51,10 +45,9 @@ def predict(options: argparse.Namespace) -> int:
         if no_pictures:
             print(f"No pictures: {no_pictures}")
         return _print_unreadable(unreadable)
-    if options.output is not None and Path(options.output).suffix not in (".csv", ".json"):
-        raise ValueError(f'--output "{options.output}" must end in .csv or .json.')
-
     if options.output is not None:
+        if Path(options.output).suffix not in (".csv", ".json"):
+            raise ValueError(f'--output "{options.output}" must end in .csv or .json.')
         check_writable(str(Path(options.output).parent))
     targets, predictions, unreadable = predict_images(options.model, options.images, options.batch_size)
     if options.output is not None:
@@ -72,12 +65,10 @@ def _print_unreadable(unreadable: dict[Path, str]) -> int:
     return 2 if unreadable else 0
 
 
-def export(options: argparse.Namespace) -> int:
-    _quiet_libraries()
+def export(options: argparse.Namespace) -> None:
     from conr_hf.inference.export import export
 
     export(options.model, options.format, options.output)
-    return 0
 
 
 def compare(options: argparse.Namespace) -> int:
@@ -99,95 +90,73 @@ def compare(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def report(options: argparse.Namespace) -> int:
-    _quiet_libraries()
+def report(options: argparse.Namespace) -> None:
     from conr_hf.cli.report.report import report
 
     report(options.runs, options.split, options.output)
-    return 0
 
 
-def card(options: argparse.Namespace) -> int:
-    _quiet_libraries()
+def card(options: argparse.Namespace) -> None:
     from conr_hf.hub.model_card import write_card
 
     print(f"Written to {write_card(options.run, options.template)}")
-    return 0
 
 
-def push(options: argparse.Namespace) -> int:
-    _quiet_libraries()
+def push(options: argparse.Namespace) -> None:
     from conr_hf.hub.push import push_run
 
     print(f"Pushed to {push_run(options.run, options.model_id, options.private, options.revision).repo_url}")
-    return 0
 
 
-def recipes(options: argparse.Namespace) -> int:
+def recipes(options: argparse.Namespace) -> None:
     from conr_hf.cli import recipe
 
-    if options.action == "list":
+    if options.action != "list" and options.name is None:
+        raise ValueError(f"conr-hf recipes {options.action} needs the name of a recipe; conr-hf recipes lists them.")
+    if options.action == "show":
+        print(recipe.packaged(options.name).read_text(encoding="utf-8"), end="")
+    elif options.action == "copy":
+        print(f"Copied to {recipe.copy(options.name, options.destination)}")
+    else:
         for name in recipe.names():
             lines = recipe.packaged(name).read_text(encoding="utf-8").splitlines()
             about = [line[1:].strip() for line in lines if line[:1] == "#"]
             print(f"{name:34}{about[1] if len(about) > 1 else ''}")
-        return 0
-    if options.name is None:
-        raise ValueError(f"conr-hf recipes {options.action} needs the name of a recipe; conr-hf recipes lists them.")
-    if options.action == "show":
-        print(recipe.packaged(options.name).read_text(encoding="utf-8"), end="")
-    else:
-        print(f"Copied to {recipe.copy(options.name, options.destination)}")
-    return 0
 
 
-def env(options: argparse.Namespace) -> int:
+def env(options: argparse.Namespace) -> None:
     import platform
 
     from conr_hf.utils.environment import hardware, versions
 
-    facts: dict[str, Any] = {**versions(), "platform": platform.platform(), "hardware": hardware()}
-    print(json.dumps(facts, indent=2))
-    return 0
+    print(json.dumps({**versions(), "platform": platform.platform(), "hardware": hardware()}, indent=2))
 
 
-def demo(options: argparse.Namespace) -> int:
+def demo(options: argparse.Namespace) -> None:
     if options.with_model and options.export is None:
         raise ValueError("--with_model copies the model into a Space; add --export FOLDER.")
-    _quiet_libraries()
-    given = {name: getattr(options, name) for name in ("max_size", "examples")}
+    from conr_hf.cli.demo import app
+
+    given = {"max_size": options.max_size, "examples": options.examples}
     if options.export is not None:
-        from conr_hf.cli.demo.app import export
-
-        export(options.model, options.export, with_model=options.with_model, **given)
+        app.export(options.model, options.export, with_model=options.with_model, **given)
     else:
-        from conr_hf.cli.demo.app import demo
-
-        demo(options.model, host=options.host, port=options.port, **given)
-    return 0
+        app.demo(options.model, host=options.host, port=options.port, **given)
 
 
-def inspect(options: argparse.Namespace) -> int:
-    _quiet_libraries()
+def inspect(options: argparse.Namespace) -> None:
     from conr_hf.cli.inspect import inspect_data
 
-    inspect_data(**_arguments(options))
-    return 0
+    inspect_data(options)
 
 
-def split(options: argparse.Namespace) -> int:
-    _quiet_libraries()
-    from conr_hf.cli.split import SplitOptions, write_split
+def split(options: argparse.Namespace) -> None:
+    from conr_hf.cli.split import write_split
 
-    write_split(SplitOptions(**_arguments(options)))
-    return 0
+    write_split(options)
 
 
-def _arguments(options: argparse.Namespace) -> dict[str, Any]:
-    return {name: value for name, value in vars(options).items() if name not in ("command", "given")}
-
-
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Leaves the terminal to our own lines: no progress bars of loaded files, no notes on what is meant to be so."""
     import datasets
     from transformers.utils import logging

@@ -1,12 +1,14 @@
 """`conr-hf inspect`: what [`~conr_hf.data.inspection.inspect`] found, as text, JSON and a figure."""
 
-from collections.abc import Callable, Iterator, Sequence
+from argparse import Namespace
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from conr_hf.cli.options import one_or_each
 from conr_hf.data.inspection import OUTLIER_Z, inspect
 from conr_hf.data.local import load_local
 from conr_hf.imbalance import Bins
@@ -18,61 +20,47 @@ from conr_hf.utils.tables import format_bin, format_table
 SHOWN = 20  # of each kind of problem
 LINES = 20  # of a histogram
 MARKS = {"many": "#", "median": "+", "few": "."}
+TITLES = {
+    "unreadable_images": "images cannot be read",
+    "bad_labels": "labels are missing or no numbers",
+    "duplicates_across": "images are in several splits, pixel for pixel",
+    "duplicates_within": "images are in a split more than once, pixel for pixel",
+    "groups_across": "groups are in several splits; conr-hf split --group keeps each in one",
+    "rows_without_group": "rows have no group",
+    "outliers": f"labels lie far from the median (robust z over {OUTLIER_Z:g}): a long tail, or mistakes?",
+}
 
 
-def inspect_data(
-    data: str,
-    *,
-    label_columns: Sequence[str],
-    image_column: str,
-    group_column: str | None,
-    bin_width: Sequence[float] | None,
-    unit: str,
-    output: str | None,
-) -> dict[str, Any]:
-    """
-    Inspects a data set, prints what was found and, with `output`, writes it there.
-
-    Args:
-        data (`str`): As in [`~conr_hf.data.local.load_local`].
-        label_columns, image_column, group_column: As in [`~conr_hf.data.inspection.inspect`].
-        bin_width (`Sequence[float]`, *optional*): One width for every label dimension, or one each.
-        unit (`str`): Unit of the labels, for the figure; `""` for none.
-        output (`str`, *optional*): Folder for `inspection.json` and, where matplotlib is installed, `labels.png`.
-
-    Returns:
-        `dict`: what [`~conr_hf.data.inspection.inspect`] found.
-
-    Raises:
-        `ValueError`: for data that cannot be read. What is wrong within the data is part of the report.
-    """
-    if output is not None:
-        check_writable(output)
+def inspect_data(options: Namespace) -> None:
+    """Inspects a data set, prints what was found and, with `--output`, writes `inspection.json` and `labels.png`."""
+    if options.output is not None:
+        check_writable(options.output)
     found = inspect(
-        load_local(data, image_column),
-        label_columns=label_columns,
-        image_column=image_column,
-        group_column=group_column,
-        bin_width=bin_width[0] if bin_width is not None and len(bin_width) == 1 else bin_width,
+        load_local(options.data, options.image_column),
+        label_columns=options.label_columns,
+        image_column=options.image_column,
+        group_column=options.group_column,
+        bin_width=one_or_each(options.bin_width),
     )
     print("\n".join(as_text(found)))
-    if output is not None:
-        written = [Path(output, "inspection.json")]
-        write_json(written[0], found)
-        if find_spec("matplotlib") is None:
-            print('\nThe figure needs matplotlib; install it with: pip install "conr-hf[plots]"')
-        elif "bins" in found:
-            written.append(Path(output, "labels.png"))
-            label_histogram(
-                Bins.from_dict(found["bins"]),
-                written[1],
-                unit=unit,
-                title=f"{Path(data).name}: labels of {found['training_split']}",
-                target=found["label_columns"],
-                whole=[figures["whole"] for figures in found["splits"][found["training_split"]]["labels"].values()],
-            )
-        print(f"\nWritten: {', '.join(map(str, written))}")
-    return found
+    if options.output is None:
+        return
+    written = [Path(options.output, "inspection.json")]
+    write_json(written[0], found)
+    if find_spec("matplotlib") is None:
+        print('\nThe figure needs matplotlib; install it with: pip install "conr-hf[plots]"')
+    elif "bins" in found:
+        written.append(Path(options.output, "labels.png"))
+        training = found["training_split"]
+        label_histogram(
+            Bins.from_dict(found["bins"]),
+            written[1],
+            unit=options.unit,
+            title=f"{Path(options.data).name}: labels of {training}",
+            target=found["label_columns"],
+            whole=[figures["whole"] for figures in found["splits"][training]["labels"].values()],
+        )
+    print(f"\nWritten: {', '.join(map(str, written))}")
 
 
 def as_text(found: dict[str, Any]) -> Iterator[str]:
@@ -123,9 +111,7 @@ def _histogram(found: dict[str, Any], dimension: int) -> Iterator[str]:
     table, bars = [[column, found["training_split"], *others]], []
     highs = edges[np.append(starts[1:], len(train))]
     for line, (low, high) in enumerate(zip(edges[starts], highs, strict=True)):
-        table.append(
-            [format_bin(low, high, whole), f"{total[line]:,}", *(f"{counts[line]:,}" for counts in of_others)]
-        )
+        table.append([format_bin(low, high, whole), *(f"{counts[line]:,}" for counts in (total, *of_others))])
         # Whatever there is gets a mark.
         lengths = {shot: int(np.ceil(40 * counts[line] / total.max())) for shot, counts in by_shot.items()}
         bars.append("".join(MARKS[shot] * length for shot, length in lengths.items()))
@@ -143,9 +129,9 @@ def _histogram(found: dict[str, Any], dimension: int) -> Iterator[str]:
 
 def _suggestions(found: dict[str, Any]) -> Iterator[str]:
     suggested = found["suggested"]
-    columns, widths = found["label_columns"], [f"{width:g}" for width in suggested["bin_width"]]
+    widths = [f"{width:g}" for width in suggested["bin_width"]]
     yield f"Few shots are {found['few_share']:.1%} of the training rows. For a recipe:"
-    yield f"  label_columns: [{', '.join(columns)}]"
+    yield f"  label_columns: [{', '.join(found['label_columns'])}]"
     if len(set(widths)) == 1:
         yield f"  bin_width: {widths[0]}"
     else:
@@ -156,50 +142,29 @@ def _suggestions(found: dict[str, Any]) -> Iterator[str]:
 
 
 def _problems(problems: dict[str, list[Any]]) -> Iterator[str]:
-    kinds: dict[str, tuple[str, Callable[[Any], str]]] = {
-        "unreadable_images": ("images cannot be read", _reason),
-        "bad_labels": ("labels are missing or no numbers", _reason),
-        "duplicates_across": ("images are in several splits, pixel for pixel", _equal),
-        "duplicates_within": ("images are in a split more than once, pixel for pixel", _equal),
-        "groups_across": ("groups are in several splits; conr-hf split --group keeps each in one", _group),
-        "rows_without_group": ("rows have no group", _place),
-        "outliers": (
-            f"labels lie far from the median (robust z over {OUTLIER_Z:g}): a long tail, or mistakes?",
-            _outlier,
-        ),
-    }
     if not any(problems.values()):
         yield "Problems: none found."
         return
     yield "Problems, with rows counted from 0 in each split:"
-    for kind, (title, as_line) in kinds.items():
+    for kind, title in TITLES.items():
         listed = problems[kind]
         if listed:
             yield f"- {len(listed):,} {title}"
-            yield from (f"    {as_line(problem)}" for problem in listed[:SHOWN])
+            yield from (f"    {_problem(problem)}" for problem in listed[:SHOWN])
         if len(listed) > SHOWN:
             yield f"    ... and {len(listed) - SHOWN:,} more"
 
 
-def _place(problem: dict[str, Any]) -> str:
-    return f"{problem['split']} {problem['row']:,}"
-
-
-def _reason(problem: dict[str, Any]) -> str:
-    return f"{_place(problem)}: {problem['reason']}"
-
-
-def _equal(places: list[dict[str, Any]]) -> str:
-    more = f" = ... ({len(places)} in all)" if len(places) > 6 else ""
-    return " = ".join(_place(place) for place in places[:6]) + more
-
-
-def _group(problem: dict[str, Any]) -> str:
-    return f"{problem['group']}: {_listed(problem['rows'])}"
-
-
-def _outlier(problem: dict[str, Any]) -> str:
-    return f"{_place(problem)}: {problem['column']} {problem['label']:g} (z {problem['robust_z']:+.1f})"
+def _problem(problem: Any) -> str:
+    if isinstance(problem, list):  # the places of equal images
+        more = f" = ... ({len(problem)} in all)" if len(problem) > 6 else ""
+        return " = ".join(_problem(place) for place in problem[:6]) + more
+    if "group" in problem:
+        return f"{problem['group']}: {_listed(problem['rows'])}"
+    place = f"{problem['split']} {problem['row']:,}"
+    if "robust_z" in problem:
+        return f"{place}: {problem['column']} {problem['label']:g} (z {problem['robust_z']:+.1f})"
+    return f"{place}: {problem['reason']}" if "reason" in problem else place
 
 
 def _listed(counts: dict[str, int]) -> str:

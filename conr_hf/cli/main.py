@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any
+from fractions import Fraction
 
 from conr_hf.cli import commands
 
@@ -41,17 +41,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _print_error(error: Exception, code: int) -> int:
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    # A data-loader worker's error carries the worker's traceback; its last line is the sentence.
-    sentence = (
-        lines[-1].removeprefix("ValueError: ") if any("Traceback" in line for line in lines) else " ".join(lines)
-    )
-    print(f"conr-hf: {sentence}", file=sys.stderr)
+    if any("Traceback" in line for line in lines):  # a data-loader worker's; its last line is the sentence
+        lines = [lines[-1].removeprefix("ValueError: ")]
+    print(f"conr-hf: {' '.join(lines)}", file=sys.stderr)
     return code
 
 
 def _run(given: list[str]) -> int:
     if given[:1] == ["train"]:
-        return commands.train(given[1:])
+        commands.train(given[1:])
+        return 0
     parser = argparse.ArgumentParser(
         prog="conr-hf",
         description="Fine-tune vision models for imbalanced regression with ConR.",
@@ -73,18 +72,14 @@ def _run(given: list[str]) -> int:
     evaluate.add_argument("--label_columns", nargs="+", help="columns of the label (default: the model's own)")
     evaluate.add_argument("--batch_size", type=_positive, default=64)
     evaluate.add_argument("--skip_bad_rows", action="store_true", help="leave out rows that cannot be read")
-    evaluate.add_argument(
-        "--map_scale", type=float, help="label units in a stored number of a map (default: the run's)"
-    )
+    evaluate.add_argument("--map_scale", type=float, help="label units in a map's stored number (default: the run's)")
     evaluate.add_argument("--map_invalid", type=float, help="stored number of a map's pixel without a label")
     evaluate.add_argument("--output", help="folder for results.json, predictions.csv (or maps.png) and density.png")
 
     predict = subparsers.add_parser("predict", help="predictions for images")
     predict.add_argument("model", help="run folder, checkpoint or Hub id")
     predict.add_argument("images", nargs="+", help="image files, or folders of them", metavar="IMAGE|FOLDER")
-    predict.add_argument(
-        "--output", help="write to this .csv or .json file instead of the terminal; of a model of maps, the folder"
-    )
+    predict.add_argument("--output", help="write to this .csv or .json file, not the terminal; for maps, the folder")
     predict.add_argument("--batch_size", type=_positive, default=32)
 
     export = subparsers.add_parser("export", help="a saved model as ONNX, for torch.export or for timm")
@@ -116,49 +111,42 @@ def _run(given: list[str]) -> int:
     recipes.add_argument("name", nargs="?", help="which recipe")
     recipes.add_argument("destination", nargs="?", default=".", help="where to copy it (default: here)")
 
-    _add_demo(subparsers)
-    _add_inspect(subparsers)
-    _add_split(subparsers)
+    demo = subparsers.add_parser("demo", help="a saved model in the browser, or as a folder for a Space")
+    demo.add_argument("model", help="run folder, checkpoint or Hub id")
+    demo.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    demo.add_argument("--port", type=_positive, help="port to listen on (default: the first free one from 7860 on)")
+    demo.add_argument("--max_size", type=_positive, default=10, metavar="MB", help="largest upload (default: 10)")
+    demo.add_argument("--examples", metavar="FOLDER", help="images to choose from (default: the benchmark's)")
+    demo.add_argument("--export", metavar="FOLDER", help="write a Space there instead of listening")
+    demo.add_argument("--with_model", action="store_true", help="copy the model into the Space")
+
+    inspect = subparsers.add_parser("inspect", help="what is in a data set, and what is wrong with it")
+    inspect.add_argument("data", help="your own data: folder of images, table, or Hub id", metavar="DATA")
+    inspect.add_argument("--label_columns", nargs="+", default=["label"], metavar="COLUMN")
+    inspect.add_argument("--image_column", default="image")
+    inspect.add_argument("--group_column", help="what should not be in two splits: a person, a photograph")
+    inspect.add_argument("--bin_width", type=_width, nargs="+", help="of the label bins (default: a suitable one)")
+    inspect.add_argument("--unit", default="", help="unit of the labels, for the figure")
+    inspect.add_argument("--output", help="folder for labels.png and inspection.json (default: write nothing)")
+
+    split = subparsers.add_parser("split", help="balanced validation and test sets, written as Parquet")
+    split.add_argument("data", help="your own data: folder of images, table, or Hub id", metavar="DATA")
+    split.add_argument("--label", nargs="+", required=True, metavar="COLUMN", help="columns of the label")
+    split.add_argument("--out", required=True, metavar="FOLDER", help="where the Parquet files and README.md go")
+    split.add_argument("--group", help="column of what must not be in two splits: a person, a photograph")
+    split.add_argument("--id", help="column with a different value in each row, so that their order does not matter")
+    split.add_argument("--cap", type=_positive, default=30, help="most rows of a bin in test (default: 30)")
+    split.add_argument("--share", type=_fraction, default=1 / 3, help="largest share of a bin in test (default: 1/3)")
+    split.add_argument("--bin_width", type=_width, nargs="+", help="of the label bins (default: range / 100)")
+    split.add_argument("--seed", type=int, default=42)
+    split.add_argument("--image_column", default="image")
+    split.add_argument("--overwrite", action="store_true", help="replace files that an earlier split left there")
+
     subparsers.add_parser("env", help="what a bug report needs")
     options = parser.parse_args(given, argparse.Namespace(given=given))
-    return int(getattr(commands, options.command)(options))  # a function for each command, of its name
-
-
-def _add_demo(subparsers: Any) -> None:
-    parser = subparsers.add_parser("demo", help="a saved model in the browser, or as a folder for a Space")
-    parser.add_argument("model", help="run folder, checkpoint or Hub id")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
-    parser.add_argument("--port", type=_positive, help="port to listen on (default: the first free one from 7860 on)")
-    parser.add_argument("--max_size", type=_positive, default=10, metavar="MB", help="largest upload (default: 10)")
-    parser.add_argument("--examples", metavar="FOLDER", help="images to choose from (default: the benchmark's)")
-    parser.add_argument("--export", metavar="FOLDER", help="write a Space there instead of listening")
-    parser.add_argument("--with_model", action="store_true", help="copy the model into the Space")
-
-
-def _add_inspect(subparsers: Any) -> None:
-    parser = subparsers.add_parser("inspect", help="what is in a data set, and what is wrong with it")
-    parser.add_argument("data", help="your own data: folder of images, table, or Hub id", metavar="DATA")
-    parser.add_argument("--label_columns", nargs="+", default=["label"], metavar="COLUMN")
-    parser.add_argument("--image_column", default="image")
-    parser.add_argument("--group_column", help="what should not be in two splits: a person, a photograph")
-    parser.add_argument("--bin_width", type=_width, nargs="+", help="of the label bins (default: one that suits them)")
-    parser.add_argument("--unit", default="", help="unit of the labels, for the figure")
-    parser.add_argument("--output", help="folder for labels.png and inspection.json (default: write nothing)")
-
-
-def _add_split(subparsers: Any) -> None:
-    parser = subparsers.add_parser("split", help="balanced validation and test sets, written as Parquet")
-    parser.add_argument("data", help="your own data: folder of images, table, or Hub id", metavar="DATA")
-    parser.add_argument("--label", nargs="+", required=True, metavar="COLUMN", help="columns of the label")
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="where the Parquet files and README.md go")
-    parser.add_argument("--group", help="column of what must not be in two splits: a person, a photograph")
-    parser.add_argument("--id", help="column with a different value in each row, so that their order does not matter")
-    parser.add_argument("--cap", type=_positive, default=30, help="most rows of a bin in test (default: 30)")
-    parser.add_argument("--share", type=_fraction, default=1 / 3, help="largest share of a bin in test (default: 1/3)")
-    parser.add_argument("--bin_width", type=_width, nargs="+", help="of the label bins (default: range / 100)")
-    parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--image_column", default="image")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that an earlier split left there")
+    if options.command not in ("compare", "env", "recipes"):
+        commands.quiet_libraries()
+    return getattr(commands, options.command)(options) or 0  # a function for each command, of its name
 
 
 def _width(text: str) -> float:
@@ -172,8 +160,6 @@ def _width(text: str) -> float:
 
 
 def _fraction(text: str) -> float:
-    from fractions import Fraction
-
     try:
         return float(Fraction(text))
     except (ValueError, ZeroDivisionError) as error:

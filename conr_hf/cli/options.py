@@ -7,10 +7,10 @@ import ast
 import difflib
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 from conr_hf.utils.fields import argument_help
 
@@ -23,20 +23,12 @@ CLASSES = {  # by module; a later class overrides an earlier one, as in inherita
 }
 
 
-@dataclass(frozen=True)
-class Option:
-    """
-    An option of `conr-hf train`.
+class Option(NamedTuple):
+    """An option of `conr-hf train`."""
 
-    Args:
-        default (`str`): As the source has it.
-        choices (`list[str]`): Empty where any value of the option's type is one.
-        help (`str`): On one line; empty for an option that is `TrainingArguments`' own.
-    """
-
-    default: str
-    choices: list[str]
-    help: str
+    default: str  # as the source has it
+    choices: list[str]  # empty where any value of the option's type is one
+    help: str  # on one line; empty for an option that is TrainingArguments' own
 
 
 @cache
@@ -69,14 +61,8 @@ def help_text() -> str:
 
 def check_options(flags: Sequence[str], place: str) -> None:
     """
-    Checks names and choices.
-
-    Args:
-        flags (`Sequence[str]`): Options as on a command line, `--name value` or `--name=value`.
-        place (`str`): Where they are from, for the error.
-
-    Raises:
-        `ValueError`: for an unknown option, with the nearest known one, and for a value that is none of its choices.
+    Raises a `ValueError`, which names `place`, for an unknown option, with the nearest known one, and for a value that
+    is none of an option's choices. `flags` are `--name value` or `--name=value`.
     """
     options = train_options()
     for flag, following in zip(flags, [*flags[1:], "--"], strict=False):
@@ -97,6 +83,11 @@ def option_name(written: str) -> str:
     """The name of an option however it is written: with dashes, or as `no_pretrained`."""
     name = written.replace("-", "_")
     return name if name in train_options() else name.removeprefix("no_")
+
+
+def one_or_each(widths: Sequence[float] | None) -> float | Sequence[float] | None:
+    """Bin widths as they are given to `--bin_width`: one alone is that of every label dimension."""
+    return widths[0] if widths is not None and len(widths) == 1 else widths
 
 
 def _default(value: ast.expr | None) -> str:

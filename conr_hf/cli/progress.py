@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from transformers import PrinterCallback, ProgressCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, TrainerState
 from transformers.trainer_callback import TrainerCallback
 
 from conr_hf.training.config.resolved_config import ResolvedConfig
@@ -35,12 +35,7 @@ class _QuietProgress(ProgressCallback):
 
 class _Lines(TrainerCallback):
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: Any, logs: dict[str, float] | None = None, **kwargs: Any
     ) -> None:
         if not state.is_world_process_zero or logs is None:
             return

@@ -71,37 +71,26 @@ class Recipe:
 
 def read_recipe(arguments: Sequence[str]) -> tuple[Recipe, "ConRConfig", dict[str, Any]]:
     """
-    Reads `RECIPE.yaml --option value ...`; the command line overrides the file.
+    Reads `RECIPE.yaml --option value ...`, a file or the name of a recipe of the package; the command line overrides
+    it.
 
-    Args:
-        arguments (`Sequence[str]`): The file first, if there is one; else the name of a recipe of the package.
-
-    Returns:
-        The recipe, the settings, and by name every option that was set or is ours, except tokens: a recipe that
-        repeats the run even if defaults change.
-
-    Raises:
-        `ValueError`: for an unknown option, with the nearest known one, and for a value that an option cannot have.
+    Returns the recipe, the settings, and by name every option that was set or is ours, except tokens: a recipe that
+    repeats the run even if defaults change. Raises a `ValueError` for an option or a value that does not exist.
     """
     rest = list(arguments)
     path = rest.pop(0) if rest and not rest[0].startswith("--") else None
     options = flags_of(options_of(path)) if path is not None else []
-    check_options(options, str(path))
+    file = path or "command line"
+    check_options(options, file)
     check_options(rest, "command line")
     # Only now, as importing them takes seconds.
     from transformers import HfArgumentParser
 
     from conr_hf.training.config.config import ConRConfig
 
-    def place(of_rest: bool) -> str:
-        return "command line" if path is None or of_rest else path
-
+    classes: Any = [Recipe, ConRConfig]
     parser = HfArgumentParser(
-        [Recipe, ConRConfig],  # type: ignore[list-item]
-        add_help=False,
-        allow_abbrev=False,
-        exit_on_error=False,
-        conflict_handler="resolve",
+        classes, add_help=False, allow_abbrev=False, exit_on_error=False, conflict_handler="resolve"
     )
     parser.add_argument("--report_to", "--report-to", nargs="+", default="none")  # transformers' own takes one name
     name = PureWindowsPath(path).stem if path is not None else "run"  # of either kind of path
@@ -111,14 +100,11 @@ def read_recipe(arguments: Sequence[str]) -> tuple[Recipe, "ConRConfig", dict[st
         )
     except ArgumentError as error:
         wrong = str(error.argument_name).partition("/")[0].removeprefix("--")
-        problem = error.message.rstrip(".")
-        raise ValueError(
-            f"{place(wrong in _names(rest))}, {wrong}: {problem}. conr-hf train --help describes every option."
-        ) from error
+        problem = f"{wrong}: {error.message.rstrip('.')}. conr-hf train --help describes every option."
+        raise ValueError(f"{'command line' if wrong in _names(rest) else file}, {problem}") from error
     if unknown:
-        raise ValueError(
-            f'{place(unknown[0] in rest)}: "{unknown[0]}" belongs to no option. Write each option as --name value.'
-        )
+        place = "command line" if unknown[0] in rest else file
+        raise ValueError(f'{place}: "{unknown[0]}" belongs to no option. Write each option as --name value.')
     if not recipe.model:
         raise ValueError('No model is named. Add "model: ..." to the recipe, or --model ... behind it.')
     if (recipe.benchmark is None) == (recipe.data is None):
@@ -149,12 +135,7 @@ def names() -> list[str]:
 
 
 def packaged(name: str) -> Path:
-    """
-    The path of a recipe that comes with the package.
-
-    Raises:
-        `ValueError`: if there is none of that name; it suggests the nearest.
-    """
+    """The path of a recipe that comes with the package; without one of that name, a `ValueError` with the nearest."""
     wanted = PureWindowsPath(name).as_posix().removeprefix("recipes/").removesuffix(".yaml") + ".yaml"
     if wanted not in names():
         near = difflib.get_close_matches(wanted, names(), n=1)
@@ -177,15 +158,7 @@ def copy(name: str, destination: str) -> Path:
 
 
 def options_of(path: str) -> dict[str, Any]:
-    """
-    The options that a recipe's file sets.
-
-    Args:
-        path (`str`): A file, or the name of a recipe that comes with the package.
-
-    Raises:
-        `ValueError`: if there is no such file, it is no YAML, or an option is unknown.
-    """
+    """The options set by a recipe, a file or the name of one of the package; raises for one that is unknown."""
     file = Path(path) if os.path.isfile(path) else packaged(path)
     options = read_yaml(file) or {}
     if not isinstance(options, dict):

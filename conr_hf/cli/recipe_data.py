@@ -25,16 +25,14 @@ def load_data(recipe: Recipe, args: ConRConfig) -> tuple[dict[str, Any], list[st
         targets = recipe.target or ([benchmark.target] if single else list(args.label_columns))
         return data, targets, recipe.unit or (benchmark.unit if own else "")
     assert recipe.data is not None
-    load = load_stream if recipe.streaming else load_local
-    data = load(recipe.data, args.image_column)
+    data = (load_stream if recipe.streaming else load_local)(recipe.data, args.image_column)
     return data, recipe.target or list(args.label_columns), recipe.unit or ""
 
 
 def shuffled(stream: IterableDataset, recipe: Recipe, args: ConRConfig) -> IterableDataset:
     """A recipe's stream, in another order each epoch."""
     seed = args.data_seed if args.data_seed is not None else args.seed
-    buffer = recipe.shuffle_buffer
-    return stream if buffer == 1 else stream.shuffle(seed=seed, buffer_size=buffer)
+    return stream if recipe.shuffle_buffer == 1 else stream.shuffle(seed=seed, buffer_size=recipe.shuffle_buffer)
 
 
 def labels_of_stream(recipe: Recipe, args: ConRConfig) -> np.ndarray | Bins | None:

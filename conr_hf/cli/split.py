@@ -2,8 +2,8 @@
 
 import os
 import shlex
+from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ import pyarrow.parquet as pq
 import yaml
 from datasets.table import embed_table_storage
 
-from conr_hf.data.columns import read_labels, unreadable_rows
+from conr_hf.cli.options import one_or_each
+from conr_hf.data.columns import check_column, read_labels, unreadable_rows
 from conr_hf.data.local import load_local
 from conr_hf.data.splits import SPLITS, BinCount, dir_split, key_cells, split_counts
+from conr_hf.imbalance.bins import FloatArray
 from conr_hf.utils.files import check_writable
 from conr_hf.utils.tables import format_bin, format_table, markdown_table
 
@@ -43,65 +45,13 @@ made these files with conr_hf. Images and labels keep the licence of their sourc
 """
 
 
-@dataclass(frozen=True)
-class SplitOptions:
+def write_split(options: Namespace) -> None:
     """
-    The options of `conr-hf split`.
-
-    Args:
-        data (`str`): As in [`~conr_hf.data.local.load_local`]; the splits it has are pooled.
-        out (`str`): Folder for `train.parquet`, `validation.parquet`, `test.parquet` and `README.md`.
-        label (`Sequence[str]`): T label columns.
-        group, id, cap, share, bin_width, seed: As in [`~conr_hf.data.splits.dir_split`].
-        image_column (`str`): Column of the image.
-        overwrite (`bool`): Replace these files where they exist.
-    """
-
-    data: str
-    out: str
-    label: Sequence[str]
-    group: str | None
-    id: str | None
-    cap: int
-    share: float
-    bin_width: Sequence[float] | None
-    seed: int
-    image_column: str
-    overwrite: bool
-
-    @property
-    def width(self) -> float | Sequence[float] | None:
-        """`bin_width` as `make_bins` takes it."""
-        return self.bin_width[0] if self.bin_width is not None and len(self.bin_width) == 1 else self.bin_width
-
-    def command(self) -> str:
-        """The command line that repeats the split, with names of folders and files instead of their paths."""
-        data = Path(self.data).name if Path(self.data).exists() else self.data
-        words = ["conr-hf", "split", data, "--label", *self.label]
-        for name, value in (("group", self.group), ("id", self.id)):
-            words += [f"--{name}", value] if value is not None else []
-        fraction = Fraction(self.share).limit_denominator(1000)
-        share = str(fraction) if float(fraction) == self.share else repr(self.share)
-        words += ["--out", Path(self.out).name, "--cap", str(self.cap), "--share", share]
-        if self.bin_width is not None:
-            words += ["--bin_width", *(f"{width:g}" for width in self.bin_width)]
-        return shlex.join([*words, "--seed", str(self.seed), "--image_column", self.image_column])
-
-
-def write_split(options: SplitOptions) -> datasets.DatasetDict:
-    """
-    Splits a data set, writes it with a data card that the Hub reads, and prints the result.
+    Splits a data set (its own splits pooled), writes it with a data card that the Hub reads, and prints the result.
 
     The Parquet files hold the images themselves and no path but the name of each file. A column `split` is left out.
-
-    Returns:
-        `datasets.DatasetDict`: what was written.
-
-    Raises:
-        `ValueError`: For data that cannot be read or split, for the first row whose label or image cannot be read,
-            and, without `overwrite`, for files that exist.
     """
-    out = Path(options.out)
+    out, label = Path(options.out), options.label
     existing = [name for name in (*(f"{split}.parquet" for split in SPLITS), "README.md") if (out / name).exists()]
     if existing and not options.overwrite:
         raise ValueError(
@@ -113,23 +63,16 @@ def write_split(options: SplitOptions) -> datasets.DatasetDict:
     named = {split: f'split "{split}"' if len(data) > 1 else f'"{options.data}"' for split in data}
     for split, rows in data.items():
         _check_columns(rows, named[split], options)
-        _refuse(read_labels(rows, options.label, named[split])[1], named[split])
-    splits = dir_split(
-        _pooled(data, options.label),
-        options.label,
-        group=options.group,
-        id_column=options.id,
-        cap=options.cap,
-        share=options.share,
-        bin_width=options.width,
-        seed=options.seed,
-    )
+        _refuse(read_labels(rows, label, named[split])[1], named[split])
+    quotas = {"cap": options.cap, "share": options.share, "bin_width": one_or_each(options.bin_width)}
+    pooled = _pooled(data, label)
+    splits = dir_split(pooled, label, group=options.group, id_column=options.id, seed=options.seed, **quotas)
     for split, rows in data.items():
         _refuse(unreadable_rows(rows, options.image_column, range(len(rows)), named[split]), named[split])
     sizes = {split: _write_parquet(part, out / f"{split}.parquet") for split, part in splits.items()}
-    counts = split_counts(splits, options.label, cap=options.cap, share=options.share, bin_width=options.width)
-    bins = dict(zip(_bin_names(splits, options.label, counts), counts, strict=True))
-    table = _split_table(splits, options, counts)
+    labels = {split: read_labels(rows, label, split)[0].reshape(len(rows), -1) for split, rows in splits.items()}
+    bins = _named_bins(labels, label, split_counts(splits, label, **quotas))
+    table = _split_table(splits, labels, options, bins)
     how = _how(options, bins)
     (out / "README.md").write_text(_card(splits, options, table, how, bins, sizes), encoding="utf-8")
     if len(data) > 1:
@@ -137,17 +80,13 @@ def write_split(options: SplitOptions) -> datasets.DatasetDict:
     print(format_table(table))
     print(f"\n{how}")
     print(f"Written to {out}: {', '.join(f'{split}.parquet' for split in splits)}, and README.md with every bin.")
-    return splits
 
 
-def _check_columns(rows: datasets.Dataset, name: str, options: SplitOptions) -> None:
-    for option, columns in (("label", options.label), ("group", [options.group]), ("id", [options.id])):
+def _check_columns(rows: datasets.Dataset, name: str, options: Namespace) -> None:
+    for option, columns in (("--label", options.label), ("--group", [options.group]), ("--id", [options.id])):
         for column in columns:
-            if column is not None and column not in rows.column_names:
-                raise ValueError(
-                    f'{name} has no column "{column}"; its columns are {", ".join(rows.column_names)}. '
-                    f"Name one of them with --{option}."
-                )
+            if column is not None:
+                check_column(column, rows.column_names, name, option)
     if not isinstance(rows.features.get(options.image_column), datasets.Image):
         raise ValueError(
             f'{name} has no images in column "{options.image_column}"; its columns are '
@@ -189,19 +128,20 @@ def _write_parquet(rows: datasets.Dataset, path: Path) -> int:
     return size
 
 
-def _split_table(splits: datasets.DatasetDict, options: SplitOptions, counts: Sequence[BinCount]) -> list[list[str]]:
+def _split_table(
+    splits: datasets.DatasetDict, labels: dict[str, FloatArray], options: Namespace, bins: dict[str, BinCount]
+) -> list[list[str]]:
     of_label = [f"{column} {figure}" for column in options.label for figure in ("min", "median", "max")]
     table = [["split", "rows", *(["groups"] if options.group is not None else []), *of_label, "bins"]]
     for split, rows in splits.items():
-        labels = read_labels(rows, options.label, split)[0].reshape(len(rows), -1)  # (N, T)
         groups = [f"{len(set(key_cells(rows, options.group, 'group'))):,}"] if options.group is not None else []
-        figures = np.stack([labels.min(0), np.median(labels, 0), labels.max(0)], axis=1).ravel()
-        bins = sum(count.rows[split] > 0 for count in counts)
-        table.append([split, f"{len(rows):,}", *groups, *(f"{figure:.6g}" for figure in figures), f"{bins:,}"])
+        figures = np.quantile(labels[split], (0, 0.5, 1), axis=0).T.ravel()
+        held = sum(count.rows[split] > 0 for count in bins.values())
+        table.append([split, f"{len(rows):,}", *groups, *(f"{figure:.6g}" for figure in figures), f"{held:,}"])
     return table
 
 
-def _how(options: SplitOptions, bins: dict[str, BinCount]) -> str:
+def _how(options: Namespace, bins: dict[str, BinCount]) -> str:
     widths = {count.dimension: f"{count.high - count.low:g}" for count in bins.values()}
     text = (
         f"In bins of width {' and '.join(widths.values())}, validation and test get a share of {options.share:.3g} of "
@@ -222,9 +162,23 @@ def _how(options: SplitOptions, bins: dict[str, BinCount]) -> str:
     )
 
 
+def _command(options: Namespace) -> str:
+    """The command line that repeats the split, with names of folders and files instead of their paths."""
+    data = Path(options.data).name if Path(options.data).exists() else options.data
+    words = ["conr-hf", "split", data, "--label", *options.label]
+    for name, value in (("group", options.group), ("id", options.id)):
+        words += [f"--{name}", value] if value is not None else []
+    fraction = Fraction(options.share).limit_denominator(1000)
+    share = str(fraction) if float(fraction) == options.share else repr(options.share)
+    words += ["--out", Path(options.out).name, "--cap", str(options.cap), "--share", share]
+    if options.bin_width is not None:
+        words += ["--bin_width", *(f"{width:g}" for width in options.bin_width)]
+    return shlex.join([*words, "--seed", str(options.seed), "--image_column", options.image_column])
+
+
 def _card(
     splits: datasets.DatasetDict,
-    options: SplitOptions,
+    options: Namespace,
     table: Sequence[Sequence[str]],
     how: str,
     bins: dict[str, BinCount],
@@ -241,25 +195,25 @@ def _card(
         "dataset_info": {"splits": info, "download_size": written, "dataset_size": sum(sizes.values())},
     }
     header = yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)
-    of_bins = [
-        [bin_, f"{count.quota}", *(f"{rows:,}" for rows in count.rows.values())] for bin_, count in bins.items()
-    ]
+    of_bins = [[bin_, f"{of.quota}", *(f"{rows:,}" for rows in of.rows.values())] for bin_, of in bins.items()]
     text = CARD.format(
         name=name,
         rows=sum(len(rows) for rows in splits.values()),
         labels="`, `".join(options.label),
         splits=markdown_table(table),
         how=how,
-        command=options.command(),
+        command=_command(options),
         bins=markdown_table([["label", "quota", *splits], *of_bins]),
     )
     return f"---\n{header}---\n\n{text}"
 
 
-def _bin_names(splits: datasets.DatasetDict, label: Sequence[str], counts: Sequence[BinCount]) -> list[str]:
-    labels = [read_labels(rows, label, split)[0].reshape(len(rows), -1) for split, rows in splits.items()]
-    whole = (np.concatenate(labels) % 1 == 0).all(axis=0)
-    holds = [format_bin(count.low, count.high, bool(whole[count.dimension])) for count in counts]
-    if len(label) == 1:
-        return holds
-    return [f"{label[count.dimension]} {held}" for count, held in zip(counts, holds, strict=True)]
+def _named_bins(
+    labels: dict[str, FloatArray], columns: Sequence[str], counts: Sequence[BinCount]
+) -> dict[str, BinCount]:
+    whole = (np.concatenate(list(labels.values())) % 1 == 0).all(axis=0)
+    prefixes = [f"{column} " for column in columns] if len(columns) > 1 else [""]
+    return {
+        prefixes[count.dimension] + format_bin(count.low, count.high, bool(whole[count.dimension])): count
+        for count in counts
+    }

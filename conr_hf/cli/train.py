@@ -30,26 +30,13 @@ from conr_hf.utils.environment import hardware, peak_memory, versions
 from conr_hf.utils.files import check_writable, writing
 
 
-def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: str) -> dict[str, Any]:
+def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: str) -> None:
     """
     Trains a recipe and writes into `args.output_dir`: the model and its processor, `recipe.yaml` with every option,
     `results.json`, `predictions.csv` (`maps.png` for maps), `density.png` and the model card `README.md`. With
-    `args.push_to_hub` it is pushed at the end.
+    `args.push_to_hub` it is pushed at the end. `options` and `command` are the user's, for the record.
 
-    Args:
-        recipe ([`~conr_hf.cli.recipe.Recipe`]): Model and data.
-        args ([`ConRConfig`]): Settings of the training.
-        options (`dict[str, Any]`): The user's options, for the record.
-        command (`str`): The command line, for the record.
-
-    Returns:
-        `dict`: the content of `results.json`.
-
-    Raises:
-        `ValueError`: before training, for anything that cannot be trained with or pushed; after it, when everything
-            is written, if the Hub refuses the push.
-        `ConnectionError`: if the Hub cannot be reached, before or after training.
-        `OSError`: if the disk is full.
+    Anything that cannot be trained with, or pushed, raises before training.
     """
     check_writable(args.output_dir)
     source = recipe.data or recipe.benchmark_source
@@ -116,7 +103,7 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
     saved = last_complete_checkpoint(str(args.output_dir))
     advice = "resume with --resume_from_checkpoint true: the checkpoints are complete" if saved else "train again"
     with writing(Path(str(args.output_dir)), advice):
-        results = write_run(trainer, held_out, targets, results)
+        write_run(trainer, held_out, targets, results)
         if recipe.feature_index and trainer.is_world_process_zero():
             write_feature_index(trainer, data["train"])
     if args.push_to_hub:
@@ -124,25 +111,21 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
         commit = trainer.push_to_hub()
         if isinstance(commit, CommitInfo):
             print(f"Pushed to {commit.repo_url}")
-    return results
 
 
-def write_run(
-    trainer: ConRTrainer, held_out: dict[str, Any], targets: list[str], results: dict[str, Any]
-) -> dict[str, Any]:
-    """Writes the folder of a finished run; returns `results` with those on the held-out splits."""
+def write_run(trainer: ConRTrainer, held_out: dict[str, Any], targets: list[str], results: dict[str, Any]) -> None:
+    """Writes the folder of a finished run: its model, its errors on the held-out splits, its card."""
     folder = Path(str(trainer.args.output_dir))
     trainer.save_model(_internal_call=True)  # no push yet, as files are missing
     trainer.save_state()  # the logs outlive the checkpoints
     if trainer.is_world_process_zero():
         text = yaml.safe_dump(results["recipe"], sort_keys=False, allow_unicode=True)
         Path(folder, "recipe.yaml").write_text(f"# {results['command']}\n{text}", encoding="utf-8")
-    results = evaluate(trainer, held_out, targets, results["unit"], results, folder)
+    evaluate(trainer, held_out, targets, results["unit"], results, folder)
     log_pictures(trainer, sorted(folder.glob("*.png")))
     trainer.create_model_card()
     if trainer.is_world_process_zero():
         print(f"The model card: {folder / 'README.md'}")
-    return results
 
 
 def write_feature_index(trainer: ConRTrainer, dataset: Any) -> None:
@@ -173,12 +156,7 @@ def after_stage_one(recipe: Recipe, args: ConRConfig, options: dict[str, Any], c
 
 
 def stage_one_options(recipe: Recipe, options: dict[str, Any]) -> dict[str, Any]:
-    """
-    The options of a recipe's first stage.
-
-    Raises:
-        `ValueError`: if `stage_one` does not hold options by name.
-    """
+    """The options of a recipe's first stage."""
     try:
         changed = parse_yaml(recipe.stage_one or "")
     except (yaml.YAMLError, ValueError, RecursionError):

@@ -18,31 +18,23 @@ class _PlainLoader(yaml.SafeLoader):
 
 def read_yaml(path: str | Path) -> Any:
     """
-    What a YAML file holds.
-
-    Raises:
-        `ValueError`: if it is no YAML in UTF-8, has over 1 MB, aliases, or tags that stand for objects of a program;
-            the sentence names file and line.
+    What a YAML file holds; raises a `ValueError` that names file and line if it is no YAML in UTF-8, or has over 1 MB,
+    aliases, or tags for objects of a program.
     """
     size = Path(path).stat().st_size
     if size > LARGEST:
         raise ValueError(f"{path} has {size / 1e6:,.1f} MB and is not read; options take far less than 1 MB.")
     try:
         return parse_yaml(Path(path).read_text(encoding="utf-8"))
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark is not None else ""
-        if isinstance(error, yaml.composer.ComposerError | yaml.constructor.ConstructorError):
-            raise ValueError(f"{path}{line}: {error.problem}. Write plain values, as in name: value.") from error
-        raise ValueError(f"{path}{line}: this is not YAML. Write one option a line, as in name: value.") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: this is not YAML. Write one option a line, as in name: value.") from error
+        place, problem = f"{path}", "this is not YAML. Write one option a line"
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+            place += f", line {error.problem_mark.line + 1}"
+        if isinstance(error, yaml.composer.ComposerError | yaml.constructor.ConstructorError):
+            problem = f"{error.problem}. Write plain values"
+        raise ValueError(f"{place}: {problem}, as in name: value.") from error
 
 
 def parse_yaml(text: str) -> Any:
-    """
-    What a YAML text holds.
-
-    Raises:
-        `yaml.YAMLError`, `ValueError` or `RecursionError`: if it cannot be read, or has aliases.
-    """
+    """What a YAML text holds; raises a `yaml.YAMLError`, `ValueError` or `RecursionError` if it cannot be read."""
     return yaml.load(text, Loader=_PlainLoader)
