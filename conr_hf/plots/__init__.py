@@ -1,4 +1,4 @@
-"""Pictures of labels, errors and features, as PNG and SVG."""
+"""Pictures of labels, errors and features, as PNG and SVG. Each raises an `ImportError` without matplotlib."""
 
 from conr_hf.plots.contact_sheet import contact_sheet
 from conr_hf.plots.curves import training_curves

@@ -31,20 +31,15 @@ def contact_sheet(
 
     Args:
         images (`Sequence[PIL.Image.Image]`): N images, RGB, of any sizes.
-        labels (`array_like` or `torch.Tensor` of shape `(N,)` or `(N, T)`): True labels, in label units.
-        predictions (`array_like` or `torch.Tensor` of shape `(N,)` or `(N, T)`): Predictions for them.
+        labels, predictions, path: As in [`~conr_hf.plots.density_with_error`].
         shots (`Sequence[str]`): "many", "median" or "few" for each.
         names (`Sequence[str]`): What each image is called, its row for example.
-        path (`str` or `os.PathLike`): As in [`~conr_hf.plots.density_with_error`].
         span (`float`): Range of the labels, in label units, which settles to how many decimals they are written.
         title (`str`): Title of the figure, which should name the unit.
 
     Raises:
-        `ImportError`: Without matplotlib.
         `ValueError`: For labels and predictions that do not fit together.
     """
-    from matplotlib.patches import Patch
-
     y = label_columns(labels)  # (N, T)
     p = like_labels(predictions, labels).reshape(y.shape)
     rows = -(-len(images) // COLUMNS)
@@ -52,17 +47,17 @@ def contact_sheet(
     panels = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
     for panel in panels[len(images) :]:
         panel.set_axis_off()
-    for i, image in enumerate(images):
-        panel = panels[i]
+    for i, (image, panel) in enumerate(zip(images, panels, strict=False)):
         small = image.copy()
         small.thumbnail((256, 256))
         panel.imshow(np.asarray(small), interpolation="nearest")
         panel.set(xticks=[], yticks=[])
-        for spine in panel.spines.values():
-            spine.set(color=COLOURS[shots[i]], linewidth=2.2)
+        panel.spines[:].set(color=COLOURS[shots[i]], linewidth=2.2)
         true, predicted = (", ".join(number(value, span) for value in values) for values in (y[i], p[i]))
         panel.set_xlabel(f"true {true}\npredicted {predicted}", fontsize=8.5, color=INK, labelpad=4)
         panel.set_title(names[i], fontsize=7.5, color=FAINT, pad=3)
+    from matplotlib.patches import Patch
+
     handles = [Patch(color=COLOURS[shot], label=f"{shot} shot") for shot in COLOURS if shot in shots]
     heading(figure, title, handles)
     save(figure, path)

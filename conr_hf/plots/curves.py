@@ -34,17 +34,12 @@ def training_curves(
 
     Args:
         histories (`Mapping` of `str` to dictionaries): Each run's `log_history`, as `trainer_state.json` has it.
-        path (`str` or `os.PathLike`): As in [`~conr_hf.plots.density_with_error`].
-        unit (`str`): Unit of the labels, or `""`.
-        title (`str`): Title of the figure.
+        path, unit, title: As in [`~conr_hf.plots.density_with_error`].
         best (`Mapping` of `str` to `float`, *optional*): Epoch of the checkpoint that each run kept as its best.
 
     Raises:
-        `ImportError`: Without matplotlib.
         `ValueError`: If nothing of this was logged.
     """
-    from matplotlib.lines import Line2D
-
     logged = {name for history in histories.values() for entry in history for name in entry}
     shown = [name for name in (*_FIGURES, "eval_mae") if name in logged]
     if not shown:
@@ -76,6 +71,8 @@ def training_curves(
         panel.set_xlabel("epoch", fontsize=8.5)
     for panel in panels[len(shown) :]:
         panel.set_axis_off()
+    from matplotlib.lines import Line2D
+
     handles = [Line2D([], [], label=run, **run_line(i)) for i, run in enumerate(histories)]
     if single:
         evaluated = {"all": run_line(0)["color"], **COLOURS} if "eval_mae" in shown else {}

@@ -9,25 +9,14 @@ import numpy.typing as npt
 from torch import Tensor
 
 from conr_hf.imbalance import Bins, label_columns
-from conr_hf.imbalance.bins import FloatArray
+from conr_hf.imbalance.bins import FloatArray, IntArray
 from conr_hf.metrics import like_labels, shot_masks
-from conr_hf.plots.style import (
-    COLOURS,
-    FAINT,
-    INK,
-    axis_names,
-    count,
-    heading,
-    new_figure,
-    run_line,
-    save,
-    shot_patches,
-    tidy,
-    with_unit,
-)
+from conr_hf.plots import style
+from conr_hf.plots.style import COLOURS, FAINT, INK, with_unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def density_with_error(
@@ -52,45 +41,26 @@ def density_with_error(
         bins ([`~conr_hf.imbalance.Bins`]): Bins of the training labels.
         labels (`array_like` or `torch.Tensor` of shape `(N,)` or `(N, T)`): True labels, in label units.
         predictions (`array_like` or `torch.Tensor` of shape `(N,)`, `(N, 1)` or `(N, T)`): Predictions for them.
-        path (`str` or `os.PathLike`):
-            The file to write, `.png` or `.svg`; without either ending, both. Its folder must exist.
+        path (`str` or `os.PathLike`): The `.png` or `.svg` to write, in an existing folder; with no ending, both.
         unit (`str`): Unit of the labels, for the axes; `""` for none.
         title (`str`): Title of the figure.
         baseline (`array_like` or `torch.Tensor`, *optional*):
-            Predictions to compare with, drawn as a thin line and named "constant median": what
-            [`~conr_hf.metrics.constant_median`] returns.
+            What [`~conr_hf.metrics.constant_median`] returns, drawn as a thin line named "constant median".
         target (`str` or a sequence of T `str`, *optional*, defaults to `"label"`): What the labels are, for the axes.
-        thresholds (`tuple[float, float]`, *optional*, defaults to those of the bins):
-            As in [`~conr_hf.metrics.shot_metrics`].
+        thresholds (`tuple[float, float]`, *optional*): As in [`~conr_hf.metrics.shot_metrics`]; unset, the bins'.
 
     Raises:
-        `ImportError`: Without matplotlib.
         `ValueError`: For labels, predictions and bins that do not fit together, and for NaN or infinite values.
     """
     y = label_columns(labels)  # (N, T)
-    thresholds = bins.thresholds if thresholds is None else thresholds
-    p = like_labels(predictions, labels).reshape(y.shape)
-    b = None if baseline is None else like_labels(baseline, labels).reshape(y.shape)
     index = bins.index(y)
-    dimensions = y.shape[1]
-    names = axis_names(target, unit, dimensions)
-
-    figure = new_figure(7.6 if dimensions == 1 else 5.2 * dimensions, 5.6)
-    panels = figure.subplots(2, dimensions, sharex="col", squeeze=False, height_ratios=(1, 1))
-    for t in range(dimensions):
-        inside = index[:, t] >= 0
-        tested = np.bincount(index[inside, t], minlength=len(bins.train_counts[t]))
-        means, of_baseline = (
-            None if values is None else _bin_means(np.abs(values - y)[inside, t], index[inside, t], tested)
-            for values in (p, b)
-        )
-        assert means is not None
-        _draw(panels[:, t], bins, t, thresholds, tested, means, of_baseline, wide=dimensions == 1)
-        _frame(panels[1, t], bins.edges[t], names[t], int((~inside).sum()))
-    panels[0, 0].set_ylabel("training samples per bin")
-    panels[1, 0].set_ylabel(with_unit("mean absolute error", unit))
-    heading(figure, title, [*shot_patches(thresholds), *panels[1, 0].get_lines()])
-    save(figure, path)
+    tested = _tested(bins, index)
+    given = [predictions] if baseline is None else [predictions, baseline]
+    errors = [_bin_means(like_labels(p, labels).reshape(y.shape) - y, index, tested) for p in given]
+    names = style.axis_names(target, unit, y.shape[1])
+    outside = (index < 0).sum(axis=0).tolist()
+    thresholds = bins.thresholds if thresholds is None else thresholds
+    _draw(bins, thresholds, names, tested, errors, outside, path, unit=unit, title=title, samples="samples")
 
 
 def density_with_pixel_error(
@@ -115,18 +85,10 @@ def density_with_pixel_error(
         path, unit, title, target: As in [`density_with_error`].
         baseline (`np.ndarray` of shape `(B,)`, *optional*): The errors of the constant median.
         outside (`int`, *optional*, defaults to 0): Pixels outside all bins.
-
-    Raises:
-        `ImportError`: Without matplotlib.
     """
-    figure = new_figure(7.6, 5.6)
-    panels = figure.subplots(2, 1, sharex=True)
-    _draw(panels, bins, 0, bins.thresholds, tested, errors, baseline, wide=True, samples="pixels")
-    _frame(panels[1], bins.edges[0], with_unit(target, unit), outside, samples="pixels")
-    panels[0].set_ylabel("training pixels per bin")
-    panels[1].set_ylabel(with_unit("mean absolute error", unit))
-    heading(figure, title, [*shot_patches(bins.thresholds), *panels[1].get_lines()])
-    save(figure, path)
+    given = [[errors]] if baseline is None else [[errors], [baseline]]
+    names = [with_unit(target, unit)]
+    _draw(bins, bins.thresholds, names, [tested], given, [outside], path, unit=unit, title=title, samples="pixels")
 
 
 def errors_of_runs(
@@ -144,138 +106,120 @@ def errors_of_runs(
     Several runs against each other: above the training labels in each bin, below a line of errors for each run.
 
     Args:
-        bins, labels, unit, title, target, thresholds: As in [`density_with_error`].
+        bins, labels, path, unit, title, target, thresholds: As in [`density_with_error`].
         predictions (`Mapping` of `str` to `array_like` or `torch.Tensor` of shape `(N,)` or `(N, T)`):
             Each run's predictions for the same samples, by its name.
-        path (`str` or `os.PathLike`): As in [`density_with_error`].
 
     Raises:
-        `ImportError`, `ValueError`: As [`density_with_error`].
+        `ValueError`: As [`density_with_error`].
     """
     y = label_columns(labels)  # (N, T)
     thresholds = bins.thresholds if thresholds is None else thresholds
     index = bins.index(y)
-    dimensions = y.shape[1]
-    names = axis_names(target, unit, dimensions)
-    figure = new_figure(7.6 if dimensions == 1 else 5.2 * dimensions, 5.6)
-    panels = figure.subplots(2, dimensions, sharex="col", squeeze=False, height_ratios=(2, 3))
-    for t in range(dimensions):
-        edges, counts = bins.edges[t], bins.train_counts[t]
-        inside = index[:, t] >= 0
-        tested = np.bincount(index[inside, t], minlength=len(counts))
-        above, below = panels[0, t], panels[1, t]
-        _draw_counts(above, edges, counts, shot_masks(counts, thresholds), thresholds)
-        for i, (name, values) in enumerate(predictions.items()):
-            error = np.abs(like_labels(values, labels).reshape(y.shape) - y)
-            means = _bin_means(error[inside, t], index[inside, t], tested)
-            known = np.isfinite(means)
-            below.plot(
-                ((edges[:-1] + edges[1:]) / 2)[known],
-                means[known],
-                label=name,
-                **run_line(i, marked=known.sum() <= 60),
-            )
-        tidy(below)
-        _frame(below, edges, names[t], int((~inside).sum()))
-        if t == 0:
-            above.set_ylabel("training samples per bin")
-            below.set_ylabel(with_unit("mean absolute error", unit))
-    heading(figure, title, [*shot_patches(thresholds), *panels[1, 0].get_lines()], columns=3)
-    save(figure, path)
+    tested = _tested(bins, index)
+    errors = {name: like_labels(values, labels).reshape(y.shape) - y for name, values in predictions.items()}
+    runs = {name: _bin_means(error, index, tested) for name, error in errors.items()}
+    names = style.axis_names(target, unit, y.shape[1])
+    figure, panels = _panels(len(names), unit, "samples", height_ratios=(2, 3))
+    for t, (above, below) in enumerate(panels.T):
+        edges = bins.edges[t]
+        _draw_counts(above, edges, bins.train_counts[t], thresholds)
+        for i, (name, means) in enumerate(runs.items()):
+            marked = np.isfinite(means[t]).sum() <= 60
+            _line(below, edges, means[t], label=name, **style.run_line(i, marked))
+        _frame(below, edges, names[t], int((index[:, t] < 0).sum()), "samples")
+    style.heading(figure, title, [*style.shot_patches(thresholds), *panels[1, 0].get_lines()], columns=3)
+    style.save(figure, path)
+
+
+def _tested(bins: Bins, index: IntArray) -> list[IntArray]:
+    """How many samples lie in each bin, an array of shape (B,) for each dimension; `index` is of shape (N, T)."""
+    # The first place is of the index -1, outside all bins.
+    return [np.bincount(at + 1, minlength=len(n) + 1)[1:] for at, n in zip(index.T, bins.train_counts, strict=True)]
+
+
+def _bin_means(errors: FloatArray, index: IntArray, tested: Sequence[IntArray]) -> list[FloatArray]:
+    """The mean absolute error in each bin of each dimension, NaN where there is none; `errors` is of shape (N, T)."""
+    means = []
+    for error, places, counts in zip(np.abs(errors.T), index.T, tested, strict=True):
+        sums = np.bincount(places + 1, weights=error, minlength=len(counts) + 1)[1:]
+        means.append(np.divide(sums, counts, out=np.full(len(counts), np.nan), where=counts > 0))
+    return means
 
 
 def _draw(
-    panels: npt.NDArray[Any],
     bins: Bins,
-    dimension: int,
     thresholds: tuple[float, float],
-    tested: npt.NDArray[np.int64],
-    means: FloatArray,
-    baseline: FloatArray | None,
+    names: Sequence[str],
+    tested: Sequence[IntArray],
+    errors: Sequence[Sequence[FloatArray]],
+    outside: Sequence[int],
+    path: str | PathLike[str],
     *,
-    wide: bool,
-    samples: str = "samples",
+    unit: str,
+    title: str,
+    samples: str,
 ) -> None:
-    """Training labels above and errors below, of one dimension."""
-    edges, counts = bins.edges[dimension], bins.train_counts[dimension]
-    masks = shot_masks(counts, thresholds)
-    # Longer numbers, or more of them, would run into each other.
-    numbers = len(counts) <= (40 if wide else 24) and (samples == "samples" or len(counts) <= 16)
-    _draw_counts(panels[0], edges, counts, masks, thresholds)
-    _draw_errors(panels[1], edges, means, tested, masks, samples if numbers else None)
-    if baseline is not None:
-        _draw_baseline(panels[1], edges, baseline)
+    """
+    Draws both densities. Arrays of shape (B,) for each dimension: `tested` is the number of samples in each bin,
+    `errors[0]` their mean absolute error, and `errors[1]`, if there, that of the constant median.
+    """
+    figure, panels = _panels(len(names), unit, samples)
+    from matplotlib.patheffects import withStroke
+
+    for t, (above, below) in enumerate(panels.T):
+        edges, counts, means = bins.edges[t], bins.train_counts[t], errors[0][t]
+        _draw_counts(above, edges, counts, thresholds)
+        for shot, mask in shot_masks(counts, thresholds).items():
+            _bars(below, edges, means, mask & (tested[t] > 0), COLOURS[shot], bottom=0.0)
+        # Longer numbers, or more of them, would run into each other.
+        if len(counts) <= (40 if len(names) == 1 else 24) and (samples == "samples" or len(counts) <= 16):
+            number: dict[str, Any] = {"fontsize": 7, "color": INK, "ha": "center", "zorder": 4}
+            number["path_effects"] = [withStroke(linewidth=1.5, foreground="white")]
+            for i in np.flatnonzero(tested[t]):
+                top = ((edges[i] + edges[i + 1]) / 2, means[i])
+                below.annotate(f"{tested[t][i]:,}", top, xytext=(0, 2), textcoords="offset points", **number)
+            below.set_title(f"numbers on bars: test {samples}", loc="left", fontsize=7.5, color=FAINT, pad=3)
+        for baseline in errors[1:]:
+            _line(below, edges, baseline[t], label="constant median", color=INK, linewidth=1.0)
+        _frame(below, edges, names[t], outside[t], samples)
+    style.heading(figure, title, [*style.shot_patches(thresholds), *panels[1, 0].get_lines()])
+    style.save(figure, path)
 
 
-def _frame(below: "Axes", edges: FloatArray, name: str, outside: int, samples: str = "samples") -> None:
+def _panels(
+    dimensions: int, unit: str, samples: str, height_ratios: tuple[int, int] = (1, 1)
+) -> tuple["Figure", npt.NDArray[Any]]:
+    """A figure with panels of shape (2, T): training labels above, errors below."""
+    figure = style.new_figure(7.6 if dimensions == 1 else 5.2 * dimensions, 5.6)
+    panels = figure.subplots(2, dimensions, sharex="col", squeeze=False, height_ratios=height_ratios)
+    panels[0, 0].set_ylabel(f"training {samples} per bin")
+    panels[1, 0].set_ylabel(with_unit("mean absolute error", unit))
+    return figure, panels
+
+
+def _draw_counts(panel: "Axes", edges: FloatArray, counts: IntArray, thresholds: tuple[float, float]) -> None:
+    for shot, mask in shot_masks(counts, thresholds).items():
+        _bars(panel, edges, counts, mask & (counts > 0), COLOURS[shot], bottom=0.6)
+    style.count_axis(panel, counts, thresholds)
+    look: dict[str, Any] = {"va": "center", "fontsize": 7.5, "color": FAINT}
+    for threshold in thresholds:  # named at the right edge
+        place: dict[str, Any] = {"xy": (1, threshold), "xycoords": ("axes fraction", "data")}
+        panel.annotate(style.count(threshold), **place, xytext=(3, 0), textcoords="offset points", **look)
+
+
+def _line(panel: "Axes", edges: FloatArray, means: FloatArray, **look: Any) -> None:
+    known = np.isfinite(means)
+    panel.plot(((edges[:-1] + edges[1:]) / 2)[known], means[known], **look)
+
+
+def _frame(below: "Axes", edges: FloatArray, name: str, outside: int, samples: str) -> None:
+    style.tidy(below)
     below.autoscale_view()
     below.set_ylim(bottom=0)
     margin = 0.03 * (edges[-1] - edges[0])
     below.set_xlim(edges[0] - margin, edges[-1] + margin)
     below.set_xlabel(name + (f"\n(test {samples} outside all bins, not shown: {outside:,})" if outside else ""))
-
-
-def _draw_counts(
-    panel: "Axes",
-    edges: FloatArray,
-    counts: npt.NDArray[np.int64],
-    masks: dict[str, npt.NDArray[np.bool_]],
-    thresholds: tuple[float, float],
-) -> None:
-    for shot, mask in masks.items():
-        _bars(panel, edges, counts, mask & (counts > 0), COLOURS[shot], bottom=0.6)
-    panel.set_yscale("log")
-    panel.set_ylim(0.6, max(int(counts.max()), thresholds[1]) * 1.6)
-    panel.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    for threshold in thresholds:
-        panel.axhline(threshold, color=FAINT, linewidth=0.8, linestyle=(0, (2, 3)), zorder=0)
-        panel.annotate(
-            count(threshold),
-            (1, threshold),
-            xycoords=("axes fraction", "data"),
-            xytext=(3, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=7.5,
-            color=FAINT,
-        )
-    tidy(panel)
-
-
-def _draw_errors(
-    panel: "Axes",
-    edges: FloatArray,
-    means: FloatArray,
-    tested: npt.NDArray[np.int64],
-    masks: dict[str, npt.NDArray[np.bool_]],
-    numbered: str | None,
-) -> None:
-    from matplotlib.patheffects import withStroke
-
-    for shot, mask in masks.items():
-        _bars(panel, edges, means, mask & (tested > 0), COLOURS[shot], bottom=0.0)
-    if numbered is not None:
-        halo = [withStroke(linewidth=1.5, foreground="white")]
-        for i in np.flatnonzero(tested):
-            panel.annotate(
-                f"{tested[i]:,}",
-                ((edges[i] + edges[i + 1]) / 2, means[i]),
-                xytext=(0, 2),
-                textcoords="offset points",
-                ha="center",
-                fontsize=7,
-                color=INK,
-                zorder=4,
-                path_effects=halo,
-            )
-        panel.set_title(f"numbers on bars: test {numbered}", loc="left", fontsize=7.5, color=FAINT, pad=3)
-    tidy(panel)
-
-
-def _draw_baseline(panel: "Axes", edges: FloatArray, means: FloatArray) -> None:
-    known = np.isfinite(means)
-    centres = (edges[:-1] + edges[1:]) / 2
-    panel.plot(centres[known], means[known], color=INK, linewidth=1.0, label="constant median")
 
 
 def _bars(
@@ -296,9 +240,3 @@ def _bars(
     # Bars narrower than a pixel would fade away without an outline.
     outline = 0.0 if len(edges) <= 300 else 0.7
     panel.add_collection(PolyCollection(list(corners), facecolors=colour, edgecolors=colour, linewidths=outline))
-
-
-def _bin_means(error: FloatArray, index: npt.NDArray[np.int64], tested: npt.NDArray[np.int64]) -> FloatArray:
-    sums = np.bincount(index, weights=error, minlength=len(tested))
-    means: FloatArray = np.divide(sums, tested, out=np.full(len(tested), np.nan), where=tested > 0)
-    return means

@@ -39,21 +39,16 @@ def label_and_feature_distances(
         neighbour_labels (`np.ndarray` of shape `(N, K)`): Labels of each one's nearest training samples.
         train_counts (`np.ndarray` of shape `(N,)`): Training labels in each one's bin.
         path, unit, title, target, thresholds: As in [`~conr_hf.plots.density_with_error`].
-
-    Raises:
-        `ImportError`: Without matplotlib.
     """
-    from matplotlib.lines import Line2D
-
     figure = new_figure(10.4, 5.1)
     left, right = figure.subplots(1, 2)
+    from matplotlib.lines import Line2D
 
     bins = 40
     furthest = float(np.quantile(label_distances, 0.999)) or 1.0
     widest = float(np.quantile(feature_distances, 0.999)) or 1.0
-    counts, label_edges, feature_edges = np.histogram2d(
-        label_distances, feature_distances, bins, ((0.0, furthest), (0.0, widest))
-    )
+    limits = ((0.0, furthest), (0.0, widest))
+    counts, label_edges, feature_edges = np.histogram2d(label_distances, feature_distances, bins, limits)
     share = counts / np.maximum(counts.max(axis=1, keepdims=True), 1)
     shades = left.pcolormesh(label_edges, feature_edges, share.T, cmap=DENSITY_MAP, vmin=0, vmax=1, rasterized=True)
     column = np.clip(np.digitize(label_distances, label_edges) - 1, 0, bins - 1)
@@ -68,40 +63,21 @@ def label_and_feature_distances(
     left.set_box_aspect(1)
     tidy(left, "both")
 
-    low, high = _span(labels, neighbour_labels)
-    right.plot((low, high), (low, high), color=INK, linewidth=0.9, linestyle=DASHES, zorder=1)
+    low, high = min(labels.min(), neighbour_labels.min()), max(labels.max(), neighbour_labels.max())
+    margin = 0.03 * (high - low) or 1.0
+    span = (low - margin, high + margin)
+    right.plot(span, span, color=INK, linewidth=0.9, linestyle=DASHES, zorder=1)
     for order, (shot, mask) in enumerate(shot_masks(train_counts, thresholds).items()):
         beside = np.broadcast_to(labels[mask, None], neighbour_labels[mask].shape)
         points = np.stack([beside.ravel(), neighbour_labels[mask].ravel()], axis=1)
         places, times = np.unique(points, axis=0, return_counts=True)  # whole labels fall on each other
         size, alpha = (9.0, 0.5) if len(labels) <= 1000 else (3.0, 0.25)
-        right.scatter(
-            places[:, 0],
-            places[:, 1],
-            s=size * np.sqrt(times),
-            color=COLOURS[shot],
-            alpha=alpha,
-            linewidths=0,
-            zorder=2 + order,
-        )
-    right.set(
-        xlim=(low, high),
-        ylim=(low, high),
-        aspect="equal",
-        xlabel=with_unit(f"true {target}", unit),
-        ylabel=with_unit(f"{target} of the {neighbour_labels.shape[1]} nearest training images", unit),
-    )
+        look = {"color": COLOURS[shot], "alpha": alpha, "linewidths": 0, "zorder": 2 + order}
+        right.scatter(places[:, 0], places[:, 1], s=size * np.sqrt(times), **look)
+    right.set(xlim=span, ylim=span, aspect="equal", xlabel=with_unit(f"true {target}", unit))
+    right.set_ylabel(with_unit(f"{target} of the {neighbour_labels.shape[1]} nearest training images", unit))
     tidy(right, "both")
-    handles = [
-        Line2D([], [], color=INK, linewidth=1.4, label="median of the pairs"),
-        Line2D([], [], color=INK, linewidth=0.9, linestyle=DASHES, label="the same label"),
-        *shot_patches(thresholds),
-    ]
-    heading(figure, title, handles)
+    median = Line2D([], [], color=INK, linewidth=1.4, label="median of the pairs")
+    same = Line2D([], [], color=INK, linewidth=0.9, linestyle=DASHES, label="the same label")
+    heading(figure, title, [median, same, *shot_patches(thresholds)])
     save(figure, path)
-
-
-def _span(*values: npt.NDArray[np.float64]) -> tuple[float, float]:
-    low, high = min(float(v.min()) for v in values), max(float(v.max()) for v in values)
-    margin = 0.03 * (high - low) or 1.0
-    return low - margin, high + margin

@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 from os import PathLike
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
 from conr_hf.imbalance import label_columns
+from conr_hf.imbalance.bins import FloatArray
 from conr_hf.plots.style import FAINT, INK, LABEL_MAP, axis_names, heading, new_figure, save
 
-FloatArray = npt.NDArray[np.float64]
 MOST_POINTS = 3_000
 
 
@@ -39,12 +40,7 @@ def feature_map(
         path, unit, title, target: As in [`~conr_hf.plots.density_with_error`].
         split (`str`, *optional*, defaults to `"test"`): What the evaluated split is called.
         seed (`int`, *optional*, defaults to 0): Seed of the draw, of t-SNE and of UMAP.
-
-    Raises:
-        `ImportError`: Without matplotlib.
     """
-    from matplotlib.lines import Line2D
-
     figure = new_figure(1, 1)
     chosen = np.arange(len(evaluated))
     if len(chosen) > MOST_POINTS:
@@ -69,12 +65,13 @@ def feature_map(
                 points = panel.scatter(x[:, 0], x[:, 1], c=y[mask, t][order], cmap=LABEL_MAP, **limits, **style)
             panel.set_title(method, loc="left", fontsize=9.5, color=INK)
             panel.set(xticks=[], yticks=[])
-            for spine in panel.spines.values():
-                spine.set(color=FAINT, linewidth=0.6)
+            panel.spines[:].set(color=FAINT, linewidth=0.6)
         bar = figure.colorbar(points, ax=panels[t, -1], pad=0.02, aspect=30)
         bar.set_label(name, fontsize=8.5, color=INK)
         bar.ax.tick_params(labelsize=8.5, color=FAINT, labelcolor=INK)
-    dot = {"color": FAINT, "marker": "o", "linestyle": "", "markeredgewidth": 0.5}
+    dot: dict[str, Any] = {"color": FAINT, "marker": "o", "linestyle": "", "markeredgewidth": 0.5}
+    from matplotlib.lines import Line2D
+
     handles = [
         Line2D([], [], markersize=size, markeredgecolor=edge, label=text, **dot)
         for size, edge, text in ((3, FAINT, "training images"), (5, INK, f"{split} images"))
@@ -83,18 +80,13 @@ def feature_map(
     save(figure, path)
 
 
-def projections(features: npt.NDArray[np.float64], seed: int) -> dict[str, FloatArray]:
+def projections(features: FloatArray, seed: int) -> dict[str, FloatArray]:
     """
-    The plane by each method there is, by what it is called.
-
-    Args:
-        features (`np.ndarray` of shape `(N, D)`): One row for each sample.
-        seed (`int`): Seed of t-SNE and UMAP.
-
-    Returns:
-        `dict`: of each method, `np.ndarray` of shape `(N, 2)`, without unit; the name of PCA tells how much of the
-        variance it shows.
+    Places in the plane, of shape (N, 2), of features of shape (N, D), by each method there is; the name of PCA says
+    how much of the variance it shows.
     """
+    from sklearn.manifold import TSNE
+
     centred = features - features.mean(axis=0)
     left, size, _ = np.linalg.svd(centred, full_matrices=False)
     scores = np.pad(left * size, ((0, 0), (0, max(0, 2 - len(size)))))
@@ -103,14 +95,10 @@ def projections(features: npt.NDArray[np.float64], seed: int) -> dict[str, Float
     if len(features) < 10:
         return maps
     compact = scores[:, :50]
-    from sklearn.manifold import TSNE
-
     perplexity = min(30.0, (len(features) - 1) / 3)
     maps["t-SNE"] = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(compact)
     try:
         from umap import UMAP
     except ImportError:
-        pass
-    else:
-        maps["UMAP"] = UMAP(n_neighbors=min(15, len(features) - 1), random_state=seed).fit_transform(compact)
-    return maps
+        return maps
+    return maps | {"UMAP": UMAP(n_neighbors=min(15, len(features) - 1), random_state=seed).fit_transform(compact)}

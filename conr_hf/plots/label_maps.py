@@ -21,6 +21,7 @@ WIDTH = 2.15  # inches of a panel
 BAR = 0.75  # of a colour bar with its numbers
 CUT = 0.005  # share of the pixels at either end that may be beyond the colours
 MOST_PIXELS = 640  # that are drawn of a side
+HEADING: dict[str, Any] = {"loc": "left", "fontsize": 8.5, "color": INK, "pad": 3}
 NO_LABEL: dict[str, Any] = {"facecolor": "#e4e4e4", "edgecolor": "#9a9a9a", "hatch": "////", "linewidth": 0}
 
 
@@ -47,18 +48,12 @@ def map_pictures(
         labels (`Sequence` of `array_like` or `torch.Tensor` of shape `(H, W)`, *optional*):
             N true maps, in label units, NaN where there is no label. Sizes may differ from map to map.
         predictions (`Sequence` of `array_like` or `torch.Tensor` of shape `(H, W)`): N predicted maps of these sizes.
-        path (`str` or `os.PathLike`): As in [`~conr_hf.plots.density_with_error`].
-        unit (`str`): Unit of the labels, or `""`.
-        title (`str`): Title of the figure.
-        target (`str`, *optional*, defaults to `"label"`): What the labels are.
+        path, unit, title, target: As in [`~conr_hf.plots.density_with_error`].
         names (`Sequence[str]`, *optional*): What each image is called, its row for example.
 
     Raises:
-        `ImportError`: Without matplotlib.
         `ValueError`: For a prediction of another shape than its labels.
     """
-    from matplotlib.patches import Patch
-
     p = [as_float64(prediction) for prediction in predictions]
     y = [np.full(values.shape, np.nan) for values in p] if labels is None else [as_float64(label) for label in labels]
     p = [reshaped(a, b, f"predictions[{i}]") for i, (a, b) in enumerate(zip(p, y, strict=True))]
@@ -76,42 +71,39 @@ def map_pictures(
         small = images[i].convert("RGB")
         small.thumbnail((MOST_PIXELS, MOST_PIXELS))
         row[0].imshow(np.asarray(small))
-        _headed(row[0], names[i] if names else "")
-        low, high = _limits(y[i], p[i])
+        row[0].set_title(names[i] if names else "", **HEADING)
+        there = ~np.isnan(y[i])
+        values = np.concatenate([y[i][there], p[i][there]]) if there.any() else p[i].ravel()
+        low, high = (float(end) for end in np.quantile(values, [CUT, 1 - CUT]))
+        low, high = (low, high) if low < high else (low - 0.5, high + 0.5)
         if labels is None:
-            _bar(_drawn(row[1], p[i], LABEL_MAP, low, high), p[i], with_unit(target, unit))
-            _headed(row[1], f"predicted {target}")
+            _bar(_drawn(row[1], p[i], f"predicted {target}", low, high), p[i], with_unit(target, unit))
             continue
-        _drawn(row[1], y[i], LABEL_MAP, low, high)
-        _bar(_drawn(row[2], p[i], LABEL_MAP, low, high), np.concatenate([p[i], y[i]]), with_unit(target, unit))
-        drawn = _drawn(row[3], errors[i], ERROR_MAP, -largest, largest)
-        _headed(row[1], f"true {target}")
-        _headed(row[2], f"predicted {target}")
-        there = ~np.isnan(errors[i])
-        if not there.any():
-            _headed(row[3], "no label to compare with")
-            continue
-        _bar(drawn, errors[i], with_unit("error", unit))
-        mae = number(float(np.abs(errors[i][there]).mean()), 2 * largest)
-        _headed(row[3], f"error, MAE {mae} {unit}".rstrip())
+        _drawn(row[1], y[i], f"true {target}", low, high)
+        drawn = _drawn(row[2], p[i], f"predicted {target}", low, high)
+        _bar(drawn, np.concatenate([p[i], y[i]]), with_unit(target, unit))
+        if there.any():
+            mae = number(float(np.abs(errors[i][there]).mean()), 2 * largest)
+            drawn = _drawn(row[3], errors[i], f"error, MAE {mae} {unit}".rstrip(), -largest, largest, ERROR_MAP)
+            _bar(drawn, errors[i], with_unit("error", unit))
+        else:
+            _drawn(row[3], errors[i], "no label to compare with", -largest, largest, ERROR_MAP)
+    from matplotlib.patches import Patch
+
     holed = labels is not None and any(np.isnan(values).any() for values in y)
     heading(figure, title, [Patch(label="no label", **NO_LABEL)] if holed else ())
     save(figure, path)
 
 
-def _limits(y: FloatArray, p: FloatArray) -> tuple[float, float]:
-    """Between which values a row's colours lie: those of pixels with a label, if there are any."""
-    there = ~np.isnan(y)
-    values = np.concatenate([y[there], p[there]]) if there.any() else p.ravel()
-    low, high = (float(end) for end in np.quantile(values, [CUT, 1 - CUT]))
-    return (low, high) if low < high else (low - 0.5, high + 0.5)
-
-
-def _drawn(panel: "Axes", values: FloatArray, colours: str, low: float, high: float) -> "AxesImage":
+def _drawn(
+    panel: "Axes", values: FloatArray, text: str, low: float, high: float, colours: str = LABEL_MAP
+) -> "AxesImage":
+    """Draws a map of shape (H, W) under its heading, hatched where it is NaN."""
     from matplotlib.patches import Rectangle
 
     panel.add_patch(Rectangle((0, 0), 1, 1, transform=panel.transAxes, zorder=0, **NO_LABEL))
     step = -(-max(values.shape) // MOST_PIXELS)
+    panel.set_title(text, **HEADING)
     shown = np.ma.masked_invalid(values[::step, ::step])
     return panel.imshow(shown, cmap=colours, vmin=low, vmax=high, interpolation="nearest", zorder=1)
 
@@ -129,7 +121,3 @@ def _bar(drawn: "AxesImage", values: FloatArray, label: str) -> None:
     bar.update_ticks()
     bar.set_label(label, fontsize=8, color=INK)
     bar.ax.tick_params(labelsize=7.5, color=FAINT, labelcolor=INK)
-
-
-def _headed(panel: "Axes", text: str) -> None:
-    panel.set_title(text, loc="left", fontsize=8.5, color=INK, pad=3)

@@ -5,6 +5,9 @@ from collections.abc import Sequence
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
@@ -19,12 +22,7 @@ LABEL_MAP, ERROR_MAP = "viridis", "RdBu_r"
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """
-    An empty figure of `width` x `height` inches, without a display or any global state.
-
-    Raises:
-        `ImportError`: Without matplotlib.
-    """
+    """An empty figure of `width` x `height` inches, without a display or any global state."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -37,11 +35,7 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def save(figure: "Figure", path: str | PathLike[str]) -> None:
-    """
-    Writes a figure to `path`, PNG or SVG by its ending; without either ending, both beside each other.
-
-    The same figure gives the same bytes.
-    """
+    """Writes PNG or SVG by the ending of `path`, without either both; the same figure gives the same bytes."""
     from matplotlib import rc_context
     from matplotlib.axis import Tick
     from matplotlib.text import Text
@@ -58,34 +52,23 @@ def save(figure: "Figure", path: str | PathLike[str]) -> None:
 
 def heading(figure: "Figure", title: str, handles: "Sequence[Artist]" = (), columns: int | None = None) -> None:
     """One block of title and legend above the panels; the handles carry their labels."""
-    style = {"fontsize": 12, "fontweight": "bold", "color": INK}
+    bold = {"fontsize": 12, "fontweight": "bold", "color": INK}
     if not handles:
-        figure.suptitle(title, x=0.01, ha="left", **style)
+        figure.suptitle(title, x=0.01, ha="left", **bold)
         return
     columns = columns or len(handles)
     # Constrained layout would lay a suptitle over an outside legend, which fills its columns one after the other.
-    legend = figure.legend(
-        handles=[handle for column in range(columns) for handle in handles[column::columns]],
-        loc="outside upper left",
-        ncols=columns,
-        handlelength=1.4,
-        frameon=False,
-        fontsize=8.5,
-        title=title,
-        alignment="left",
-    )
-    legend.get_title().set(**style)
+    ordered = [handle for column in range(columns) for handle in handles[column::columns]]
+    look: dict[str, Any] = {"frameon": False, "fontsize": 8.5, "handlelength": 1.4, "alignment": "left"}
+    legend = figure.legend(handles=ordered, loc="outside upper left", ncols=columns, title=title, **look)
+    legend.get_title().set(**bold)
 
 
 def run_line(index: int, marked: bool = True) -> dict[str, Any]:
     """How the line of a run is drawn: 60 runs look different."""
-    return {
-        "color": _RUN_COLOURS[index % len(_RUN_COLOURS)],
-        "linestyle": _DASHES[index // len(_RUN_COLOURS) % len(_DASHES)],
-        "linewidth": 1.3,
-        "marker": _MARKERS[index % len(_MARKERS)] if marked else "",
-        "markersize": 4,
-    }
+    colour, dash = _RUN_COLOURS[index % len(_RUN_COLOURS)], _DASHES[index // len(_RUN_COLOURS) % len(_DASHES)]
+    marker = _MARKERS[index % len(_MARKERS)] if marked else ""
+    return {"color": colour, "linestyle": dash, "linewidth": 1.3, "marker": marker, "markersize": 4}
 
 
 def tidy(panel: "Axes", grid: str = "y") -> None:
@@ -95,6 +78,16 @@ def tidy(panel: "Axes", grid: str = "y") -> None:
     panel.tick_params(which="both", color=FAINT, labelcolor=INK, labelsize=8.5)
     panel.grid(axis=grid, which="major", color="#ececec", linewidth=0.8)  # type: ignore[arg-type]
     panel.set_axisbelow(True)
+
+
+def count_axis(panel: "Axes", counts: npt.NDArray[np.int64], thresholds: tuple[float, float]) -> None:
+    """A logarithmic axis for the training labels in each bin, with a dotted line at both thresholds."""
+    panel.set_yscale("log")
+    panel.set_ylim(0.6, max(int(counts.max()), thresholds[1]) * 1.6)
+    panel.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    for threshold in thresholds:
+        panel.axhline(threshold, color=FAINT, linewidth=0.8, linestyle=(0, (2, 3)), zorder=0)
+    tidy(panel)
 
 
 def shot_patches(thresholds: tuple[float, float]) -> "list[Artist]":
@@ -107,19 +100,14 @@ def shot_patches(thresholds: tuple[float, float]) -> "list[Artist]":
 
 
 def axis_names(target: str | Sequence[str], unit: str, dimensions: int) -> list[str]:
-    """
-    What the label dimensions are called on axes, with their unit.
-
-    Raises:
-        `ValueError`: For another number of names than there are dimensions.
-    """
+    """The names of the label dimensions on axes, with their unit; one name alone is numbered."""
     if isinstance(target, str):
-        names = [target] if dimensions == 1 else [f"{target} {t + 1}" for t in range(dimensions)]
-    else:
-        names = list(target)
-    if len(names) != dimensions:
-        raise ValueError(f"target names {len(names)} label dimensions and there are {dimensions}. Pass one name each.")
-    return [with_unit(name, unit) for name in names]
+        target = [target] if dimensions == 1 else [f"{target} {t + 1}" for t in range(dimensions)]
+    if len(target) != dimensions:
+        raise ValueError(
+            f"target names {len(target)} label dimensions and there are {dimensions}. Pass one name each."
+        )
+    return [with_unit(name, unit) for name in target]
 
 
 def with_unit(name: str, unit: str) -> str:
@@ -128,25 +116,11 @@ def with_unit(name: str, unit: str) -> str:
 
 
 def count(threshold: float) -> str:
-    """
-    A threshold of counts as people read it; of many, which may be a mean's multiple, without decimals.
-
-    Example:
-        >>> count(20.0), count(2.5), count(19245.6)
-        ('20', '2.5', '19,246')
-    """
+    """A threshold of counts as people read it: 20, 2.5 or, without decimals from 1,000 on, 19,246."""
     return f"{threshold:,.0f}" if threshold >= 1000 else f"{threshold:.10g}"
 
 
 def number(value: float, span: float) -> str:
-    """
-    A label as people read it, to at least a hundredth of the `span` of the labels; a whole one without decimals.
-
-    Example:
-        >>> number(1234.567, span=5000.0), number(0.12345, span=0.5), number(3.0, span=5.0)
-        ('1,235', '0.123', '3')
-    """
+    """A label, to at least a hundredth of the `span` of the labels; whole numbers have no decimals."""
     decimals = max(0, 2 - math.floor(math.log10(span))) if span > 0 else 2
-    if value == round(value):
-        decimals = 0
-    return f"{value:,.{min(decimals, 9)}f}"
+    return f"{value:,.{0 if value == round(value) else min(decimals, 9)}f}"
