@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -11,7 +11,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from transformers import BaseImageProcessor, PreTrainedModel
 
 from conr_hf.cli.demo import page as demo_page
 from conr_hf.cli.demo.page import Target, page, predictor
@@ -19,11 +18,9 @@ from conr_hf.data import images
 from conr_hf.data.benchmarks.loading import load_benchmark
 from conr_hf.data.benchmarks.registry import BENCHMARKS
 from conr_hf.inference.conformal import load_intervals
-from conr_hf.inference.feature_index import FeatureIndex, load_index
-from conr_hf.models.adopt_head import adopt_head
-from conr_hf.models.factory import dummy_pixels
+from conr_hf.inference.feature_index import load_index, similar_labels
 from conr_hf.models.saved import load_saved, saved_unit, target_names
-from conr_hf.training.state import load_state
+from conr_hf.training.conr_state import load_state
 from conr_hf.utils.environment import current_device
 from conr_hf.utils.files import check_writable, write_json
 from conr_hf.utils.markdown import escape
@@ -72,17 +69,8 @@ Predicts {predicted} from an image. Try it here with `pip install -r requirement
 
 def demo(name: str, *, host: str, port: int | None, max_size: int, examples: str | None) -> None:
     """
-    Shows a saved model in the browser until it is interrupted.
-
-    Args:
-        name (`str`): Run folder, checkpoint or Hub id.
-        host (`str`): Address to listen on.
-        port (`int`, *optional*): Port to listen on. Unset: the first free one from 7860 on.
-        max_size (`int`): Largest upload, in MB (2^20 bytes).
-        examples (`str`, *optional*): Folder of example images. Unset: as in [`write_examples`].
-
-    Raises:
-        `ValueError`: without gradio; for a model or examples that do not exist; for an address that is in use.
+    Shows a saved model, a folder or Hub id, in the browser until it is interrupted. Without a port it takes the first
+    free one from 7860 on; `max_size` of an upload is in MB (2^20 bytes).
     """
     check_gradio()
     model, processor = load_saved(name)
@@ -92,13 +80,7 @@ def demo(name: str, *, host: str, port: int | None, max_size: int, examples: str
     with TemporaryDirectory() as scratch:
         credit = write_examples(name, examples, Path(scratch))
         blocks, look = page(title_of(name), targets, predict, Path(scratch), credit)
-        options: dict[str, Any] = {
-            "share": False,
-            "show_error": False,
-            "quiet": True,
-            "max_file_size": max_size * 2**20,
-            **look,
-        }
+        options = {"share": False, "show_error": False, "quiet": True, "max_file_size": max_size * 2**20, **look}
         try:
             _, url, _ = blocks.launch(prevent_thread_lock=True, server_name=host, server_port=port, **options)
         except OSError as error:
@@ -109,22 +91,10 @@ def demo(name: str, *, host: str, port: int | None, max_size: int, examples: str
 
 
 def export(name: str, folder: str, *, with_model: bool, max_size: int, examples: str | None) -> None:
-    """
-    Writes the files of a Space, and prints what is left to do.
-
-    Args:
-        name (`str`): Run folder, checkpoint or Hub id.
-        folder (`str`): Where to write: a new folder, or an empty one.
-        with_model (`bool`): Copy the model into it. Otherwise a model that is not on the Hub must be pushed.
-        max_size (`int`): Largest upload, in MB (2^20 bytes).
-        examples (`str`, *optional*): As in [`demo`].
-
-    Raises:
-        `ValueError`: as in [`demo`], and for a folder that is not empty.
-    """
+    """Writes the files of a Space into a new or empty folder, `with_model` or not, and prints what is left to do."""
     check_gradio()
     out, on_hub, title = Path(folder), not Path(name).exists(), title_of(name)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f'"{folder}" exists and is not an empty folder. Name another for --export.')
     model, processor = load_saved(name)
     targets = saved_targets(name, target_names(model))
@@ -159,18 +129,12 @@ def export(name: str, folder: str, *, with_model: bool, max_size: int, examples:
 
 
 def check_gradio() -> None:
-    """Raises a `ValueError` if gradio is not installed."""
     if find_spec("gradio") is None:
         raise ValueError('The demo needs gradio. Install it with: pip install "conr-hf[demo]"')
 
 
 def saved_targets(name: str, targets: Sequence[str]) -> list[Target]:
-    """
-    A saved model's targets with what the files beside it say: unit, bins of the training labels, intervals.
-
-    Raises:
-        `ValueError`: for a file that cannot be read, or belongs to another model.
-    """
+    """A saved model's targets with what the files beside it say: unit, bins of the training labels, intervals."""
     intervals, state = load_intervals(name), load_state(name)
     predicts = f"and the model predicts {', '.join(targets)}. Remove that file."
     if intervals is not None and intervals.targets != list(targets):
@@ -191,31 +155,10 @@ def saved_targets(name: str, targets: Sequence[str]) -> list[Target]:
     return found
 
 
-def similar_labels(
-    model: PreTrainedModel, processor: BaseImageProcessor, index: FeatureIndex | None
-) -> Callable[[], list[list[float]]]:
-    """
-    A function that returns the labels of the training images most similar to the model's last input; none without an
-    index.
-
-    Raises:
-        `ValueError`: for an index of another model.
-    """
-    if index is None:
-        return list
-    layer = adopt_head(model, dummy_pixels(processor), index.head)
-    if (index.labels.shape[1], index.features.shape[1]) != layer.weight.shape:
-        raise ValueError("The feature_index.safetensors beside the model is another model's. Remove that file.")
-    return lambda: index.nearest_labels(layer.take_features()[0].float().cpu().numpy()).tolist()
-
-
 def write_examples(name: str, folder: str | None, into: Path) -> str:
     """
     Writes example images into the folder `into`: those of `folder`; or, for a model trained on a benchmark that comes
     with the package, test images from the whole label range; or none. Returns their credit line.
-
-    Raises:
-        `ValueError`: for a folder without images.
     """
     if folder is not None:
         files = images.image_files(Path(folder).glob("*"))
@@ -237,5 +180,4 @@ def write_examples(name: str, folder: str | None, into: Path) -> str:
 
 
 def title_of(name: str) -> str:
-    """A model's id on the Hub, or the name of its folder."""
     return Path(name).resolve().name if Path(name).exists() else name

@@ -15,28 +15,19 @@ SHOTS = {f"few (< {FEW})": "#D55E00", f"median ({FEW} to {MANY})": "#E69F00", f"
 HINT = "The prediction for your image is shown here."
 
 Answer = tuple[str, str, dict[str, Any] | None]  # prediction with unit, sentences as HTML, Vega-Lite chart
+Predict = Callable[[bytes], tuple[Any, list[Answer]]]  # the content of an image file -> the image and the answers
 
 
 @dataclass(frozen=True)
 class Target:
-    """
-    What a demo knows about one number that a model predicts.
-
-    Args:
-        name (`str`): Its name.
-        unit (`str`, *optional*, defaults to `""`): Its unit.
-        edges (sequence of B + 1 `float`, *optional*): Bins of the training labels; empty if they are not known.
-        train_counts (sequence of B `int`, *optional*): Training labels in each bin.
-        coverage (`float`, *optional*, defaults to 0.0): Share of the labels that the intervals should contain.
-        groups (sequence of `Mapping`, *optional*): As in [`~conr_hf.inference.conformal.Group`], ascending.
-    """
+    """What a demo knows about one number that a model predicts."""
 
     name: str
     unit: str = ""
-    edges: Sequence[float] = ()
-    train_counts: Sequence[int] = ()
-    coverage: float = 0.0
-    groups: Sequence[Mapping[str, Any]] = ()
+    edges: Sequence[float] = ()  # B + 1 edges of the bins of the training labels; none if they are not known
+    train_counts: Sequence[int] = ()  # training labels in each of the B bins
+    coverage: float = 0.0  # share of the labels that the intervals should contain
+    groups: Sequence[Mapping[str, Any]] = ()  # as in conr_hf.inference.conformal.Group, ascending
 
     @property
     def title(self) -> str:
@@ -65,15 +56,10 @@ def number(value: float, span: float) -> str:
 
 def predictor(
     model: Any, processor: Any, targets: Sequence[Target], images: Any, nearest: Callable[[], list[list[float]]] = list
-) -> Callable[[bytes], tuple[Any, list[Answer]]]:
+) -> Predict:
     """
-    Returns a function of the content of an image file: the image as the model sees it, and the [`answer`].
-
-    Args:
-        model, processor (`PreTrainedModel`, `BaseImageProcessor`): A saved model and its processor.
-        targets (sequence of T [`Target`]): What it predicts.
-        images (module): `conr_hf.data.images`, or a Space's copy of it.
-        nearest (`Callable`, *optional*): Returns labels of the training images most similar to the model's last input.
+    Returns a function that predicts with a saved model and its processor. `images` is the module `conr_hf.data.images`
+    or a copy of it; `nearest` returns the labels of the training images most similar to the model's last input.
     """
     import torch
 
@@ -95,15 +81,8 @@ def answer(
     targets: Sequence[Target], predictions: Sequence[float], nearest: Sequence[Sequence[float]] = ()
 ) -> list[Answer]:
     """
-    What the page shows of T targets.
-
-    Args:
-        targets (sequence of T [`Target`]): What the model predicts.
-        predictions (sequence of T `float`): In label units.
-        nearest (sequence of K sequences of T `float`, *optional*): Labels of the K most similar training images.
-
-    Raises:
-        `ValueError`: for a prediction that is not finite.
+    What the page shows of T predictions, in label units, and of the labels of the K most similar training images, each
+    of T numbers. A prediction that is not finite is a `ValueError`.
     """
     if not all(map(math.isfinite, predictions)):
         raise ValueError("The model's answer to this image is not a finite number.")
@@ -124,8 +103,7 @@ def answer(
     return answers
 
 
-def _shot(count: int) -> str:
-    """The shot of a bin with so many training samples, as in the legend."""
+def _shot(count: int) -> str:  # as in the legend
     return list(SHOTS)[(count >= FEW) + (count > MANY)]
 
 
@@ -173,21 +151,11 @@ def _chart(target: Target, prediction: float) -> dict[str, Any]:
 
 
 def page(
-    title: str,
-    targets: Sequence[Target],
-    predict: Callable[[bytes], tuple[Any, list[Answer]]],
-    examples: Path,
-    credit: str,
+    title: str, targets: Sequence[Target], predict: Predict, examples: Path, credit: str
 ) -> tuple[Any, dict[str, Any]]:
     """
-    The page as `gradio.Blocks`, and arguments for its `launch`.
-
-    Args:
-        title (`str`): Title of the page, such as the model's name.
-        targets (sequence of T [`Target`]): What the model predicts.
-        predict (`Callable`): As returned by [`predictor`]. The page shows the message of a `ValueError`.
-        examples (`pathlib.Path`): Folder of example images; may be empty.
-        credit (`str`): Credit line of the examples; may be empty.
+    The page as `gradio.Blocks`, and arguments for its `launch`. It shows the message of a `ValueError` of `predict`;
+    the folder of examples and their credit line may be empty.
     """
     import gradio as gr
     from gradio.components.plot import AltairPlotData
@@ -221,11 +189,7 @@ def page(
                 note = gr.HTML(HINT)
                 with gr.Column(visible=False) as result:
                     parts = [
-                        (
-                            gr.Label(label=each.name),
-                            gr.HTML(),
-                            gr.Plot(show_label=False, visible=bool(each.edges)),
-                        )
+                        (gr.Label(label=each.name), gr.HTML(), gr.Plot(show_label=False, visible=bool(each.edges)))
                         for each in targets
                     ]
         # Not preprocessed: gradio itself would clip 16 bits, and not say what is wrong with a file.
