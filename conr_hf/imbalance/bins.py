@@ -122,14 +122,9 @@ class Bins:
         boundaries = tuple(_boundaries(e, t) for e, t in zip(edges, tolerance, strict=True))
         for array in (*edges, *counts, *boundaries):
             array.setflags(write=False)
-        for name, value in (
-            ("edges", edges),
-            ("train_counts", counts),
-            ("tolerance", tuple(float(t) for t in tolerance)),
-            ("thresholds", thresholds),
-            ("boundaries", boundaries),
-        ):
-            object.__setattr__(self, name, value)  # the dataclass is frozen
+        tolerance = tuple(float(t) for t in tolerance)
+        kept = {"edges": edges, "train_counts": counts, "tolerance": tolerance, "thresholds": thresholds}
+        vars(self).update(kept, boundaries=boundaries)  # the dataclass is frozen
 
     def index(self, labels: npt.ArrayLike | Tensor) -> IntArray:
         """
@@ -150,20 +145,12 @@ class Bins:
         return places - 1
 
     def train_counts_of(self, labels: npt.ArrayLike | Tensor) -> IntArray:
-        """
-        Training labels in the bin of every coordinate of every label, 0 outside all bins: shape `(N, T)`, int64.
-
-        Takes and raises what [`~Bins.index`] does.
-        """
+        """Training labels in the bin of every coordinate of every label, 0 outside all bins: shape `(N, T)`, int64."""
         places = self._places(labels)
         return np.stack([np.pad(c, 1)[places[:, t]] for t, c in enumerate(self.train_counts)], axis=1)
 
     def train_count_of(self, labels: npt.ArrayLike | Tensor) -> IntArray:
-        """
-        Training labels in every label's bin, of its rarest coordinate; 0 outside all bins: shape `(N,)`, int64.
-
-        Takes and raises what [`~Bins.index`] does.
-        """
+        """Training labels in every label's bin, of its rarest coordinate; 0 outside all bins: shape `(N,)`, int64."""
         counts: IntArray = self.train_counts_of(labels).min(axis=1)
         return counts
 

@@ -62,9 +62,7 @@ def density_weights(
         >>> density_weights(ages, make_bins(ages), "sqrt_inverse")
         array([0.83333333, 0.83333333, 0.83333333, 0.83333333, 1.66666667])
     """
-    tables = _tables(bins, method, kernel)
-    scale = _scale(labels if train_labels is None else train_labels, bins, tables)
-    return scale * _relative_weights(labels, bins, tables)
+    return _look_up(labels, bins, _tables(labels if train_labels is None else train_labels, bins, method, kernel))
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,19 +88,11 @@ class LabelDensity:
 
     def weights(self, labels: Tensor) -> Tensor:
         """
-        Weights of a batch of labels.
+        Weights, `(N,)`, float32, of a batch of labels, `(N,)` or `(N, T)`, in label units, of any dtype, on their
+        device. NaN labels weigh like those outside all bins; label dimensions that are not those of the bins are
+        refused.
 
         Never waits for the device, if the tables are on it (see `to`); elsewhere they are copied on each call.
-
-        Args:
-            labels (`torch.Tensor` of shape `(N,)` or `(N, T)`): Labels, in label units, of any dtype.
-
-        Returns:
-            `torch.Tensor` of shape `(N,)`, float32, on the device of the labels. NaN labels weigh like those outside
-            all bins.
-
-        Raises:
-            `ValueError`: When the label dimensions are not those of the bins.
         """
         columns = labels.detach()[:, None] if labels.ndim == 1 else labels.detach()  # (N, T)
         if columns.ndim != 2 or columns.shape[1] != len(self.tables):
@@ -120,10 +110,7 @@ class LabelDensity:
 
 
 def make_density(
-    train_labels: npt.ArrayLike | Tensor,
-    bins: Bins,
-    method: DensityMethod,
-    kernel: npt.ArrayLike | None = None,
+    train_labels: npt.ArrayLike | Tensor, bins: Bins, method: DensityMethod, kernel: npt.ArrayLike | None = None
 ) -> LabelDensity:
     """
     Looks up [`density_weights`] for batches of tensors.
@@ -148,16 +135,14 @@ def make_density(
         >>> make_density(ages, make_bins(ages), "sqrt_inverse").weights(torch.tensor([71.0, 30.0, 31.0]))
         tensor([1.6667, 0.8333, 1.6667])
     """
-    tables = _tables(bins, method, kernel)
-    scale = _scale(train_labels, bins, tables)
-    return LabelDensity(
-        tuple(torch.from_numpy(b.copy()) for b in bins.boundaries),
-        tuple(torch.from_numpy((scale * t).astype(np.float32)) for t in tables),
-    )
+    tables = [torch.from_numpy(t.astype(np.float32)) for t in _tables(train_labels, bins, method, kernel)]
+    return LabelDensity(tuple(torch.from_numpy(b.copy()) for b in bins.boundaries), tuple(tables))
 
 
-def _tables(bins: Bins, method: DensityMethod, kernel: npt.ArrayLike | None) -> list[FloatArray]:
-    """Relative weights per dimension: outside all bins, in each of the B bins, and outside again."""
+def _tables(
+    train_labels: npt.ArrayLike | Tensor, bins: Bins, method: DensityMethod, kernel: npt.ArrayLike | None
+) -> list[FloatArray]:
+    """Weights per dimension: outside all bins, in each of the B bins, and outside again; the mean weight is 1."""
     if method not in get_args(DensityMethod):
         known = ", ".join(f'"{m}"' for m in get_args(DensityMethod))
         raise ValueError(f'"{method}" is no way of weighing labels. Choose one of {known}.')
@@ -171,7 +156,11 @@ def _tables(bins: Bins, method: DensityMethod, kernel: npt.ArrayLike | None) -> 
             values = np.convolve(values, window)[half : half + len(values)]
         values = np.pad(values, 1, constant_values=_values(np.ones(1, dtype=np.int64), method)[0])
         tables.append(1 / np.maximum(values, 1))
-    return tables
+    relative = _look_up(train_labels, bins, tables)
+    if len(relative) == 0:
+        raise ValueError("There are no training labels. Weights need at least one to have mean 1 over them.")
+    scale = 1 / float(relative.mean())
+    return [scale * table for table in tables]
 
 
 def _values(counts: IntArray, method: DensityMethod) -> FloatArray:
@@ -186,14 +175,7 @@ def widest_dtype(device: torch.device | str) -> torch.dtype:
     return torch.float32 if torch.device(device).type == "mps" else torch.float64
 
 
-def _relative_weights(labels: npt.ArrayLike | Tensor, bins: Bins, tables: list[FloatArray]) -> FloatArray:
+def _look_up(labels: npt.ArrayLike | Tensor, bins: Bins, tables: list[FloatArray]) -> FloatArray:
     index = bins.index(labels)
     weights: FloatArray = np.stack([table[index[:, t] + 1] for t, table in enumerate(tables)]).max(axis=0)
     return weights
-
-
-def _scale(train_labels: npt.ArrayLike | Tensor, bins: Bins, tables: list[FloatArray]) -> float:
-    relative = _relative_weights(train_labels, bins, tables)
-    if len(relative) == 0:
-        raise ValueError("There are no training labels. Weights need at least one to have mean 1 over them.")
-    return 1 / float(relative.mean())

@@ -93,14 +93,8 @@ class FeatureSmoothing:
 
     def add(self, features: Tensor, labels: Tensor) -> None:
         """
-        Adds a batch to the statistics of this epoch, without labels outside all bins and features that are not finite.
-
-        Args:
-            features (`torch.Tensor` of shape `(M, D)`): Unsmoothed features; no gradient is kept.
-            labels (`torch.Tensor` of shape `(M,)`): Their labels, in label units.
-
-        Raises:
-            `ValueError`: For other shapes.
+        Adds a batch to the statistics of this epoch, without labels outside all bins and features that are not finite:
+        unsmoothed features, `(M, D)`, of which no gradient is kept, and their labels, `(M,)`, in label units.
         """
         places = self._places(features, labels)
         step = max(NUMBERS // self.dims, 1)
@@ -111,19 +105,12 @@ class FeatureSmoothing:
 
     def smooth(self, features: Tensor, labels: Tensor) -> Tensor:
         """
-        The features by which the last layer predicts in training.
+        The features by which the last layer predicts in training, for unsmoothed features, `(M, D)`, and their labels,
+        `(M,)`, in label units.
 
-        Args:
-            features (`torch.Tensor` of shape `(M, D)`): Unsmoothed features.
-            labels (`torch.Tensor` of shape `(M,)`): Their labels, in label units.
-
-        Returns:
-            `torch.Tensor` of shape `(M, D)`, float32 (float64 for such features), differentiable in the features;
-            `features` itself before the first epoch has ended. Unchanged are features of bins never seen and of labels
-            outside all bins, and dimensions in which a bin's features do not vary.
-
-        Raises:
-            `ValueError`: For other shapes.
+        Of the same shape, float32 (float64 for such features), and differentiable in the features; `features` itself
+        before the first epoch has ended. Unchanged are features of bins never seen and of labels outside all bins, and
+        dimensions in which a bin's features do not vary.
         """
         places = self._places(features, labels)
         if self._tables is None:
@@ -135,21 +122,16 @@ class FeatureSmoothing:
 
     def merge(self, reduce: Callable[[Tensor], Tensor], keep: bool) -> None:
         """
-        Moves the sums of this epoch into one process, so that the checkpoint it writes holds all of them.
-
-        Args:
-            reduce (function of a `torch.Tensor`): Its sum over all processes.
-            keep (`bool`): Whether this is the process that keeps them.
+        Moves the sums of this epoch into the one process that keeps them, so that the checkpoint it writes holds all
+        of them; `reduce` sums a tensor over all processes.
         """
         sums = reduce(self._sums)
         self._sums = sums.clone() if keep else torch.zeros_like(sums)
 
     def end_epoch(self, reduce: Callable[[Tensor], Tensor] = lambda sums: sums) -> None:
         """
-        Brings the statistics of this epoch into the running ones, which `smooth` goes by from here on.
-
-        Args:
-            reduce (function of a `torch.Tensor`, *optional*): Its sum over all processes.
+        Brings the statistics of this epoch into the running ones, which `smooth` goes by from here on; `reduce` sums a
+        tensor over all processes.
         """
         count, total, squares = self._parts(reduce(self._sums))
         mean = total / count.clamp(min=1)
@@ -178,12 +160,7 @@ class FeatureSmoothing:
         return {name: value.to("cpu", copy=True).contiguous() for name, value in state.items()}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """
-        Goes on where [`~FeatureSmoothing.state`] was taken.
-
-        Raises:
-            `ValueError`: When it was taken with other bins or other features.
-        """
+        """Goes on where [`~FeatureSmoothing.state`] was taken, which must be with the same bins and features."""
         if state["mean"].shape != self._mean.shape:
             saved, here = (" x ".join(map(str, shape)) for shape in (state["mean"].shape, self._mean.shape))
             raise ValueError(

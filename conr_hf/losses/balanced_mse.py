@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from conr_hf.losses.blockwise import Slopes, in_blocks
+from conr_hf.losses.pairs import may_look
 
 
 class Mixture(NamedTuple):
@@ -237,7 +238,7 @@ def _prepare(predictions: Tensor, labels: Tensor, noise: Tensor) -> tuple[Tensor
         )
     if noise.ndim != 0:
         raise ValueError(f"noise has shape {tuple(noise.shape)}; it must be one number, a tensor of shape ().")
-    if _may_look(noise) and not noise > 0:
+    if may_look(noise) and not noise > 0:
         raise ValueError(f"noise is {noise.item()}; it must be greater than 0, in label scales.")
     dtype = torch.float64 if torch.float64 in (predictions.dtype, labels.dtype) else torch.float32
     if predictions.ndim == 1:
@@ -259,13 +260,8 @@ def _columns(name: str, values: Tensor, predictions: Tensor) -> Tensor:
 def _check_shares(name: str, shares: Tensor, count: int) -> None:
     if shares.shape != (count,):
         raise ValueError(f"{name} has shape {tuple(shares.shape)}; it must be {(count,)}, one number each.")
-    if _may_look(shares) and not ((shares > 0).all() and abs(shares.double().sum() - 1) < 1e-4):
+    if may_look(shares) and not ((shares > 0).all() and abs(shares.double().sum() - 1) < 1e-4):
         raise ValueError(
             f"{name} has sum {shares.sum().item()} and smallest entry {shares.min().item()}; the entries must be "
             "greater than 0 with sum 1: leave out empty ones and divide by the sum."
         )
-
-
-def _may_look(tensor: Tensor) -> bool:
-    # Reading a number back would make the host wait for a device, and breaks a compiled graph.
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()

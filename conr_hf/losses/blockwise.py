@@ -10,15 +10,10 @@ NUMBERS = 2**20  # the most of a block's tensor of rows by what they are compare
 
 # Of each row: the loss, and its slopes in the prediction, of shape (M, T), and in the noise.
 Slopes = tuple[Tensor, Tensor, Tensor]
+OfBlock = Callable[[Tensor, Tensor, Tensor], Slopes]  # of some rows' predictions and labels, and the noise
 
 
-def in_blocks(
-    of_block: Callable[[Tensor, Tensor, Tensor], Slopes],
-    predictions: Tensor,
-    labels: Tensor,
-    noise: Tensor,
-    width: int,
-) -> Tensor:
+def in_blocks(of_block: OfBlock, predictions: Tensor, labels: Tensor, noise: Tensor, width: int) -> Tensor:
     """
     The loss of each row, `(M,)`, in memory that does not grow with rows times `width`, the numbers that a row has in
     the largest tensors of `of_block`. Once differentiable in `predictions`, `(M, T)`, and `noise`, of shape `()`: the

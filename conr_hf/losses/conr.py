@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from conr_hf.losses.conr_dense import BLOCK_PAIRS, Partners, dense_loss
 from conr_hf.losses.conr_windowed import windowed_loss
-from conr_hf.losses.pairs import Distance, check_dimensions, window_reach
+from conr_hf.losses.pairs import Distance, check_distance, window_reach
 from conr_hf.losses.validation import Settings, bounds, check_numbers, check_settings, check_shapes
 
 # Up to this many rows `algorithm="auto"` is `"dense"`: sorting and cutting cost more than they save. Measured by
@@ -164,7 +164,7 @@ def conr_loss(
     settings = Settings(window, push_scale, temperature, push, formulation, reduction, distance, algorithm)
     check_settings(settings)
     check_shapes(features, labels, predictions, weights)
-    check_dimensions(distance, labels)
+    check_distance(distance, labels)
     first, last = bounds(anchors, len(features))
     dtype = torch.float64 if torch.float64 in (features.dtype, labels.dtype, predictions.dtype) else torch.float32
     # By the rounding of the dtype they come in: float64 sees labels 0.1, 0.2, 0.3, ... of float32 unequally apart.

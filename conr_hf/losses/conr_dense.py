@@ -119,8 +119,7 @@ def dense_loss_in_blocks(
     if settings.reduction == "anchors":
         counts = []
         for start in range(0, rows, step):
-            end = min(start + step, rows)
-            _, *pairs = find_pairs(labels, predictions, reaches, settings.distance, start, end)
+            _, *pairs = find_pairs(labels, predictions, reaches, settings.distance, start, start + step)
             counts.append(_count(*pairs).is_anchor.sum())
         divisor = torch.stack(counts).sum().clamp(min=1)
 

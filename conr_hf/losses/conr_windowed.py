@@ -90,8 +90,7 @@ class _Windowed(torch.autograd.Function):
             counts = [found[0] for found in sums]
             if plan.whole:
                 counts = [_sum_over_pairs(_sort_rows(plan.whole, which, None), settings)[0] for which in (0, 1)]
-            all_anchors = (counts[0] > 0) & (counts[1] > 0)
-            divisor = all_anchors.sum().clamp(min=1)
+            divisor = ((counts[0] > 0) & (counts[1] > 0)).sum().clamp(min=1)
         own_weights = None if weights is None else weights[first:last].to(dtype)
         row_weights = weigh_rows(partners, own_weights, divisor, dtype, settings)  # (A,)
 
@@ -104,9 +103,8 @@ class _Windowed(torch.autograd.Function):
         # The gradient in a pair's score: exp(score) times the first less the second for a positive, push times
         # exp(score) times the third for a negative.
         coefficients = features.new_zeros(3, rows)
-        coefficients[:, first:last] = torch.stack(
-            [shares * (-log_sum).exp(), row_weights, shares * (log_eta - log_sum).exp()]
-        )
+        own = [shares * (-log_sum).exp(), row_weights, shares * (log_eta - log_sum).exp()]
+        coefficients[:, first:last] = torch.stack(own)
         ctx.save_for_backward(features, norms, coefficients, *sorted_units[0], *sorted_units[1])
         ctx.sides, ctx.settings = plan.sides, settings
         ctx.mark_non_differentiable(*partners)
@@ -161,17 +159,10 @@ def _of_both(side: Side, tensor: Tensor) -> tuple[Tensor, Tensor]:
 
 def _sort_rows(sides: tuple[Side, Side], which: int, units: tuple[Tensor, Tensor] | None) -> _Sorted:
     """For the positives (0) or the negatives (1)."""
-    by_label, by_prediction = sides
-    labels, predictions = (_of_both(sides[which], each.values.reshape(len(each.values), -1)) for each in sides)
-    return _Sorted(
-        sides[which],
-        units,
-        labels,
-        by_label.reach,
-        predictions if which else None,
-        by_prediction.reach,
-        (labels if units is None else units)[0].new_zeros(()),
-    )
+    side, (by_label, by_prediction) = sides[which], sides
+    labels, predictions = (_of_both(side, each.values.reshape(len(each.values), -1)) for each in sides)
+    zero = (labels if units is None else units)[0].new_zeros(())
+    return _Sorted(side, units, labels, by_label.reach, predictions if which else None, by_prediction.reach, zero)
 
 
 def _form_pairs(rows: _Sorted, tile: Tile, settings: Settings) -> Tensor:

@@ -7,10 +7,7 @@ import torch
 from torch import Tensor
 
 Distance = str | Callable[[Tensor, Tensor], Tensor]
-
-# Up to which distance labels, or predictions, are similar.
-Reach = Tensor | float
-
+Reach = Tensor | float  # up to which distance labels, or predictions, are similar
 DISTANCES = ("mean_abs", "euclidean", "angular")
 
 
@@ -52,8 +49,7 @@ def label_distance(a: Tensor, b: Tensor, distance: Distance = "mean_abs") -> Ten
         )
     if callable(distance):
         return _checked(distance(a[:, None], b[None]), len(a), len(b))
-    check_distance(distance)
-    check_dimensions(distance, a)
+    check_distance(distance, a)
     return named_distance(a, b, distance)
 
 
@@ -70,14 +66,11 @@ def named_distance(a: Tensor, b: Tensor, distance: Distance) -> Tensor:
 
 
 def fold_pitch(directions: Tensor) -> Tensor:
-    """
-    Directions as pitch and yaw, `(M, 2)`, in radians, with the pitch inside -pi/2 to pi/2: who looks up beyond the
-    zenith looks back and down. A row whose pitch is inside already is as it was.
-    """
+    """Pitch and yaw, `(M, 2)`, the pitch within pi/2 of 0: who looks up beyond the zenith looks back and down."""
     pitch, yaw = directions.unbind(1)
     turned = pitch - 2 * math.pi * (pitch / (2 * math.pi)).round()  # -pi to pi
     beyond = turned.abs() > math.pi / 2
-    inside = torch.where(pitch.abs() > math.pi / 2, turned, pitch)
+    inside = torch.where(pitch.abs() > math.pi / 2, turned, pitch)  # as it was, to the bit, if it was inside
     over = (math.pi - turned.abs()).copysign(turned)
     return torch.stack([torch.where(beyond, over, inside), torch.where(beyond, yaw + math.pi, yaw)], 1)
 
@@ -125,21 +118,7 @@ def within_window(distances: Tensor, window: float, labels: Tensor) -> Tensor:
 
 
 def within_reach(distances: Tensor, reach: Reach, out: Tensor | None = None) -> Tensor:
-    """
-    [`within_window`] for those who know [`window_reach`], so that not all labels are looked at again.
-
-    Args:
-        distances (`torch.Tensor` of any shape): Distances in label units.
-        reach (`float` or `torch.Tensor` of shape `()`): See [`window_reach`].
-        out (`torch.Tensor`, *optional*): Where to write, as 1 and 0 if it is of floats; may be `distances`.
-
-    Returns:
-        `torch.Tensor` of the shape of `distances`, `out` if given, and boolean otherwise.
-
-    Example:
-        >>> within_reach(torch.tensor([0.5, 1.5]), 1.0, out=torch.empty(2))
-        tensor([1., 0.])
-    """
+    """[`within_window`] for those who know [`window_reach`]; in `out` as 1 and 0 if it is of floats."""
     return distances <= reach if out is None else torch.le(distances, reach, out=out)
 
 
@@ -187,23 +166,24 @@ def find_pairs(
     return distances, positives, negatives
 
 
-def check_distance(distance: Distance) -> None:
-    """Raises `ValueError` for a distance that is neither a function nor one of the known names."""
+def check_distance(distance: Distance, labels: Tensor | None = None) -> None:
+    """Refuses a distance that is no function and no known name, and the angle of labels that are no directions."""
     if not callable(distance) and distance not in DISTANCES:
         raise ValueError(
             f"distance is {distance!r}; it must be one of {', '.join(DISTANCES)}, or a function of two tensors of "
             "shape (..., T)."
         )
-
-
-def check_dimensions(distance: Distance, labels: Tensor) -> None:
-    """Raises `ValueError` for the angle between labels that are no directions."""
-    dims = 1 if labels.ndim == 1 else labels.shape[1]
-    if distance == "angular" and dims != 2:
+    if distance == "angular" and labels is not None and (labels.ndim == 1 or labels.shape[1] != 2):
+        dims = 1 if labels.ndim == 1 else labels.shape[1]
         raise ValueError(
             f"distance is 'angular' and labels have {dims} dimension{'s' * (dims != 1)}; it is the angle between "
             "directions given as pitch and yaw, of shape (M, 2), in radians."
         )
+
+
+def may_look(tensor: Tensor) -> bool:
+    """Whether numbers can be read: it makes the host wait for a device, and breaks a compiled graph."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _checked(distances: Tensor, rows: int, columns: int) -> Tensor:
@@ -212,7 +192,7 @@ def _checked(distances: Tensor, rows: int, columns: int) -> Tensor:
             f"distance returned shape {tuple(distances.shape)} for tensors of shapes ({rows}, 1, T) and "
             f"(1, {columns}, T); it must reduce the last dimension alone and return ({rows}, {columns})."
         )
-    if not torch.compiler.is_compiling() and distances.device.type == "cpu":
+    if may_look(distances):
         wrong = ~(distances >= 0)  # a nan among them
         if wrong.any():
             i, j = wrong.nonzero()[0].tolist()

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from conr_hf.losses.conr_dense import BLOCK_PAIRS, normalise, normalise_backward
-from conr_hf.losses.pairs import Distance, Reach, check_dimensions, check_distance, label_distance, window_reach
-from conr_hf.losses.validation import bounds, check_numbers, check_shapes
+from conr_hf.losses.pairs import Distance, Reach, check_distance, label_distance, window_reach
+from conr_hf.losses.validation import bounds, check_numbers, check_range, check_shapes
 
 
 def rank_n_contrast(
@@ -58,13 +58,10 @@ def rank_n_contrast(
         >>> rank_n_contrast(features, torch.tensor([20.0, 21.0, 40.0]))
         tensor(0.1256)
     """
-    if not 0 < temperature < math.inf:
-        raise ValueError(
-            f"temperature is {temperature}; it must be finite and greater than 0 (2 is the paper's value)."
-        )
+    check_range("temperature", temperature, " (2 is the paper's value)")
     check_distance(distance)
     features, labels, tolerance = _prepare(features, labels)
-    check_dimensions(distance, labels)
+    check_distance(distance, labels)
     rows = len(features)
     first, last = bounds(anchors, rows)
     if rows < 2:
@@ -115,10 +112,7 @@ def ranksim(features: Tensor, labels: Tensor, *, interpolation: float = 2.0) -> 
         >>> ranksim(features, torch.tensor([20.0, 21.0, 40.0]))
         tensor(0.1481)
     """
-    if not 0 < interpolation < math.inf:
-        raise ValueError(
-            f"interpolation is {interpolation}; it must be finite and greater than 0 (2 is the paper's value)."
-        )
+    check_range("interpolation", interpolation, " (2 is the paper's value)")
     features, labels, tolerance = _prepare(features, labels)
     first_rows = _first_of_each_label(labels)
     if len(first_rows) < 2:

@@ -4,11 +4,11 @@ Per-row regression losses of residuals that are already divided by the label sca
 They return one number a row, so that the caller decides how rows are weighted and averaged.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from conr_hf.losses.validation import check_range
 
 
 def l1(residuals: Tensor) -> Tensor:
@@ -133,10 +133,8 @@ def focal_mse(residuals: Tensor, beta: float, gamma: float = 1.0) -> Tensor:
 
 
 def _focal_factor(residuals: Tensor, beta: float, gamma: float) -> Tensor:
-    if not 0 < beta < math.inf:
-        raise ValueError(f"beta is {beta}; it must be finite and greater than 0, per label scale.")
-    if not 0 <= gamma < math.inf:
-        raise ValueError(f"gamma is {gamma}; it must be finite and at least 0 (1 is the paper's value).")
+    check_range("beta", beta, ", per label scale")
+    check_range("gamma", gamma, " (1 is the paper's value)", or_zero=True)
     # 2 sigmoid(x) - 1, without the rounding of a difference. Not quite 0, where a power below 1 has no slope.
     factor = (residuals.abs() * (beta / 2)).tanh().clamp(min=torch.finfo(residuals.dtype).tiny)
     return factor**gamma

@@ -3,15 +3,16 @@
 import math
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from conr_hf.losses.pairs import Distance, check_distance
+from conr_hf.losses.pairs import Distance, check_distance, may_look
 
-PUSHES = ("exponential", "linear")
-FORMULATIONS = ("exact", "reference")
-REDUCTIONS = ("mean", "anchors")
-ALGORITHMS = ("auto", "dense", "windowed")
+CHOICES = {
+    "push": ("exponential", "linear"),
+    "formulation": ("exact", "reference"),
+    "reduction": ("mean", "anchors"),
+    "algorithm": ("auto", "dense", "windowed"),
+}
 
 
 class Settings(NamedTuple):
@@ -39,27 +40,21 @@ def bounds(anchors: slice | None, rows: int) -> tuple[int, int]:
 
 def check_settings(settings: Settings) -> None:
     """Raises a `ValueError` for a setting that [`conr_loss`] cannot use; the sentence says what it may be."""
-    if not 0 <= settings.window < math.inf:
-        raise ValueError(
-            f"window is {settings.window}; it must be finite and at least 0, in label units (0: equal labels)."
-        )
-    if not 0 <= settings.push_scale < math.inf:
-        raise ValueError(
-            f"push_scale is {settings.push_scale}; it must be finite and at least 0, per label unit (0: equal push)."
-        )
-    if not 0 < settings.temperature < math.inf:
-        raise ValueError(
-            f"temperature is {settings.temperature}; it must be finite and greater than 0 (0.07 is the paper's value)."
-        )
-    for name, value, allowed in (
-        ("push", settings.push, PUSHES),
-        ("formulation", settings.formulation, FORMULATIONS),
-        ("reduction", settings.reduction, REDUCTIONS),
-        ("algorithm", settings.algorithm, ALGORITHMS),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}.")
+    check_range("window", settings.window, ", in label units (0: equal labels)", or_zero=True)
+    check_range("push_scale", settings.push_scale, ", per label unit (0: equal push)", or_zero=True)
+    check_range("temperature", settings.temperature, " (0.07 is the paper's value)")
+    given = settings._asdict()
+    for name, allowed in CHOICES.items():
+        if given[name] not in allowed:
+            raise ValueError(f"{name} is {given[name]!r}; it must be one of {', '.join(allowed)}.")
     check_distance(settings.distance)
+
+
+def check_range(name: str, value: float, hint: str, or_zero: bool = False) -> None:
+    """Refuses a setting that is not finite, or not greater than 0; `or_zero` allows 0."""
+    if not 0 <= value < math.inf or (value == 0 and not or_zero):
+        bound = "at least" if or_zero else "greater than"
+        raise ValueError(f"{name} is {value}; it must be finite and {bound} 0{hint}.")
 
 
 def check_shapes(features: Tensor, labels: Tensor, predictions: Tensor, weights: Tensor | None) -> None:
@@ -85,8 +80,7 @@ def check_shapes(features: Tensor, labels: Tensor, predictions: Tensor, weights:
 
 def check_numbers(features: Tensor, labels: Tensor, predictions: Tensor, weights: Tensor | None) -> None:
     """Raises a `ValueError` for a number that is not finite or a negative weight, where looking costs no waiting."""
-    # Reading a number back would make the host wait for a device, and breaks a compiled graph.
-    if torch.compiler.is_compiling() or features.device.type != "cpu":
+    if not may_look(features):
         return
     tensors = {"features": features, "labels": labels, "predictions": predictions, "weights": weights}
     for name, tensor in tensors.items():
