@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, errors
 
-from conr_hf.hub.files import Content
+from conr_hf.hub.upload_files import Content
 
 Result = TypeVar("Result")
 

@@ -16,9 +16,9 @@ from transformers import AutoModelForDepthEstimation
 from conr_hf.data.benchmarks.registry import BENCHMARKS
 from conr_hf.hub.card_metadata import SHOTS, ModelCardOptions, first, metadata
 from conr_hf.hub.card_template import CardValues, read_template, render
-from conr_hf.hub.files import check_holds
-from conr_hf.hub.methods import citations, describe_methods
+from conr_hf.hub.method_descriptions import citations, describe_methods
 from conr_hf.hub.provenance import is_hub_id, strip_paths
+from conr_hf.hub.upload_files import check_holds
 from conr_hf.metrics import THRESHOLDS
 from conr_hf.models.safe_loading import map_loader
 from conr_hf.utils.markdown import one_line

@@ -7,8 +7,8 @@ from huggingface_hub import CommitInfo
 
 from conr_hf.hub.api import create_repo, upload
 from conr_hf.hub.card_metadata import ModelCardOptions
-from conr_hf.hub.files import upload_files
 from conr_hf.hub.model_card import card_of, write_card
+from conr_hf.hub.upload_files import upload_files
 from conr_hf.utils.run_folder import CARD, RESULTS
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import BaseImageProcessor, PreTrainedModel, TimmWrapperConfig
 
 from conr_hf.models.saved import load_saved, saved_unit, target_names
-from conr_hf.training.state import load_state
+from conr_hf.training.conr_state import load_state
 from conr_hf.utils.files import check_writable
 from conr_hf.utils.run_folder import STATE
 

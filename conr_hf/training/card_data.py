@@ -15,8 +15,8 @@ from conr_hf.hub.provenance import hub_ids
 from conr_hf.metrics.gaze import label_errors
 from conr_hf.models.peft import has_adapter
 from conr_hf.training.config.config import ConRConfig
+from conr_hf.training.conr_state import load_state
 from conr_hf.training.data_module import DataModule
-from conr_hf.training.state import load_state
 from conr_hf.utils.environment import hardware, versions
 
 _OPTIONS = (

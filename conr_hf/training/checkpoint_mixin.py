@@ -16,8 +16,8 @@ from conr_hf.models.peft import has_adapter
 from conr_hf.training.callbacks.ema import EMACallback
 from conr_hf.training.callbacks.nan_guard import NanGuardCallback
 from conr_hf.training.config.resolved_config import ResolvedConfig
+from conr_hf.training.conr_state import save_state
 from conr_hf.training.objective.objective import Objective
-from conr_hf.training.state import save_state
 from conr_hf.utils.files import is_full
 
 

@@ -20,7 +20,7 @@ from conr_hf.imbalance import Bins, make_bins
 from conr_hf.imbalance.bins import THRESHOLDS
 from conr_hf.training.config.config import ConRConfig
 from conr_hf.training.config.resolved_config import ResolvedConfig, resolve
-from conr_hf.training.state import load_state
+from conr_hf.training.conr_state import load_state
 
 DataSets = Dataset[Row] | dict[str, Dataset[Row]]
 Collator = Callable[[list[Row]], dict[str, Any]]

@@ -15,13 +15,13 @@ from transformers.utils import logging
 from conr_hf.hub import api
 from conr_hf.hub.card_metadata import ModelCardOptions, as_list
 from conr_hf.hub.card_template import read_template
-from conr_hf.hub.files import checkpoint_upload_files, upload_files
 from conr_hf.hub.model_card import card
 from conr_hf.hub.push import upload_run
+from conr_hf.hub.upload_files import checkpoint_upload_files, upload_files
 from conr_hf.training.card_data import training_summary
 from conr_hf.training.config.config import ConRConfig
+from conr_hf.training.conr_state import save_state
 from conr_hf.training.data_module import DataModule
-from conr_hf.training.state import save_state
 from conr_hf.utils.run_folder import CARD, STATE
 
 logger = logging.get_logger(__name__)
@@ -29,8 +29,8 @@ logger = logging.get_logger(__name__)
 
 class HubMixin(Trainer):
     """
-    Writes the model card and sends to the Hub what [`~conr_hf.hub.files.upload_files`] names; with the hub strategies
-    `"checkpoint"` and `"all_checkpoints"` also checkpoints to resume from. A push that fails costs nothing else.
+    Writes the model card and sends to the Hub what [`upload_files`] names; with the hub strategies `"checkpoint"` and
+    `"all_checkpoints"` also checkpoints to resume from. A push that fails costs nothing else.
     """
 
     args: ConRConfig

@@ -14,7 +14,6 @@ import statistics
 import tempfile
 import time
 
-import conr_hf.training.objective.objective
 import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile, record_function, schedule

@@ -36,7 +36,7 @@ from conr_hf.metrics import THRESHOLDS
 from conr_hf.models.saved import load_saved
 from conr_hf.plots import COLOURS
 from conr_hf.plots.style import number as number_in_pictures
-from conr_hf.training.state import load_state
+from conr_hf.training.conr_state import load_state
 
 HEIGHT = Target(
     "height",

@@ -11,6 +11,7 @@ from PIL import Image
 
 from conr_hf.data import map_statistics
 from conr_hf.data.columns import read_labels
+from conr_hf.data.config import DataConfig
 from conr_hf.data.inspection import inspect
 from conr_hf.data.label_maps import is_map, to_map
 from conr_hf.data.local import load_local
@@ -315,13 +316,12 @@ def test_a_sample_is_the_same_for_any_number_of_processes(monkeypatch, most):
     monkeypatch.setattr(map_statistics, "MOST_PIXELS", most)
     maps = [*varied(7, seed=1), *varied(7, seed=2)]
     data = rows(maps, image_size=(4, 4))
-    options = {"scale": 1.0, "invalid": None, "show_progress": False}
     valid = {row: int(np.isfinite(one).sum()) for row, one in enumerate(maps)}
     samples = []
     for processes in (1, 2, 3, 14):
         ours = {}
         for process in range(processes):
-            read = map_statistics.read_maps(data, "image", ["label"], range(process, 14, processes), "x", **options)
+            read = map_statistics.read_maps(data, range(process, 14, processes), "x", DataConfig(), True, False)
             assert sum(len(one.values) for one in read.values()) <= 2 * most + 16 + 2 * 14
             ours |= map_statistics.subsample_evenly(read, valid)
         samples.append([ours[row].values.tolist() for row in range(14)])

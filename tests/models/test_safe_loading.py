@@ -16,7 +16,7 @@ from conr_hf.cli.report.page import page
 from conr_hf.cli.yaml_loader import read_yaml
 from conr_hf.models.saved import load_saved, saved_unit
 from conr_hf.plots.style import new_figure, save
-from conr_hf.training.state import load_state
+from conr_hf.training.conr_state import load_state
 from conr_hf.utils.run_folder import STATE
 
 

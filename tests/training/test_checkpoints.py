@@ -14,7 +14,7 @@ import small
 from safetensors.numpy import load_file, save_file
 from transformers import TrainerCallback
 
-from conr_hf.training.state import load_state
+from conr_hf.training.conr_state import load_state
 from conr_hf.utils.run_folder import STATE
 
 # Runs in a Python that has transformers only; folders on stdin, what they predict on stdout.

@@ -16,9 +16,9 @@ from conr_hf.cli import recipe
 from conr_hf.cli.main import main
 from conr_hf.imbalance import make_bins
 from conr_hf.losses import bni
+from conr_hf.training.conr_state import load_training_state
 from conr_hf.training.objective.base_loss import BalancedMSE
 from conr_hf.training.optimizer import layer_ids
-from conr_hf.training.state import load_training_state
 
 METHODS = {
     "re-weighting": {"reweight": "sqrt_inverse"},

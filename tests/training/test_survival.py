@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import bad_loss
+import pandas as pd
 import pytest
 import torch
 from bad_loss import Rows
@@ -277,7 +278,7 @@ def test_a_disk_that_is_full_when_training_is_done(tmp_path, monkeypatch, capsys
     assert ended.value.code == 1
     told = capsys.readouterr().err.strip().splitlines()[-1]
     assert told.startswith(f'conr-hf: The results cannot be written to "{tmp_path}", where ')
-    assert told.endswith("Make room, and go on with --resume_from_checkpoint true: the checkpoints are whole.")
+    assert told.endswith("Make room, and resume with --resume_from_checkpoint true: the checkpoints are complete.")
     assert [folder.name for folder in complete_checkpoints(str(tmp_path))] == ["checkpoint-1", "checkpoint-2"]
 
 
@@ -285,7 +286,7 @@ def test_no_room_for_predictions_is_told(tmp_path, monkeypatch):
     def no_room(*given, **named):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "open", no_room)
+    monkeypatch.setattr(pd.DataFrame, "to_csv", no_room)
     monkeypatch.setattr(Path, "write_text", no_room)
     for name in ("a.csv", "a.json"):
         with pytest.raises(OSError, match=r'cannot be written to ".*Make room, and start it again\.') as told:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState
 
 from conr_hf.training.callbacks.nan_guard import NanGuardCallback
-from conr_hf.training.state import load_training_state
+from conr_hf.training.conr_state import load_training_state
 
 _RAW = "raw."
 

@@ -14,7 +14,7 @@ from conr_hf.training.callbacks.interrupt import InterruptCallback
 from conr_hf.training.checkpoints import last_complete_checkpoint
 from conr_hf.training.dataloaders import DataLoaders
 from conr_hf.utils.distributed import gather_objects, world_size
-from conr_hf.utils.snapshot import Snapshot
+from conr_hf.utils.tensor_snapshot import Snapshot
 
 logger = logging.get_logger(__name__)
 

@@ -8,10 +8,10 @@ from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import IntervalStrategy
 
 from conr_hf.training.callbacks.nan_guard import NanGuardCallback
+from conr_hf.training.conr_state import load_training_state
 from conr_hf.training.dataloaders import DataLoaders
 from conr_hf.training.objective.objective import Objective
 from conr_hf.training.sharding import broadcast_buffers
-from conr_hf.training.state import load_training_state
 
 
 class ObjectiveCallback(TrainerCallback):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import get_device_states, set_device_states
 
 from conr_hf.training.objective.batch import Forwarded
-from conr_hf.utils.snapshot import Snapshot
+from conr_hf.utils.tensor_snapshot import Snapshot
 
 
 def cached_loss(

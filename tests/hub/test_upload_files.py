@@ -5,8 +5,8 @@ import json
 import pytest
 
 from conr_hf.cli.recipe import read_recipe
-from conr_hf.hub.files import checkpoint_upload_files, upload_files
 from conr_hf.hub.provenance import strip_paths
+from conr_hf.hub.upload_files import checkpoint_upload_files, upload_files
 
 SECRET = "hf_" + "NobodyMayEverReadThis0123456789012"
 
