@@ -10,16 +10,9 @@ def sample_augmentation(
     size: tuple[int, ...], crop_padding: float, random: np.random.Generator, horizontal_flip: bool
 ) -> tuple[int, int, bool]:
     """
-    Draws a view: a crop, of the image's size, of the padded image, and a flip from left to right in half of the draws.
-
-    Args:
-        size (`tuple[int, int]`): Height and width of the image.
-        crop_padding (`float`): Padding on each side, as a share of it; 1/14 is 16 of 224 pixels.
-        random (`np.random.Generator`): Where the draws come from.
-        horizontal_flip (`bool`): Whether to flip.
-
-    Returns:
-        `tuple[int, int, bool]`: the view's first row and column in the padded image, and whether it is flipped.
+    Draws a view of an image of `size` (height, width): a crop, of the image's size, of the padded image, and a flip
+    from left to right in half of the draws if `horizontal_flip`. Each side is padded by the share `crop_padding`; 1/14
+    is 16 of 224 pixels. Returns the view's first row and column in the padded image, and whether it is flipped.
     """
     pad_y, pad_x = _padding(size, crop_padding)
     top, left = random.integers(0, 2 * pad_y + 1), random.integers(0, 2 * pad_x + 1)
@@ -28,20 +21,9 @@ def sample_augmentation(
 
 def augment(images: Tensor, crops: Tensor, crop_padding: float, fill: float = 0.0) -> Tensor:
     """
-    The views of images, on the device where these are.
-
-    Args:
-        images (`torch.Tensor` of shape `(B, C, H, W)`): The processor's output, or maps of the same size.
-        crops (`torch.Tensor` of shape `(B, V, 3)`, int64): V views of each, as [`sample_augmentation`] returns them.
-        crop_padding (`float`): As there.
-        fill (`float`, *optional*, defaults to 0.0): What images are padded with; 0 is the processor's mean colour.
-
-    Returns:
-        `torch.Tensor` of shape `(B, V, C, H, W)`.
-
-    Example:
-        >>> augment(torch.arange(4.0).view(1, 1, 1, 4), torch.tensor([[[0, 0, 0], [0, 2, 1]]]), 0.25).tolist()
-        [[[[[0.0, 0.0, 1.0, 2.0]]], [[[0.0, 3.0, 2.0, 1.0]]]]]
+    The views, `(B, V, C, H, W)`, of images or maps, `(B, C, H, W)`, on the device where these are. `crops`, `(B, V,
+    3)` int64, holds V views of each, as [`sample_augmentation`] returns them. Images are padded with `fill`; 0 is the
+    processor's mean colour.
     """
     height, width = images.shape[-2:]
     pad_y, pad_x = _padding((height, width), crop_padding)
@@ -54,17 +36,7 @@ def augment(images: Tensor, crops: Tensor, crop_padding: float, fill: float = 0.
 
 
 def visible_fraction(size: tuple[int, ...], crop_padding: float) -> float:
-    """
-    The mean share of an image that its views show, the rest of them being padding.
-
-    Args:
-        size (`tuple[int, int]`): Height and width of the image.
-        crop_padding (`float`): As in [`sample_augmentation`].
-
-    Example:
-        >>> round(visible_fraction((224, 224), 1 / 14), 3)
-        0.928
-    """
+    """The mean share of an image of `size` (height, width) that its views show, the rest of them being padding."""
     share = 1.0
     for side, pad in zip(size, _padding(size, crop_padding), strict=True):
         share *= 1 - pad * (pad + 1) / (2 * pad + 1) / side  # less the mean of |shift|, which is 0 to pad

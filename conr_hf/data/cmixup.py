@@ -15,25 +15,11 @@ class CMixup:
     """
     Partners with similar labels: one at label distance d is drawn in proportion to exp(-d^2 / (2 bandwidth^2)).
 
-    Partners come from the whole training set, the row itself among them. The distance is Euclidean.
+    Partners come from the whole training set, the row itself among them. The distance is Euclidean, and it and
+    `bandwidth` are in label units. A row's share in the mixture comes from Beta(alpha, alpha): near 0 or 1 for a small
+    alpha, near a half for a great one.
 
     Source: Yao et al., "C-Mixup: Improving Generalization in Regression", NeurIPS 2022, arXiv 2210.05775.
-
-    Args:
-        labels (`array_like` of shape `(N,)` or `(N, T)`): Training labels, in label units.
-        alpha (`float`): A row's share in the mixture comes from Beta(alpha, alpha): near 0 or 1 for a small alpha,
-            near a half for a great one.
-        bandwidth (`float`): Spread of the partners' label distance, in label units.
-        seed (`int`): Seed of all draws.
-
-    Raises:
-        `ValueError`: For no labels, NaN labels, and an alpha or a bandwidth that is not greater than 0.
-
-    Example:
-        >>> mixing = CMixup([20, 21, 70], alpha=2.0, bandwidth=1.0, seed=0)
-        >>> partners, shares = mixing.draw(np.array([2, 0, 1]), epoch=0)
-        >>> int(partners[0])  # of the row labelled 70, whose only neighbour is itself
-        2
     """
 
     def __init__(self, labels: npt.ArrayLike, alpha: float, bandwidth: float, seed: int) -> None:
@@ -56,15 +42,9 @@ class CMixup:
 
     def draw(self, rows: npt.NDArray[np.int64], epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """
-        A partner and a share for each of `rows`; the same for the same (seed, epoch, rows).
-
-        Args:
-            rows (`np.ndarray` of shape `(M,)`): Training rows, in the order in which the epoch has them.
-            epoch (`int`): The epoch.
-
-        Returns:
-            `np.ndarray` of shape `(M,)`, int64: partners, as training rows; and `np.ndarray` of shape `(M,)`, float64:
-            the share of each row itself in its mixture, from 0 to 1.
+        A partner and a share for each of `rows`, `(M,)`, the training rows in the epoch's order; the same for the same
+        (seed, epoch, rows). The partners are training rows, int64, the shares those of each row itself in its mixture,
+        from 0 to 1.
         """
         random = np.random.default_rng((self.seed, epoch, 0, 0, 2))  # of no view: those begin with other numbers
         shares = random.beta(self.alpha, self.alpha, len(rows))

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,15 +20,18 @@ from conr_hf.data.label_maps import is_map, to_map
 from conr_hf.data.sampler import SampledIndex
 
 
+@dataclass(eq=False)
 class ImageCollator:
     """
-    Makes batches of rows: `num_views` augmented views of each image for training, one plain view for evaluation.
+    Makes batches of rows: `num_views` (V) augmented views of each image for training, one plain view for evaluation.
 
     Each image is decoded and processed once for all its views: a view is the processor's output, padded, cropped back
-    to its size and perhaps flipped. So evaluation sees exactly what the processor saved with the model gives.
+    to its size and perhaps flipped. So evaluation sees exactly what the processor saved with the model gives. Rows
+    that come ready for the model have `pixel_values` of shape `(C, H, W)`, or `(V, C, H, W)`, and need no processor.
 
     Labels follow their images: a map is resized to the image's size (nearest neighbour) and moved with the view,
-    without labels where the view lies outside the image; a flip changes the sign of the columns in `flipped_columns`.
+    without labels where the view lies outside the image; a flip changes the sign of the columns in `flipped_columns`,
+    such as yaw.
 
     Where an index has a partner, views, labels and weights are mixtures of the row's and its partner's, by the index's
     share.
@@ -35,50 +39,31 @@ class ImageCollator:
     Views are made where `makes_views` says: on a CPU by the workers; on an accelerator by
     [`~ImageCollator.with_views`] when the batch is there, so that each image travels once. They are the same.
 
-    Args:
-        processor (`BaseImageProcessor`, *optional*): The model's image processor; not needed for rows that come ready
-            for the model (`pixel_values` of shape `(C, H, W)`, or `(V, C, H, W)` for V views of the user's own).
-        image_column (`str`): Column of the image.
-        label_columns (`Sequence[str]`): The T columns of the label.
-        num_views (`int`): Views of each image (V).
-        horizontal_flip (`bool`): Flip half of the views from left to right.
-        crop_padding (`float`): Largest shift of a view, as a share of its sides.
-        seed (`int`): Seed of all random numbers.
-        flipped_columns (`Sequence[str]`, *optional*): Label columns whose sign a flip changes, such as yaw.
-        map_scale (`float`, *optional*, defaults to 1.0): Label units in a stored number of a map.
-        map_invalid (`float`, *optional*): The stored number of a map that means there is no label.
-        makes_views (`bool`, *optional*, defaults to `True`): Make the views; otherwise a training batch holds images
-            as they are, and what [`~ImageCollator.with_views`] needs to make them.
+    A batch holds
 
-    Returns:
-        `dict`: `pixel_values` of shape `(B, V, C, H, W)` in training and `(B, C, H, W)` in evaluation, float32;
-        `labels` of shape `(B,)`, or `(B, T)` for T > 1, float32, in label units, where the rows have labels; in
-        training of shape `(B, V, T)` where a flip changes them. Of maps `(B, V, H, W)` in training and `(B, H, W)`, in
-        their own size, in evaluation, NaN where there is no label;
-        `sample_weight` of shape `(B,)` where they have that column; `position`, an `int`, in training: the first row's
-        position in the epoch's global order.
+    - `pixel_values`, float32: `(B, V, C, H, W)` in training, `(B, C, H, W)` in evaluation;
+    - `labels`, float32, in label units, where the rows have labels: `(B,)`, or `(B, T)` for T > 1, or `(B, V, T)`
+      where a flip changes them; of maps `(B, V, H, W)` in training and `(B, H, W)`, in their own size, in evaluation,
+      NaN where there is no label;
+    - `sample_weight`, `(B,)`, where they have that column;
+    - `position`, an `int`, in training: the first row's position in the epoch's global order.
     """
 
-    def __init__(
-        self,
-        processor: BaseImageProcessor | None,
-        image_column: str,
-        label_columns: Sequence[str],
-        num_views: int,
-        horizontal_flip: bool,
-        crop_padding: float,
-        seed: int,
-        flipped_columns: Sequence[str] = (),
-        map_scale: float = 1.0,
-        map_invalid: float | None = None,
-        makes_views: bool = True,
-    ) -> None:
-        self.processor, self.image_column, self.label_columns = processor, image_column, list(label_columns)
-        self.num_views, self.horizontal_flip, self.crop_padding = num_views, horizontal_flip, crop_padding
-        self.seed = seed
-        self.signs = torch.tensor([-1.0 if column in flipped_columns else 1.0 for column in label_columns])  # (T,)
-        self.map_scale, self.map_invalid = map_scale, map_invalid
-        self.makes_views = makes_views
+    processor: BaseImageProcessor | None
+    image_column: str
+    label_columns: Sequence[str]  # T of them
+    num_views: int
+    horizontal_flip: bool  # of half of the views, from left to right
+    crop_padding: float  # the largest shift of a view, as a share of its sides
+    seed: int
+    flipped_columns: Sequence[str] = ()
+    map_scale: float = 1.0  # label units in a stored number of a map
+    map_invalid: float | None = None  # the stored number of a map that means there is no label
+    makes_views: bool = True
+
+    def __post_init__(self) -> None:
+        signs = [-1.0 if column in self.flipped_columns else 1.0 for column in self.label_columns]
+        self.signs = torch.tensor(signs)  # (T,)
 
     def __call__(self, examples: Sequence[SampledExample]) -> dict[str, Any]:
         indices, rows = [example[0] for example in examples], _rows(examples)
@@ -99,8 +84,9 @@ class ImageCollator:
         if "crops" in batch:
             made |= self._augmented(batch["crops"], made["pixel_values"], made.get("labels"))
         if "partners" in batch:
-            partners = self.with_views(batch["partners"])
-            made |= {name: _mixed(made[name], partner, batch["shares"]) for name, partner in partners.items()}
+            for name, partner in self.with_views(batch["partners"]).items():
+                shares = batch["shares"].view(-1, *[1] * (partner.ndim - 1))
+                made[name] = torch.lerp(partner, made[name], shares)
         return made
 
     def _augmented(self, crops: Tensor, images: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
@@ -157,9 +143,8 @@ class ImageCollator:
                 return None
             places = [(self.seed, index.epoch, index.position, view) for view in range(self.num_views)]
             randoms = [np.random.default_rng((*place, 1) if of_partners else place) for place in places]
-            crops.append(
-                [sample_augmentation(size, self.crop_padding, random, self.horizontal_flip) for random in randoms]
-            )
+            views = [sample_augmentation(size, self.crop_padding, random, self.horizontal_flip) for random in randoms]
+            crops.append(views)
         return torch.tensor(crops)
 
     def _maps(self, cells: Sequence[Sequence[Any]], size: tuple[int, ...] | None) -> Tensor:
@@ -181,10 +166,7 @@ def _pixel_values(processor: BaseImageProcessor, images: list[Image.Image]) -> T
 
 
 def _check_sizes(processor: BaseImageProcessor, images: list[Image.Image]) -> None:
-    """
-    Raises:
-        `ValueError`: if the processor cannot process one of the images, or makes images of several sizes.
-    """
+    """Refuses images that the processor cannot process, or makes images of several sizes of."""
     mend = "Load the model and its processor with load_regressor(..., image_size=...)"
     processed: dict[tuple[int, ...], Image.Image] = {}  # by its size, the first image of that size
     for image in images:
@@ -202,10 +184,6 @@ def _check_sizes(processor: BaseImageProcessor, images: list[Image.Image]) -> No
             f"{format_size(other_size)} of one of {format_size(other_image.size[::-1])}, but the images of a batch "
             f"must be of one size. {mend}, or scale the images to one size."
         )
-
-
-def _mixed(own: Tensor, partners: Tensor, shares: Tensor) -> Tensor:
-    return torch.lerp(partners, own, shares.view(-1, *[1] * (own.ndim - 1)))
 
 
 class UserCollator:

@@ -24,14 +24,7 @@ T = TypeVar("T")
 
 
 def column_names(dataset: Dataset[Any]) -> list[str]:
-    """
-    Names of the columns of a data set's rows; of a plain `datasets.Dataset` without reading a row.
-
-    Rows that a transform made ready for the model have `pixel_values` among them.
-
-    Raises:
-        `ValueError`: for a stream without rows.
-    """
+    """Names of the columns of a data set's rows, of a plain `datasets.Dataset` without reading a row."""
     if isinstance(dataset, IterableDataset):
         if isinstance(dataset, datasets.IterableDataset) and dataset.column_names is not None:
             return list(dataset.column_names)
@@ -46,22 +39,12 @@ def column_names(dataset: Dataset[Any]) -> list[str]:
 
 def read_labels(dataset: Dataset[Any], columns: Sequence[str], name: str) -> tuple[np.ndarray, dict[int, str]]:
     """
-    The labels of every row, and which of them are not finite numbers.
+    The labels of every row, `(N,)`, or `(N, T)` for T > 1 columns, float64, in label units, NaN where there is no
+    number; and what is wrong with those that are not finite numbers, by row. A missing column is refused.
 
     Of a `datasets.Dataset` only the label columns are read; of any other data set, or one with a transform, every row,
-    because only then are its labels known; a stream is read once from its first row to its last.
-
-    Args:
-        dataset: A data set or a stream whose rows are mappings.
-        columns (`Sequence[str]`): T label columns. Rows ready for the model may have them as `labels` instead.
-        name (`str`): What messages call the data set, for example `"train_dataset"`.
-
-    Returns:
-        `np.ndarray` of shape `(N,)`, or `(N, T)` for T > 1, float64, in label units, NaN where there is no number; and
-        `dict[int, str]`: what is wrong, by row.
-
-    Raises:
-        `ValueError`: if a column is missing.
+    because only then are its labels known; a stream is read once from its first row to its last. Rows ready for the
+    model may have their labels as `labels`. Messages call the data set `name`, for example `"train_dataset"`.
     """
     numbers = array("d")
     wrong: dict[int, str] = {}
@@ -98,10 +81,7 @@ def label_values(row: Row, columns: Sequence[str], name: str) -> list[Any]:
 
 
 def check_column(column: str, columns: Sequence[str], name: str, option: str) -> None:
-    """
-    Raises:
-        `ValueError`: if a data set's `columns` lack the one that the option names.
-    """
+    """Refuses a data set whose `columns` lack the one that the option names."""
     if column not in columns:
         raise ValueError(
             f'{name} has no column "{column}"; its columns are {", ".join(columns)}. Name one of them with {option}.'
@@ -111,19 +91,7 @@ def check_column(column: str, columns: Sequence[str], name: str, option: str) ->
 def unreadable_rows(
     dataset: Dataset[Any], image_column: str, rows: Sequence[int], name: str, show_progress: bool = True
 ) -> dict[int, str]:
-    """
-    Reads the images of `rows` in threads.
-
-    Args:
-        dataset: A map-style data set with an image column.
-        image_column (`str`): Its name.
-        rows (`Sequence[int]`): Which rows to read.
-        name (`str`): What the progress bar calls the data set.
-        show_progress (`bool`, *optional*, defaults to `True`): Show the bar.
-
-    Returns:
-        `dict`: why an image cannot be read, by row.
-    """
+    """Reads the images of `rows` in threads, and returns by row why one cannot be read."""
     stored = undecoded(dataset, [image_column])
 
     def problem(index: int) -> str | None:
@@ -157,12 +125,8 @@ def cell_of(dataset: Dataset[Any], row: Row, index: int, column: str) -> Any:
 def in_threads(
     read: Callable[[int], T], dataset: Dataset[Any], rows: Sequence[int], name: str, show_progress: bool
 ) -> Iterator[T]:
-    """
-    What `read` returns for each row, in order, with a progress bar.
-
-    In threads for a `datasets.Dataset` only: a data set of the user's own may hold a file or a database open.
-    """
-    threads = isinstance(dataset, datasets.Dataset)
+    """What `read` gives for each row, in order, in threads only if the data set is known to allow them."""
+    threads = isinstance(dataset, datasets.Dataset)  # one of the user's own may hold a file or a database open
     with ThreadPoolExecutor(os.cpu_count() if threads else 1) as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused instead
         found = pool.map(read, rows) if threads else map(read, rows)

@@ -63,10 +63,7 @@ class DataConfig:
     skip_bad_rows: bool = False
 
     def check_data(self, loss_space: str) -> None:
-        """
-        Raises:
-            `ValueError`: for a value that a setting cannot have.
-        """
+        """Refuses a value that a setting cannot have."""
         check_not_negative(self, "crop_padding")
         check_positive(self, "label_scale", "bin_width", "map_scale")
         if self.num_views < 1:

@@ -16,14 +16,7 @@ SampledExample = tuple[SampledIndex | None, Row] | tuple[SampledIndex, Row, Row]
 
 
 class SampledDataset(Dataset[SampledExample]):
-    """
-    Rows of a data set beside the sampled index that asked for them.
-
-    Args:
-        dataset: A map-style data set.
-        name (`str`): What messages call it.
-        indices (sequence of `int`, *optional*): Its valid rows. Unset: all rows.
-    """
+    """Rows of a map-style data set, all or those at `indices`, beside the sampled index that asked for them."""
 
     def __init__(self, dataset: Dataset[Any], name: str, indices: Sequence[int] | np.ndarray | None = None) -> None:
         self.dataset, self.name = dataset, name

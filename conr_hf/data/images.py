@@ -11,16 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 
 def open_image(source: io.BytesIO | str | os.PathLike[str]) -> Image.Image:
-    """
-    An image file, opened and not yet decoded.
-
-    Args:
-        source (`io.BytesIO`, `str` or `os.PathLike`): The content of an image file, or its path.
-
-    Raises:
-        `OSError` or `ValueError`: if there is no such file, it is empty or no image, or has more pixels than
-            `PIL.Image.MAX_IMAGE_PIXELS`.
-    """
+    """An image file, or its content, opened and not yet decoded; refused if empty, no image, or too many pixels."""
     empty = not source.getbuffer() if isinstance(source, io.BytesIO) else os.path.getsize(source) == 0
     if empty:
         raise ValueError("the file is empty")
@@ -63,7 +54,8 @@ def to_image(value: Any, mode: str = "RGB") -> Image.Image:
         raise ValueError("the image is missing")
     if isinstance(value, np.ndarray):
         value = Image.fromarray(value)
-    if isinstance(value, io.BytesIO) or (isinstance(value, str | os.PathLike) and not _is_url(value)):
+    is_path = isinstance(value, str | os.PathLike) and not os.fspath(value).startswith(("http://", "https://"))
+    if is_path or isinstance(value, io.BytesIO):
         value = open_image(value)
     from transformers.image_utils import load_image  # loads torch, which `conr_hf.data` does without
 
@@ -91,10 +83,6 @@ def describe_error(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-def _is_url(value: str | os.PathLike[str]) -> bool:
-    return os.fspath(value).startswith(("http://", "https://"))
 
 
 def _for_pipelines(image: Image.Image) -> Image.Image:

@@ -21,13 +21,8 @@ def is_map(cell: Any) -> bool:
     """
     Whether the cell of a label column is a map, by its kind alone: nothing is read.
 
-    Args:
-        cell: An image, an array of shape `(H, W)` or `(1, H, W)`, a nested list, the dictionary of an undecoded
-            `datasets.Image`, or a path that ends in .npy, .png, .tif or .tiff, are maps; anything else is none.
-
-    Example:
-        >>> is_map(np.zeros((2, 3))), is_map([[1, 2]]), is_map("depth/1.png"), is_map(1.5), is_map([1, 2])
-        (True, True, True, False, False)
+    An image, an array of shape `(H, W)` or `(1, H, W)`, a nested list, the dictionary of an undecoded
+    `datasets.Image`, or a path that ends in .npy, .png, .tif or .tiff, are maps; anything else is none.
     """
     if isinstance(cell, str | os.PathLike):
         return Path(cell).suffix.lower() in SUFFIXES
@@ -42,20 +37,14 @@ def is_map(cell: Any) -> bool:
 
 def to_map(cell: Any, scale: float = 1.0, invalid: float | None = None) -> npt.NDArray[np.float32]:
     """
-    The map in a cell of a label column, upright and in label units.
+    The map in a cell of a label column, `(H, W)`, float32, upright and in label units, NaN where there is no label.
 
-    Args:
-        cell: A grey image (of 8, 16 or 32 bits, PIL's modes L, I;16, I and F), an array, tensor or nested list of
-            numbers of shape `(H, W)` or `(1, H, W)`, a path of an image or .npy file, or a dictionary with such a
-            file's `bytes` or `path`. Nothing in a .npy file is unpickled.
-        scale (`float`, *optional*, defaults to 1.0): Label units per stored number; 0.001 for millimetres read as m.
-        invalid (`float`, *optional*): The stored number that means "no label", besides NaN and the infinities.
+    The cell is a grey image (of 8, 16 or 32 bits, PIL's modes L, I;16, I and F), an array, tensor or nested list of
+    numbers of shape `(H, W)` or `(1, H, W)`, a path of an image or .npy file, or a dictionary with such a file's
+    `bytes` or `path`. Nothing in a .npy file is unpickled. `scale` is in label units per stored number, and `invalid`
+    the stored number that means "no label", besides NaN and the infinities.
 
-    Returns:
-        `np.ndarray` of shape `(H, W)`, float32, in label units, NaN where there is no label.
-
-    Raises:
-        `OSError` or `ValueError`: if it cannot be read as a map; the message is the reason alone.
+    An `OSError` or `ValueError` has the reason alone as its message.
 
     Example:
         >>> to_map(np.array([[0, 1500], [2000, 0]], np.uint16), scale=0.001, invalid=0)
@@ -111,29 +100,21 @@ def _stored(cell: Any) -> npt.NDArray[Any]:
 
 
 def _opened(source: str | os.PathLike[str] | io.BytesIO) -> Image.Image | npt.NDArray[Any]:
-    if isinstance(source, io.BytesIO):
-        is_npy = source.getbuffer()[: len(_NPY)] == _NPY
-    elif is_map(source):
-        is_npy = Path(source).suffix.lower() == ".npy"
-    else:
-        raise ValueError(f'"{source}" is no path of a map; it would end in {", ".join(SUFFIXES)}')
-    if not is_npy:
-        return open_image(source)
     if not isinstance(source, io.BytesIO):
+        if not is_map(source):
+            raise ValueError(f'"{source}" is no path of a map; it would end in {", ".join(SUFFIXES)}')
+        if Path(source).suffix.lower() != ".npy":
+            return open_image(source)
         source = io.BytesIO(Path(source).read_bytes())
         if source.getbuffer()[: len(_NPY)] != _NPY:
             raise ValueError("it is no .npy file of one array")
+    elif source.getbuffer()[: len(_NPY)] != _NPY:
+        return open_image(source)
     array: npt.NDArray[Any] = np.load(source, allow_pickle=False)
     return array
 
 
 def truncate(cell: Any) -> str:
-    """
-    A cell as a message quotes it, on one line and cut after 40 characters.
-
-    Example:
-        >>> print(truncate("31 years"), truncate(list(range(1000))))
-        "31 years" "[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 1..."
-    """
+    """A cell as a message quotes it, on one line and cut after 40 characters."""
     text = " ".join(str(cell).split())
     return f'"{text}"' if len(text) <= 40 else f'"{text[:40]}..."'

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from torch.utils.data import Dataset, IterableDataset
 
 from conr_hf.data.columns import cell_of, in_threads, undecoded
+from conr_hf.data.config import DataConfig
 from conr_hf.data.images import Size, describe_error, format_size, to_image
 from conr_hf.data.label_maps import is_map, to_map
 
@@ -27,50 +28,21 @@ class ReadMap(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class MapStatistics:
-    """
-    The labels of N maps.
+    """The labels of N maps."""
 
-    Args:
-        values (`np.ndarray` of shape `(P,)`, float32): Labels of valid pixels, in label units, map after map: of all
-            there are, or a sample.
-        counts (`np.ndarray` of shape `(N,)`, int64): How many of these are of each map.
-        valid (`np.ndarray` of shape `(N,)`, int64): How many valid pixels each map has.
-        sizes (`np.ndarray` of shape `(N, 2)`, int64): Height and width of each map.
-    """
-
-    values: npt.NDArray[np.float32]
-    counts: npt.NDArray[np.int64]
-    valid: npt.NDArray[np.int64]
-    sizes: npt.NDArray[np.int64]
+    values: npt.NDArray[np.float32]  # (P,): labels of valid pixels, in label units, map after map: all, or a sample
+    counts: npt.NDArray[np.int64]  # (N,): how many of these are of each map
+    valid: npt.NDArray[np.int64]  # (N,): how many valid pixels each map has
+    sizes: npt.NDArray[np.int64]  # (N, 2): height and width of each map
 
     @cached_property
     def valid_share(self) -> float:
         """Mean share of valid pixels of a map."""
         return float((self.valid / self.sizes.prod(axis=1)).mean())
 
-    @classmethod
-    def of(cls, maps: Sequence[ReadMap]) -> "MapStatistics":
-        """The labels of maps that were read, at least one."""
-        return cls(
-            np.concatenate([one.values for one in maps]),
-            np.array([len(one.values) for one in maps]),
-            np.array([one.valid for one in maps]),
-            np.array([one.size for one in maps]),
-        )
-
 
 def has_maps(dataset: Dataset[Any], columns: Sequence[str], name: str) -> bool:
-    """
-    Whether the labels of a data set are maps, by its first row.
-
-    Args:
-        dataset: A data set or a stream whose rows are mappings.
-        columns (`Sequence[str]`): The label columns; maps have one. Rows ready for the model have `labels` instead.
-        name (`str`): What messages call the data set.
-
-    Raises:
-        `ValueError`: for a stream of maps.
-    """
+    """Whether the labels of a data set are maps, by its first row. A stream of maps is refused."""
     if len(columns) != 1:
         return False
     plain = isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom"
@@ -93,58 +65,39 @@ def has_maps(dataset: Dataset[Any], columns: Sequence[str], name: str) -> bool:
 
 
 def read_maps(
-    dataset: Dataset[Any],
-    image_column: str | None,
-    label_columns: Sequence[str],
-    rows: Sequence[int],
-    name: str,
-    *,
-    scale: float,
-    invalid: float | None,
-    show_progress: bool = True,
+    dataset: Dataset[Any], rows: Sequence[int], name: str, args: DataConfig, with_images: bool, show_progress: bool
 ) -> dict[int, ReadMap | str]:
     """
-    Reads the maps of `rows`.
+    Reads the maps of `rows`: for each row a [`ReadMap`], or the reason why it cannot be used.
 
-    Args:
-        dataset: A map-style data set.
-        image_column (`str`, *optional*): The column of the image, which is read too, as the map must have its aspect.
-            Unset: no image is read; the aspect is that of `pixel_values` in rows ready for the model.
-        label_columns (`Sequence[str]`): The one label column.
-        rows (`Sequence[int]`): Which rows to read.
-        name (`str`): What messages and the progress bar call the data set.
-        scale, invalid: As [`~conr_hf.data.label_maps.to_map`] takes them.
-        show_progress (`bool`, *optional*, defaults to `True`): Show the bar.
-
-    Returns:
-        `dict`: for each row a [`ReadMap`], or the reason why it cannot be used. Where `rows` have more than 10 million
-        valid pixels, so many labels of each map that [`subsample_evenly`] finds enough of them in any larger data set.
+    `with_images` reads the image too, as the map must have its aspect. Without, no image is read; the aspect is that
+    of `pixel_values` in rows ready for the model. Where `rows` have more than 10 million valid pixels, so many labels
+    of each map are kept that [`subsample_evenly`] finds enough of them in any larger data set.
     """
-    unopened = undecoded(dataset, [column for column in (image_column, *label_columns) if column is not None])
+    image_column = args.image_column if with_images else None
+    label_column = args.label_columns[0]
+    unopened = undecoded(dataset, [column for column in (image_column, label_column) if column is not None])
 
     def read(index: int) -> ReadMap | str:
+        size, problem = None, "it cannot be read"
         try:
             row = unopened[index]
-        except Exception as error:  # whatever a transform raises, the row cannot be used
-            return f"it cannot be read ({describe_error(error)})"
-        size = None
-        if "pixel_values" in row:
-            size = np.shape(row["pixel_values"])[-2:]
-        elif image_column is not None:
-            try:
+            if "pixel_values" in row:
+                size = np.shape(row["pixel_values"])[-2:]
+            elif image_column is not None:
+                problem = f'column "{image_column}": the image cannot be read'
                 image = to_image(cell_of(dataset, row, index, image_column))
-            except Exception as error:
-                return f'column "{image_column}": the image cannot be read ({describe_error(error)})'
-            size = image.height, image.width
-        column = label_columns[0] if label_columns[0] in row else "labels"
-        try:
-            labels = to_map(cell_of(dataset, row, index, column), scale, invalid)
-        except Exception as error:
-            return f'column "{column}": the map cannot be read ({describe_error(error)})'
+                size = image.height, image.width
+            column = label_column if label_column in row else "labels"
+            problem = f'column "{column}": the map cannot be read'
+            labels = to_map(cell_of(dataset, row, index, column), args.map_scale, args.map_invalid)
+        except Exception as error:  # whatever a transform or a decoder raises, the row cannot be used
+            return f"{problem} ({describe_error(error)})"
         valid = labels[~np.isnan(labels)]
         if len(valid) == 0:
             return f'column "{column}": its map has no valid pixel'
-        if size is not None and not _same_aspect(labels.shape, size):
+        # The same aspect: one is the other, scaled, with sides rounded to whole pixels.
+        if size is not None and abs(labels.shape[0] * size[1] - labels.shape[1] * size[0]) >= max(size):
             return (
                 f'column "{column}": its map has {format_size(labels.shape)} pixels and its image '
                 f"{format_size(size)}; a map must cover its image, in the same aspect"
@@ -161,23 +114,18 @@ def read_maps(
         if held > 2 * MOST_PIXELS:
             share = MOST_PIXELS / total
             # More than the share, as subsample_evenly may round up.
-            found |= {
-                row: subsample(row, kept, int(kept.valid * share) + 2)
-                for row, kept in found.items()
-                if isinstance(kept, ReadMap)
-            }
-            held = sum(len(kept.values) for kept in found.values() if isinstance(kept, ReadMap))
+            maps = {row: kept for row, kept in found.items() if isinstance(kept, ReadMap)}
+            maps = {row: subsample(row, kept, int(kept.valid * share) + 2) for row, kept in maps.items()}
+            found |= maps
+            held = sum(len(kept.values) for kept in maps.values())
     return found
 
 
 def subsample_evenly(maps: Mapping[int, ReadMap], valid: Mapping[int, int]) -> dict[int, ReadMap]:
     """
-    Maps with the labels of so many of their valid pixels that there are about 10 million of all maps together: the
-    same share of each map's, and at least one. As they are where there are no more.
-
-    Args:
-        maps (`Mapping[int, ReadMap]`): What one of the processes has read, by row.
-        valid (`Mapping[int, int]`): The number of valid pixels of every map of the data set, by row.
+    The maps that one of the processes has read, by row, with the labels of so many of their valid pixels that there
+    are about 10 million of all maps together: the same share of each map's, and at least one. As they are where there
+    are no more. `valid` holds the number of valid pixels of every map of the data set, by row.
     """
     rows = sorted(valid)
     ends = np.cumsum([valid[row] for row in rows])
@@ -198,8 +146,3 @@ def subsample(index: int, one: ReadMap, count: int) -> ReadMap:
         return one
     drawn = one.values if len(one.values) < one.valid else np.random.default_rng(index).permutation(one.values)
     return one._replace(values=drawn[:count].copy())
-
-
-def _same_aspect(a: Sequence[int], b: Sequence[int]) -> bool:
-    """Whether one is the other, scaled, with sides rounded to whole pixels."""
-    return abs(a[0] * b[1] - a[1] * b[0]) < max(b)

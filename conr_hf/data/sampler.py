@@ -1,6 +1,7 @@
 """Which row comes when in an epoch: the order, and the rows that come in it."""
 
 from collections.abc import Iterator, Sized
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -19,42 +20,31 @@ class SampledIndex(NamedTuple):
     share: float = 1.0  # its own in the mixture
 
 
+@dataclass(eq=False)
 class TrainingSampler(Sampler[SampledIndex]):
     """
     Every row once an epoch, or as many rows drawn by weight, in an order that depends on (seed, epoch) alone.
 
     Where the processes' batches would not come out even, rows from the start of the epoch follow as repeats, known by
-    their position.
-
-    Args:
-        rows (`Sized`): The data set.
-        seed (`int`): Seed of the order.
-        shuffle (`bool`): Random order; otherwise the data set's.
-        multiple (`int`): The number of draws is a multiple of this: the global batch, or 1 on one process.
-        weights (`np.ndarray` of shape `(N,)`, *optional*): Draw rows with replacement in proportion to these.
-        mixing ([`CMixup`], *optional*): Gives every draw a partner to be mixed with.
-
-    Raises:
-        `ValueError`: For weights, or labels to mix by, that are not one a row, and for weights that are negative, not
-            finite or all 0.
+    their position: the number of draws is a multiple of `multiple`, the global batch, or 1 on one process. With
+    `weights`, `(N,)`, rows are drawn with replacement in proportion to them; `mixing` gives every draw a partner to be
+    mixed with.
     """
 
-    def __init__(
-        self,
-        rows: Sized,
-        seed: int,
-        shuffle: bool,
-        multiple: int,
-        weights: np.ndarray | None = None,
-        mixing: CMixup | None = None,
-    ) -> None:
-        if weights is not None:
-            _check_weights(weights, len(rows))
-        if mixing is not None and len(mixing.labels) != len(rows):
-            raise ValueError(f"There are {len(mixing.labels)} labels to mix by and {len(rows)} rows. Give one a row.")
-        self.rows, self.seed, self.shuffle, self.multiple = rows, seed, shuffle, multiple
-        self.weights, self.mixing = weights, mixing
-        self.epoch = 0
+    rows: Sized
+    seed: int
+    shuffle: bool  # otherwise in the data set's order
+    multiple: int
+    weights: np.ndarray | None = None
+    mixing: CMixup | None = None
+    epoch: int = 0
+
+    def __post_init__(self) -> None:
+        if self.weights is not None:
+            _check_weights(self.weights, self.count)
+        if self.mixing is not None and len(self.mixing.labels) != self.count:
+            labels = len(self.mixing.labels)
+            raise ValueError(f"There are {labels} labels to mix by and {self.count} rows. Give one a row.")
 
     @property
     def count(self) -> int:
@@ -66,14 +56,11 @@ class TrainingSampler(Sampler[SampledIndex]):
 
     def __iter__(self) -> Iterator[SampledIndex]:
         order = self._order(self.epoch)
-        if self.mixing is None:
-            for position in range(len(self)):
-                yield SampledIndex(int(order[position % len(order)]), self.epoch, position)
-            return
-        partners, shares = self.mixing.draw(order, self.epoch)
+        partners, shares = (None, None) if self.mixing is None else self.mixing.draw(order, self.epoch)
         for position in range(len(self)):
             i = position % len(order)
-            yield SampledIndex(int(order[i]), self.epoch, position, int(partners[i]), float(shares[i]))
+            mixed = () if partners is None or shares is None else (int(partners[i]), float(shares[i]))
+            yield SampledIndex(int(order[i]), self.epoch, position, *mixed)
 
     def rows_at(self, epoch: int, position: int, count: int) -> list[int]:
         """The `count` rows drawn from `position` on in an epoch's global order, and those they are mixed with."""

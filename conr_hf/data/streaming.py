@@ -18,17 +18,10 @@ def load_stream(path: str, image_column: str = "image", revision: str | None = N
     """
     Opens a data set whose training split is read as a stream: of that no more than a row is read in advance.
 
-    Args:
-        path (`str`): A folder of Parquet files, named by their split; a Parquet file; or an id on the Hub.
-        image_column (`str`, *optional*, defaults to `"image"`): Column of the image, which the files themselves hold.
-        revision (`str`, *optional*): Branch, tag or commit of a data set on the Hub.
-
-    Returns:
-        `dict`: `"train"`, a `datasets.IterableDataset` in the order of the files (see its `shuffle`), with images as
-        they are stored; and the other splits, a `datasets.Dataset` each, read into memory.
-
-    Raises:
-        `ValueError`: if there is no such data, it cannot be read, or is no stream by nature.
+    The path is a folder of Parquet files, named by their split; a Parquet file; or an id on the Hub, of a branch, tag
+    or commit. The files themselves hold the images. Returns `"train"`, a `datasets.IterableDataset` in the order of
+    the files (see its `shuffle`), with images as they are stored; and the other splits, a `datasets.Dataset` each,
+    read into memory.
     """
     location = Path(path)
     if location.is_dir() and not any(location.rglob("*.parquet")):
@@ -51,14 +44,7 @@ def load_stream(path: str, image_column: str = "image", revision: str | None = N
 
 
 def label_stream(path: str, columns: list[str], revision: str | None = None) -> datasets.IterableDataset:
-    """
-    The label columns of a training split, of Parquet files without reading what else they hold.
-
-    Args:
-        path (`str`): As in [`load_stream`].
-        columns (`list[str]`): The label columns.
-        revision (`str`, *optional*): Branch, tag or commit of a data set on the Hub.
-    """
+    """The label columns of a training split, of Parquet files without reading what else they hold."""
     with load_errors(path):
         opened = _open(path, revision, columns if _is_parquet(path, revision) else None)
         splits = {SPLITS.get(name, name): rows for name, rows in opened.items()}
@@ -114,27 +100,19 @@ def materialize(stream: datasets.IterableDataset) -> datasets.Dataset:
 
 def read_histogram(file: str) -> Bins:
     """
-    Bins and counts of training labels.
-
-    Args:
-        file (`str`): A CSV file with columns `low`, `high` and `count`, one row a bin; where a bin does not begin at
-            the end of the one before it, no label lies between them.
-
-    Raises:
-        `ValueError`: if it cannot be read, or its bins overlap; it names the row.
+    Bins and counts of training labels from a CSV file with columns `low`, `high` and `count`, one row a bin; where a
+    bin does not begin at the end of the one before it, no label lies between them. A refusal names the row.
     """
     if Path(file).suffix != ".csv":
         raise ValueError(f'label_histogram is "{file}"; it must be a CSV file with columns low, high and count.')
     with load_errors(file):
         rows = read_table(Path(file))
-        columns = []
         for column in ("low", "high", "count"):
             if column not in rows.column_names:
                 raise ValueError(f'it has no column "{column}"; its columns are {", ".join(rows.column_names)}')
-            columns.append(rows[column])
         edges: list[float] = []
         counts: list[int] = []
-        for row, (low, high, count) in enumerate(zip(*columns, strict=True)):
+        for row, (low, high, count) in enumerate(zip(rows["low"], rows["high"], rows["count"], strict=True)):
             numbers = all(label_error(cell) is None for cell in (low, high, count))
             if not numbers or float(count) != int(count) or count < 0:
                 raise ValueError(

@@ -1,6 +1,7 @@
 """From a stream to a training epoch: the same rows in the same places however many processes and workers read them."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
@@ -18,6 +19,7 @@ logger = logging.get_logger(__name__)
 _AT_ONCE = 32  # rows of a `datasets` stream that are read at once
 
 
+@dataclass(eq=False)
 class StreamingDataset(IterableDataset[SampledExample]):
     """
     A stream as epochs of `count` rows, each beside its place in the epoch.
@@ -26,40 +28,27 @@ class StreamingDataset(IterableDataset[SampledExample]):
     the global order depends on (seed, epoch) alone. Where the processes would get different numbers of batches, rows
     from the start of the epoch follow as repeats. A stream that ends early begins again.
 
-    Args:
-        stream (`torch.utils.data.IterableDataset`): Rows with an image and labels, or ready for the model. It must
-            give every process and worker all its rows in one order; a seeded one of `datasets` does, and gets the
-            epoch, unless `split_dataset_by_node` divided it.
-        name (`str`): What messages call it.
-        image_column (`str`, *optional*): Column of the image. Unset: the rows are left as they are.
-        label_columns (`list[str]`): The T columns of the label.
-        count (`int`): Rows of an epoch.
-        batch (`int`): Samples of a micro-batch over all processes.
-        process (`int`): This process.
-        processes (`int`): How many there are.
-        drop_last (`bool`): Leave out a last micro-batch that is not full.
-        skip_bad_rows (`bool`): Leave out rows whose label is no number, and put the stream's first in the place of
-            one whose image cannot be read, with a warning, instead of stopping.
+    The stream has rows with an image and labels, or ready for the model. It must give every process and worker all its
+    rows in one order; a seeded one of `datasets` does, and gets the epoch, unless `split_dataset_by_node` divided it.
+    Without an `image_column` its rows are left as they are. `batch` counts the samples of a micro-batch over all
+    processes; `drop_last` leaves out a last one that is not full. `skip_bad_rows` leaves out rows whose label is no
+    number, and puts the stream's first in the place of one whose image cannot be read, with a warning, instead of
+    stopping.
     """
 
-    def __init__(
-        self,
-        stream: IterableDataset[Any],
-        name: str,
-        image_column: str | None,
-        label_columns: list[str],
-        *,
-        count: int,
-        batch: int,
-        process: int,
-        processes: int,
-        drop_last: bool,
-        skip_bad_rows: bool,
-    ) -> None:
-        self.stream, self.name, self.count, self.batch = _undecoded(stream, image_column), name, count, batch
-        self.image_column, self.label_columns = image_column, label_columns
-        self.process, self.processes = process, processes
-        self.drop_last, self.skip_bad_rows = drop_last, skip_bad_rows
+    stream: IterableDataset[Any]
+    name: str  # what messages call it
+    image_column: str | None
+    label_columns: list[str]
+    count: int
+    batch: int
+    process: int  # this one, of all `processes`
+    processes: int
+    drop_last: bool
+    skip_bad_rows: bool
+
+    def __post_init__(self) -> None:
+        self.stream = _undecoded(self.stream, self.image_column)
         # Workers that persist see these change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._skipped = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -103,8 +92,8 @@ class StreamingDataset(IterableDataset[SampledExample]):
                     row = self._decoded(row)
                 except Exception as error:  # whatever a decoder raises, the row cannot be used
                     problem = f'column "{self.image_column}": the image cannot be read ({describe_error(error)})'
-                    self._refuse(place, epoch, problem, row)
-                    logger.warning(f"{self._named(place, epoch, row)}, {problem}; another row takes its place.")
+                    named = self._refuse(place, epoch, problem, row)
+                    logger.warning(f"{named}, {problem}; another row takes its place.")
                     row = readable = readable or self._first_readable()
             yield SampledIndex(position, epoch, position), row
 
@@ -119,7 +108,11 @@ class StreamingDataset(IterableDataset[SampledExample]):
                     self._refuse(place, epoch, problem, row)
                     continue
                 if position == end:
-                    self._warn_of_more()
+                    if not self.drop_last:
+                        logger.warning_once(
+                            f"{self.name} has more rows than the {self.count:,} labels that are known of it; an epoch "
+                            "ends there."
+                        )
                     break
                 if position < len(self) - end:
                     first.append((place, row))
@@ -138,12 +131,6 @@ class StreamingDataset(IterableDataset[SampledExample]):
         for repeat in range(len(self) - end):
             yield first[repeat % len(first)]
 
-    def _warn_of_more(self) -> None:
-        if not self.drop_last:
-            logger.warning_once(
-                f"{self.name} has more rows than the {self.count:,} labels that are known of it; an epoch ends there."
-            )
-
     def _label_problem(self, row: Row) -> str | None:
         cells = dict(zip(self.label_columns, label_values(row, self.label_columns, self.name), strict=True))
         for column, cell in cells.items():
@@ -151,28 +138,28 @@ class StreamingDataset(IterableDataset[SampledExample]):
                 return f'column "{column}": {problem}'
         if "sample_weight" in row:
             weight = row["sample_weight"]
-            problem = label_error(weight)
-            if problem is not None or weight < 0:
+            if (problem := label_error(weight)) is not None or weight < 0:
                 return f'column "sample_weight": {problem or f"{weight} is less than 0"}'
         return None
 
-    def _refuse(self, place: int, epoch: int, problem: str, row: Row) -> None:
-        if not self.skip_bad_rows:
-            raise ValueError(
-                f"{self._named(place, epoch, row)}, {problem}. Mend the data, or leave such rows out with "
-                "skip_bad_rows."
-            )
-
-    def _named(self, place: int, epoch: int, row: Row) -> str:
+    def _refuse(self, place: int, epoch: int, problem: str, row: Row) -> str:
+        """Refuses a row, unless it may be left out; then returns how messages name it."""
         cell = row.get(self.image_column) if self.image_column is not None else None
         path = f' ("{cell["path"]}")' if isinstance(cell, dict) and cell.get("path") else ""
-        return f"{self.name}, row {place:,} in the order of epoch {epoch + 1}{path}"
+        named = f"{self.name}, row {place:,} in the order of epoch {epoch + 1}{path}"
+        if not self.skip_bad_rows:
+            raise ValueError(f"{named}, {problem}. Mend the data, or leave such rows out with skip_bad_rows.")
+        return named
 
     def _decoded(self, row: Row) -> Row:
         column = self.image_column
         if column is None or "pixel_values" in row or column not in row:
             return row
-        return {**row, column: to_image(_fetched(row[column]))}
+        cell = row[column]
+        # What is not in the row but in a file elsewhere, as the Hub's folders of images are.
+        if isinstance(cell, dict) and cell.get("bytes") is None and "://" in (cell.get("path") or ""):
+            cell = datasets.Image().decode_example(cell)
+        return {**row, column: to_image(cell)}
 
     def _first_readable(self) -> Row:
         for row in _rows(self.stream):
@@ -200,9 +187,3 @@ def _rows(stream: IterableDataset[Any]) -> Iterator[Row]:
     for block in stream.iter(_AT_ONCE):
         for values in zip(*block.values(), strict=True):
             yield dict(zip(block, values, strict=True))
-
-
-def _fetched(cell: Any) -> Any:
-    """What is not in the row but in a file elsewhere, as the Hub's folders of images are."""
-    elsewhere = isinstance(cell, dict) and cell.get("bytes") is None and "://" in (cell.get("path") or "")
-    return datasets.Image().decode_example(cell) if elsewhere else cell

@@ -16,10 +16,7 @@ logger = logging.get_logger(__name__)
 
 
 def check_has_rows(dataset: Dataset[Row], name: str) -> None:
-    """
-    Raises:
-        `ValueError`: if a data set is a stream, or empty.
-    """
+    """Refuses a data set that is a stream, or empty."""
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         raise ValueError(f"{name} is a stream; it must have a length and give rows by index.")
     if len(dataset) == 0:
@@ -38,20 +35,8 @@ def valid_rows(
     """
     Reads labels and images of every row once; several processes share the images.
 
-    Args:
-        dataset: A map-style data set.
-        name (`str`): What messages call it.
-        args ([`DataConfig`]): Names the columns, and says whether bad rows are left out (`skip_bad_rows`).
-        with_labels (`bool`): Read the labels.
-        with_images (`bool`): Read the images.
-        show_progress (`bool`, *optional*, defaults to `False`): Show how far reading has come.
-
-    Returns:
-        `np.ndarray` of shape `(N,)`, the rows that can be used, in order; and their labels, `np.ndarray` of shape
-        `(N,)` or `(N, T)`, or `None` without `with_labels`.
-
-    Raises:
-        `ValueError`: at the first row that cannot be read, or, with `skip_bad_rows`, if none can.
+    Returns the rows that can be used, in order, `(N,)`; and their labels, `(N,)` or `(N, T)`, or `None` without
+    `with_labels`. A row that cannot be read is refused; with `skip_bad_rows` only if none can be read.
     """
     count = len(dataset)  # type: ignore[arg-type]
     labels, wrong = read_labels(dataset, args.label_columns, name) if with_labels else (None, {})
@@ -69,48 +54,22 @@ def valid_rows(
 
 
 def valid_maps(
-    dataset: Dataset[Row],
-    name: str,
-    args: DataConfig,
-    *,
-    with_images: bool,
-    show_progress: bool = False,
+    dataset: Dataset[Row], name: str, args: DataConfig, *, with_images: bool, show_progress: bool = False
 ) -> tuple[np.ndarray, MapStatistics]:
     """
-    [`valid_rows`] of a data set whose labels are maps: every map is read once, by one of the processes.
-
-    Args:
-        dataset: A map-style data set.
-        name (`str`): What messages call it.
-        args ([`DataConfig`]): Names the columns, says what a stored number of a map is, and whether bad rows are left
-            out (`skip_bad_rows`).
-        with_images (`bool`): Read the images too, whose aspect the maps must have.
-        show_progress (`bool`, *optional*, defaults to `False`): Show how far reading has come.
-
-    Returns:
-        `np.ndarray` of shape `(N,)`, the rows that can be used, in order; and the labels of their maps.
-
-    Raises:
-        `ValueError`: at the first row that cannot be used, or, with `skip_bad_rows`, if none can.
+    [`valid_rows`] of a data set whose labels are maps: every map is read once, by one of the processes, and
+    `with_images` its image too, whose aspect it must have. Returns the rows that can be used, `(N,)`, and the labels
+    of their maps.
     """
     if with_images:
         check_column(args.image_column, column_names(dataset), name, "image_column")
     count = len(dataset)  # type: ignore[arg-type]
-    mine = read_maps(
-        dataset,
-        args.image_column if with_images else None,
-        args.label_columns,
-        range(rank(), count, world_size()),
-        name,
-        scale=args.map_scale,
-        invalid=args.map_invalid,
-        show_progress=rank() == 0 and show_progress,
-    )
+    share = range(rank(), count, world_size())
+    mine = read_maps(dataset, share, name, args, with_images, rank() == 0 and show_progress)
     maps = {row: one for row, one in mine.items() if isinstance(one, ReadMap)}
     wrong = {row: one for row, one in mine.items() if isinstance(one, str)}
-    valid: dict[int, int] = {}
-    for of_process in gather_objects({row: one.valid for row, one in maps.items()}):
-        valid |= of_process
+    parts_valid = gather_objects({row: one.valid for row, one in maps.items()})
+    valid = {row: pixels for part in parts_valid for row, pixels in part.items()}
     parts = gather_objects((subsample_evenly(maps, valid), wrong))
     wrong = invalid_weights(dataset, name)
     for _, theirs in parts:
@@ -118,7 +77,10 @@ def valid_maps(
     report_invalid_rows(wrong, count, name, args.skip_bad_rows)
     maps = {row: one for theirs, _ in parts for row, one in theirs.items() if row not in wrong}
     indices = np.array(sorted(maps))
-    return indices, MapStatistics.of([maps[row] for row in indices.tolist()])
+    kept = [maps[row] for row in indices.tolist()]
+    values, counts = np.concatenate([one.values for one in kept]), np.array([len(one.values) for one in kept])
+    valid_pixels, sizes = np.array([one.valid for one in kept]), np.array([one.size for one in kept])
+    return indices, MapStatistics(values, counts, valid_pixels, sizes)
 
 
 def invalid_weights(dataset: Dataset[Row], name: str) -> dict[int, str]:
@@ -131,10 +93,7 @@ def invalid_weights(dataset: Dataset[Row], name: str) -> dict[int, str]:
 
 
 def check_one_size(maps: MapStatistics, indices: np.ndarray, name: str) -> None:
-    """
-    Raises:
-        `ValueError`: if the maps of an evaluation set, which are put side by side, are not of one size.
-    """
+    """Refuses maps of an evaluation set, which are put side by side, that are not of one size."""
     others = np.flatnonzero((maps.sizes != maps.sizes[0]).any(axis=1))
     if len(others):
         first, other = format_size(maps.sizes[0]), format_size(maps.sizes[others[0]])
@@ -145,11 +104,7 @@ def check_one_size(maps: MapStatistics, indices: np.ndarray, name: str) -> None:
 
 
 def check_columns(stream: IterableDataset[Row], name: str, args: DataConfig, *, with_image: bool) -> None:
-    """
-    Raises:
-        `ValueError`: if a stream has no column of a label, or, `with_image` and without `pixel_values`, of an image;
-            and if its labels are maps.
-    """
+    """Refuses a stream without a label column or, `with_image`, an image to read, and one whose labels are maps."""
     names = column_names(stream)
     has_maps(stream, args.label_columns, name)
     if not all(column in names for column in args.label_columns) and "labels" not in names:
@@ -159,21 +114,7 @@ def check_columns(stream: IterableDataset[Row], name: str, args: DataConfig, *, 
 
 
 def streamed_labels(stream: IterableDataset[Row], name: str, args: DataConfig) -> np.ndarray:
-    """
-    The labels of a stream's usable rows, in one pass by the first process.
-
-    Args:
-        stream (`torch.utils.data.IterableDataset`): Its rows are mappings.
-        name (`str`): What messages call it.
-        args ([`DataConfig`]): Names the label columns, and says whether bad rows are left out (`skip_bad_rows`).
-
-    Returns:
-        `np.ndarray` of shape `(N,)` or `(N, T)`, float64, in label units.
-
-    Raises:
-        `ValueError`: at the first label that is no number, or, with `skip_bad_rows`, if none is; and for a stream
-            without rows.
-    """
+    """The labels, `(N,)` or `(N, T)`, float64, of a stream's usable rows, in one pass by the first process."""
     read = read_labels(stream, args.label_columns, name) if rank() == 0 else (np.empty(0), {})
     labels, wrong = gather_objects(read)[0]
     if len(labels) == 0:
@@ -183,12 +124,7 @@ def streamed_labels(stream: IterableDataset[Row], name: str, args: DataConfig) -
 
 
 def report_invalid_rows(wrong: dict[int, str], count: int, name: str, skip_bad_rows: bool) -> None:
-    """
-    Names the rows of a data set that cannot be used, in a warning where they are left out.
-
-    Raises:
-        `ValueError`: unless they may be left out and others remain.
-    """
+    """Refuses rows that cannot be used; if they may be left out and others remain, a warning names them."""
     if wrong and not skip_bad_rows:
         first = min(wrong)
         more = len(wrong) - 1
@@ -204,10 +140,7 @@ def report_invalid_rows(wrong: dict[int, str], count: int, name: str, skip_bad_r
 
 
 def check_train_labels(train_labels: npt.ArrayLike | Bins, args: DataConfig, is_stream: bool) -> None:
-    """
-    Raises:
-        `ValueError`: if the labels of a stream's rows, or their bins, cannot be meant.
-    """
+    """Refuses `train_labels` that cannot be the labels of a stream's rows, or their bins."""
     if not is_stream:
         raise ValueError("train_labels is for a stream; the labels of other data sets are read. Leave it out.")
     columns = len(args.label_columns)

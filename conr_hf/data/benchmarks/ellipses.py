@@ -15,24 +15,13 @@ _EVALUATED = {"validation": 1000, "test": 2000}
 
 @dataclass(frozen=True)
 class EllipsesConfig:
-    """
-    What is drawn.
+    """What is drawn. A setting that is out of range is a `ValueError`."""
 
-    Args:
-        imbalance (`float`, *optional*, defaults to 100):
-            How many times more likely the commonest training label is than the rarest; between them the density falls
-            exponentially. 1 is balanced.
-        dimensions (`int`, *optional*, defaults to 1): How many of the eight properties are labels.
-        rows (`int`, *optional*, defaults to 4000): Training images.
-        seed (`int`, *optional*, defaults to 0): Seed of all draws.
-
-    Raises:
-        `ValueError`: for a setting that is out of range.
-    """
-
+    # How many times more likely the commonest training label is than the rarest; between them the density falls
+    # exponentially. 1 is balanced.
     imbalance: float = 100.0
-    dimensions: int = 1
-    rows: int = 4000
+    dimensions: int = 1  # how many of the eight properties are labels
+    rows: int = 4000  # training images
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -45,18 +34,9 @@ def draw_ellipses(config: EllipsesConfig) -> DatasetDict:
     """
     Draws the splits: `"train"` with the imbalance, `"validation"` (1000 images) and `"test"` (2000) balanced.
 
-    Each image shows one ellipse anywhere, at any angle, between fainter shapes and noise. Its eight properties are
-    independent of one another, each from 0 to 100; those that are no label are spread evenly.
-
-    Args:
-        config ([`EllipsesConfig`]): What is drawn.
-
-    Returns:
-        `datasets.DatasetDict`: columns `image` (RGB, 32 x 32 pixels), and the labels, named by their property.
-
-    Example:
-        >>> draw_ellipses(EllipsesConfig(rows=10))["train"].column_names
-        ['image', 'size']
+    Each image (RGB, 32 x 32 pixels) shows one ellipse anywhere, at any angle, between fainter shapes and noise. Its
+    eight properties are independent of one another, each from 0 to 100; those that are no label are spread evenly. The
+    columns are `image`, and the labels by the name of their property.
     """
     splits = {}
     for number, (split, rows) in enumerate({"train": config.rows, **_EVALUATED}.items()):
@@ -64,9 +44,8 @@ def draw_ellipses(config: EllipsesConfig) -> DatasetDict:
         values = random.random((rows, len(PROPERTIES)))
         if split == "train":
             values[:, : config.dimensions] = long_tailed(values[:, : config.dimensions], config.imbalance)
-        names = PROPERTIES[: config.dimensions]
-        columns = {name: TOP * values[:, t] for t, name in enumerate(names)}
-        features = Features({"image": Image(), **{name: Value("float64") for name in names}})
+        columns = {name: TOP * values[:, t] for t, name in enumerate(PROPERTIES[: config.dimensions])}
+        features = Features({"image": Image(), **{name: Value("float64") for name in columns}})
         pixels = [image for part in np.array_split(values, -(-rows // 500)) for image in _images(part, random)]
         splits[split] = Dataset.from_dict({"image": pixels, **columns}, features=features)
     return DatasetDict(splits)

@@ -23,25 +23,14 @@ _IRISES = np.array([[0.33, 0.19, 0.09], [0.47, 0.36, 0.18], [0.33, 0.44, 0.28], 
 
 @dataclass(frozen=True)
 class EyesConfig:
-    """
-    What is drawn.
+    """What is drawn. A setting that is out of range is a `ValueError`."""
 
-    Args:
-        imbalance (`float`, *optional*, defaults to 100):
-            How many times more likely the commonest yaw, and the commonest pitch, of a training image is than the
-            rarest; the density falls exponentially to both sides. 1 is balanced.
-        rows (`int`, *optional*, defaults to 4000): Training images.
-        seed (`int`, *optional*, defaults to 0): Seed of all draws.
-        size (`int`, *optional*, defaults to 32): Width and height of an image, in pixels.
-
-    Raises:
-        `ValueError`: for a setting that is out of range.
-    """
-
+    # How many times more likely the commonest yaw, and the commonest pitch, of a training image is than the rarest;
+    # the density falls exponentially to both sides. 1 is balanced.
     imbalance: float = 100.0
-    rows: int = 4000
+    rows: int = 4000  # training images
     seed: int = 0
-    size: int = 32
+    size: int = 32  # width and height of an image, in pixels
 
     def __post_init__(self) -> None:
         check_settings("eyes", self.imbalance, self.rows, self.seed)
@@ -54,19 +43,10 @@ def draw_eyes(config: EyesConfig) -> DatasetDict:
     Draws the splits: `"train"` with the imbalance, most eyes looking straight ahead and slightly down, and
     `"validation"` (1000 images) and `"test"` (2000) balanced over all directions.
 
-    Pitch (up is positive) and yaw (to the left of the image is positive) are as in MPIIGaze; see
-    [`~conr_hf.metrics.angular_error`]. They are independent of one another and of all else: skin, iris, lids, light,
-    shift and noise. An eye and its mirror image, which looks to the other side, are equally likely.
-
-    Args:
-        config ([`EyesConfig`]): What is drawn.
-
-    Returns:
-        `datasets.DatasetDict`: columns `image` (RGB), `pitch` (radians, -0.5 to 0.5) and `yaw` (radians, -0.7 to 0.7).
-
-    Example:
-        >>> draw_eyes(EyesConfig(rows=10))["train"].column_names
-        ['image', 'pitch', 'yaw']
+    The columns are `image` (RGB), `pitch` (radians, -0.5 to 0.5; up is positive) and `yaw` (radians, -0.7 to 0.7; to
+    the left of the image is positive), as in MPIIGaze; see [`~conr_hf.metrics.angular_error`]. They are independent of
+    one another and of all else: skin, iris, lids, light, shift and noise. An eye and its mirror image are equally
+    likely.
     """
     splits = {}
     features = Features({"image": Image(), "pitch": Value("float64"), "yaw": Value("float64")})
@@ -76,9 +56,8 @@ def draw_eyes(config: EyesConfig) -> DatasetDict:
         pixels = []
         for some in np.array_split(np.arange(rows), -(-rows * config.size**2 // 2**15)):
             light = _light(pitch[some], yaw[some], _looks(random, len(some)), config.size)
-            noise = random.uniform(0.01, 0.05, (len(some), 1, 1, 1)).astype(np.float32) * random.standard_normal(
-                light.shape, np.float32
-            )
+            noise = random.uniform(0.01, 0.05, (len(some), 1, 1, 1)).astype(np.float32)
+            noise = noise * random.standard_normal(light.shape, np.float32)
             pixels += list((255 * np.clip(light + noise, 0, 1)).round().astype(np.uint8))
         splits[split] = Dataset.from_dict({"image": pixels, "pitch": pitch, "yaw": yaw}, features=features)
     return DatasetDict(splits)
@@ -170,8 +149,7 @@ def _light(pitch: np.ndarray, yaw: np.ndarray, looks: dict[str, np.ndarray], siz
 
     falls = 1 + looks["slope"] * (np.sign(looks["light_x"]) * x - y) / 1.5
     image *= (looks["brightness"] * falls)[..., None]
-    fine = image.reshape(len(image), size, _FINER, size, _FINER, 3)
-    return fine.mean(axis=(2, 4))
+    return image.reshape(len(image), size, _FINER, size, _FINER, 3).mean(axis=(2, 4))
 
 
 def _step(distance: np.ndarray, width: float) -> np.ndarray:

@@ -65,7 +65,6 @@ def load_benchmark(
         revision (`str`, *optional*): Branch, tag or commit of a data set on the Hub.
         require_splits (`bool`, *optional*, defaults to `True`):
             `False` takes data without splits too, all rows as `"train"`, from which splits can be made.
-
         streaming (`bool`, *optional*, defaults to `False`):
             Read the training split as a stream, of Parquet files or the Hub; see
             [`~conr_hf.data.streaming.load_stream`].
@@ -96,32 +95,38 @@ def load_benchmark(
         if source is not None:
             raise ValueError(f'{name} comes with the package; leave its source "{source}" out.')
         folder = Path(__file__).parent / benchmark.folder
-        return DatasetDict({split: _read(folder / f"{split}.parquet", split, benchmark) for split in ALL_SPLITS})
-    if benchmark.drawn:
+        tables = {split: InMemoryTable(pq.read_table(folder / f"{split}.parquet")) for split in ALL_SPLITS}
+        splits: dict[str, Any] = {split: Dataset(table, split=NamedSplit(split)) for split, table in tables.items()}
+    elif benchmark.drawn:
         if streaming:
             raise ValueError(f"{name} are drawn into memory; leave streaming out.")
-        settings = str(source or "")
         if name == "eyes":
-            drawn = draw_eyes(read_settings(name, settings, EyesConfig))
+            splits = draw_eyes(read_settings(name, str(source or ""), EyesConfig))
         else:
-            drawn = draw_ellipses(read_settings(name, settings, EllipsesConfig))
-        for rows in drawn.values():
-            _describe(rows, benchmark)
-        return drawn
-    if benchmark.maps and streaming:
-        raise ValueError(f"{name} has maps as its labels, which are not streamed; leave streaming out.")
-    if source is None:
-        raise ValueError(f"{name} does not come with the package. {_how_to_obtain(benchmark)}")
-    splits = _rows(benchmark, str(source), split_file, columns or {}, revision, streaming)
-    missing = [split for split in ALL_SPLITS if split not in splits]
-    if missing and require_splits:
-        raise ValueError(
-            f'{name}: the data at "{source}" have no split {" and no ".join(missing)}. Name the split of each row '
-            f"in a column split ({', '.join(ALL_SPLITS)}), or make balanced splits with conr-hf split and load those."
-        )
+            splits = draw_ellipses(read_settings(name, str(source or ""), EllipsesConfig))
+    else:
+        if benchmark.maps and streaming:
+            raise ValueError(f"{name} has maps as its labels, which are not streamed; leave streaming out.")
+        if source is None:
+            raise ValueError(f"{name} does not come with the package. {_how_to_obtain(benchmark)}")
+        splits = _rows(benchmark, str(source), split_file, columns or {}, revision, streaming)
+        missing = [split for split in ALL_SPLITS if split not in splits]
+        if missing and require_splits:
+            raise ValueError(
+                f'{name}: the data at "{source}" have no split {" and no ".join(missing)}. Name the split of each row '
+                f"in a column split ({', '.join(ALL_SPLITS)}), or make balanced splits with conr-hf split and load "
+                "those."
+            )
+    theirs = {ours: f" or {their}" for their, ours in benchmark.columns.items()}
     for rows in splits.values():
-        _check_columns(rows, benchmark, str(source))
-        _describe(rows, benchmark)
+        for column in ("image", *benchmark.label_columns):
+            if column not in rows.column_names:
+                raise ValueError(
+                    f'{name}: the data at "{source}" have no column {column}{theirs.get(column, "")}; their columns '
+                    f'are {", ".join(rows.column_names)}. Name it with columns={{"theirs": "{column}"}}.'
+                )
+        rows.info.dataset_name, rows.info.description = name, benchmark.description
+        rows.info.citation, rows.info.license = benchmark.credit, benchmark.license
     return DatasetDict(splits)
 
 
@@ -150,11 +155,6 @@ def benchmark_of(dataset: object, labels: np.ndarray) -> Benchmark | None:
         own = np.abs(labels) <= math.pi
     same_columns = labels.reshape(len(labels), -1).shape[1] == len(benchmark.label_columns)
     return benchmark if same_columns and own.all() else None
-
-
-def _describe(rows: Dataset, benchmark: Benchmark) -> None:
-    rows.info.dataset_name, rows.info.description = benchmark.name, benchmark.description
-    rows.info.citation, rows.info.license = benchmark.credit, benchmark.license
 
 
 def _how_to_obtain(benchmark: Benchmark) -> str:
@@ -235,16 +235,6 @@ def _renamed(rows: Dataset, benchmark: Benchmark, columns: Mapping[str, str]) ->
     return rows
 
 
-def _check_columns(rows: Dataset, benchmark: Benchmark, source: str) -> None:
-    theirs = {ours: f" or {theirs}" for theirs, ours in benchmark.columns.items()}
-    for column in ("image", *benchmark.label_columns):
-        if column not in rows.column_names:
-            raise ValueError(
-                f'{benchmark.name}: the data at "{source}" have no column {column}{theirs.get(column, "")}; their '
-                f'columns are {", ".join(rows.column_names)}. Name it with columns={{"theirs": "{column}"}}.'
-            )
-
-
 def _named_by_age(folder: Path) -> Dataset:
     """UTKFace as it comes: images whose names begin with the age, perhaps in a folder for each split."""
     files = image_files(folder.rglob("*"))
@@ -262,9 +252,3 @@ def _age(name: str) -> int:
     if age is None:
         raise ValueError(f'the name "{name}" does not begin with an age, as 26_0_1_20170116174525125.jpg does')
     return int(age.group())
-
-
-def _read(path: Path, split: str, benchmark: Benchmark) -> Dataset:
-    rows = Dataset(InMemoryTable(pq.read_table(path)), split=NamedSplit(split))
-    _describe(rows, benchmark)
-    return rows

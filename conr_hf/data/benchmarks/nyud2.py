@@ -30,7 +30,8 @@ def rooms_folder(location: Path) -> Path | None:
 
 def load_nyud2(folder: Path) -> dict[str, Dataset]:
     """
-    NYUD2-DIR from its published layout.
+    NYUD2-DIR from its published layout: `"train"`, `"validation"` (absent if there is a single room) and `"test"`,
+    with columns `image` and `label`, a float32 map in metres. Files are read when their row is.
 
     `nyu2_train.csv` and `nyu2_test.csv` name a photograph and its depth map on each line, without a header;
     `test_balanced_mask.npy`, of shape `(654, 228, 304)`, says which pixels of the test maps count, as many at every
@@ -41,20 +42,16 @@ def load_nyud2(folder: Path) -> dict[str, Dataset]:
 
     No validation split is published. Frames of a film of a room are much alike, so every twentieth room is set apart
     from training, and 654 frames spread evenly over these are the validation split.
-
-    Args:
-        folder (`pathlib.Path`): The folder that holds the three files.
-
-    Returns:
-        `dict`: `"train"`, `"validation"` (absent if there is a single room) and `"test"`, with columns `image` and
-        `label`, a float32 map in metres. Files are read when their row is.
-
-    Raises:
-        `ValueError`: for a file that is missing or no list of these, naming its line.
     """
     train, test = _listed(folder, TRAIN), _listed(folder, TEST)
-    mask = _checked_mask(folder, len(test))
-    rooms = [_room(photograph) for photograph, _ in train]
+    mask = folder / MASK
+    if not mask.is_file():
+        raise ValueError(f'there is no {MASK} in "{folder}", without which the test split is not the balanced one')
+    shape, needed = _mask(str(mask)).shape, (len(test), HEIGHT, WIDTH)
+    if shape != needed:
+        raise ValueError(f"{MASK} has shape {shape}, where {TEST} needs {needed}")
+    # The room that a film shows, of which there may be parts: basement_0001a_out and basement_0001b_out.
+    rooms = [re.sub(r"[a-z]?_out$", "", Path(photograph).parent.name) for photograph, _ in train]
     names = sorted(set(rooms))
     apart = set(names[::EVERY]) if len(names) > 1 else set()
     kept = [pair for pair, room in zip(train, rooms, strict=True) if room not in apart]
@@ -63,7 +60,7 @@ def load_nyud2(folder: Path) -> dict[str, Dataset]:
     splits = {
         "train": _rows(kept, 8, None),
         "validation": _rows([validation[place] for place in places], 8, None),
-        "test": _rows(test, 16, mask),
+        "test": _rows(test, 16, str(mask)),
     }
     return {split: rows for split, rows in splits.items() if len(rows) > 0}
 
@@ -80,9 +77,12 @@ def _listed(folder: Path, name: str) -> list[tuple[str, str]]:
                 raise ValueError(
                     f"{name}, line {line:,}: it has {len(cells)} cells, not a photograph and its depth map"
                 )
-            paths: list[str] = []
+            paths = []
             for cell in cells:
-                path = path_inside(root, _within(root, cell.strip()))
+                # Published paths begin with the name of the folder that the lists lie in.
+                first, _, rest = cell.strip().partition("/")
+                inside = rest if rest and not os.path.exists(os.path.join(root, first)) else cell.strip()
+                path = path_inside(root, inside)
                 if path is None:
                     raise ValueError(f'{name}, line {line:,}: "{cell}" lies outside the folder "{folder}"')
                 if not os.path.isfile(path):
@@ -94,30 +94,9 @@ def _listed(folder: Path, name: str) -> list[tuple[str, str]]:
     return pairs
 
 
-def _within(root: str, cell: str) -> str:
-    """A path without the name of the folder that the lists lie in, with which published ones begin."""
-    first, _, rest = cell.partition("/")
-    return rest if rest and not os.path.exists(os.path.join(root, first)) else cell
-
-
-def _checked_mask(folder: Path, count: int) -> str:
-    path = folder / MASK
-    if not path.is_file():
-        raise ValueError(f'there is no {MASK} in "{folder}", without which the test split is not the balanced one')
-    shape = _mask(str(path)).shape
-    if shape != (count, HEIGHT, WIDTH):
-        raise ValueError(f"{MASK} has shape {shape}, where {TEST} needs {(count, HEIGHT, WIDTH)}")
-    return str(path)
-
-
 def _mask(path: str) -> npt.NDArray[Any]:
     mask: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     return mask
-
-
-def _room(photograph: str) -> str:
-    """The room that a film shows, of which there may be parts: basement_0001a_out and basement_0001b_out."""
-    return re.sub(r"[a-z]?_out$", "", Path(photograph).parent.name)
 
 
 def _rows(pairs: list[tuple[str, str]], bits: int, mask: str | None) -> Dataset:
@@ -129,64 +108,37 @@ def _rows(pairs: list[tuple[str, str]], bits: int, mask: str | None) -> Dataset:
 def _read(batch: Mapping[str, list[Any]], bits: int, mask: str | None) -> dict[str, list[Any]]:
     images, maps = [], []
     for photograph, depth, frame in zip(batch["image"], batch["label"], batch["frame"], strict=True):
-        image = _photograph(photograph)
-        size = (HEIGHT, WIDTH) if mask is not None else (HEIGHT // 2, WIDTH // 2)
-        label = _depth(depth, image.size, bits, size)
+        image, label = _frame(photograph, depth, bits, 1 if mask is not None else 2)
         if mask is not None:
             label[_mask(mask)[frame] == 0] = np.nan
-        images.append(_cropped(image))
+        images.append(image)
         maps.append(label)
     return {"image": images, "label": maps}
 
 
-def _photograph(path: str) -> Image.Image:
+def _frame(photograph: str, depth: str, bits: int, step: int) -> tuple[Image.Image, npt.NDArray[np.float32]]:
+    """The middle of a photograph and of its depth in metres, NaN where it is 0, at every `step`-th pixel a side."""
+    path = photograph
     try:
-        image = to_image(path)
+        image, path = to_image(photograph), depth
+        stored = open_image(depth)
+        metres = to_map(stored, METRES[bits], invalid=0)
     except (OSError, ValueError) as error:
         raise ValueError(f'"{path}" cannot be read: {describe_error(error)}') from error
-    width, height = _scaled(image.size)
+    of_image, of_map = (f"{one.width} x {one.height}" for one in (image, stored))
+    width, height = (side * SHORT_SIDE // min(image.size) for side in image.size)
     if width < WIDTH or height < HEIGHT:
-        raise ValueError(
-            f'"{path}" has {image.width} x {image.height} pixels, too narrow a shape; expected: 640 x 480'
-        )
-    return image
-
-
-def _depth(path: str, size: tuple[int, int], bits: int, to: tuple[int, int]) -> npt.NDArray[np.float32]:
-    """The middle of a depth map in metres, NaN where it is 0, of `to` pixels (height, width)."""
-    try:
-        image = open_image(path)
-        stored = to_map(image, METRES[bits], invalid=0)
-    except (OSError, ValueError) as error:
-        raise ValueError(f'"{path}" cannot be read: {describe_error(error)}') from error
-    found = 8 if image.mode == "L" else 16
+        raise ValueError(f'"{photograph}" has {of_image} pixels, too narrow a shape; expected: 640 x 480')
+    found = 8 if stored.mode == "L" else 16
     if found != bits:
-        raise ValueError(f'"{path}" has {found} bits a pixel, where depths of this split have {bits}')
-    if image.size != size:
-        raise ValueError(
-            f'"{path}" has {image.width} x {image.height} pixels and its photograph {size[0]} x {size[1]}'
-        )
-    width, height = _scaled(size)
-    left, top = _corner(width, height)
-    rows = _nearest(size[1], height)[top : top + HEIGHT][_nearest(HEIGHT, to[0])]
-    columns = _nearest(size[0], width)[left : left + WIDTH][_nearest(WIDTH, to[1])]
-    return stored[np.ix_(rows, columns)]
-
-
-def _cropped(image: Image.Image) -> Image.Image:
-    width, height = _scaled(image.size)
-    left, top = _corner(width, height)
-    return image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + WIDTH, top + HEIGHT))
-
-
-def _scaled(size: tuple[int, int]) -> tuple[int, int]:
-    width, height = size
-    short = min(size)
-    return width * SHORT_SIDE // short, height * SHORT_SIDE // short
-
-
-def _corner(width: int, height: int) -> tuple[int, int]:
-    return round((width - WIDTH) / 2), round((height - HEIGHT) / 2)
+        raise ValueError(f'"{depth}" has {found} bits a pixel, where depths of this split have {bits}')
+    if stored.size != image.size:
+        raise ValueError(f'"{depth}" has {of_map} pixels and its photograph {of_image}')
+    left, top = round((width - WIDTH) / 2), round((height - HEIGHT) / 2)
+    rows = _nearest(image.height, height)[top : top + HEIGHT][_nearest(HEIGHT, HEIGHT // step)]
+    columns = _nearest(image.width, width)[left : left + WIDTH][_nearest(WIDTH, WIDTH // step)]
+    scaled = image.resize((width, height), Image.Resampling.BILINEAR)
+    return scaled.crop((left, top, left + WIDTH, top + HEIGHT)), metres[np.ix_(rows, columns)]
 
 
 def _nearest(size: int, to: int) -> npt.NDArray[np.int64]:

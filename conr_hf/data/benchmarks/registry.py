@@ -10,46 +10,26 @@ AGES = {"path": "image", "age": "label"}  # columns of the published split files
 
 @dataclass(frozen=True)
 class Benchmark:
-    """
-    What a benchmark measures, and where it comes from.
-
-    Args:
-        name (`str`): The name that [`load_benchmark`] takes.
-        target (`str`): What its label is.
-        unit (`str`): Unit of the label and of `bin_width`.
-        bin_width (`float`): Width of the label bins behind density weights and shots.
-        credit (`str`): Credit line, to be shown with the images and results.
-        description (`str`): What it is, in a sentence or two.
-        license (`str`): Terms of use.
-        folder (`str`, *optional*): Folder with its Parquet files, beside this module, if it comes with the package.
-        drawn (`bool`, *optional*, defaults to `False`): Whether its images are drawn, as its source says.
-        obtain (`str`, *optional*): Otherwise: what to download from where, and where to put it, in full sentences.
-        split_file (`str`, *optional*): The file of labels and splits that may lie in a folder of its images.
-        label_columns (`tuple[str, ...]`, *optional*): Columns of the label, as loaded.
-        columns (`Mapping[str, str]`, *optional*): What the source may call a column, and what it is called as loaded.
-        maps (`bool`, *optional*, defaults to `False`): Whether the label is a map, one number for each pixel.
-        shot_thresholds (`tuple[float, float]`, *optional*):
-            Of maps: labels of a bin are few below the first and many above the second number, times the labels that a
-            training map has in the mean. Unset: 20 and 100.
-        people (`str`, *optional*): What of people its images show, if they show people.
-    """
+    """What a benchmark measures, and where it comes from."""
 
     name: str
-    target: str
-    unit: str
-    bin_width: float
-    credit: str
+    target: str  # what its label is
+    unit: str  # of the label and of bin_width
+    bin_width: float  # of the label bins behind density weights and shots
+    credit: str  # to be shown with the images and results
     description: str
     license: str
-    folder: str | None = None
-    drawn: bool = False
-    obtain: str = ""
-    split_file: str | None = None
-    label_columns: tuple[str, ...] = ("label",)
-    columns: Mapping[str, str] = field(default_factory=dict)
-    maps: bool = False
+    folder: str | None = None  # with its Parquet files, beside this module, if it comes with the package
+    drawn: bool = False  # its images are drawn, as its source says
+    obtain: str = ""  # otherwise: what to download from where, and where to put it, in full sentences
+    split_file: str | None = None  # the file of labels and splits that may lie in a folder of its images
+    label_columns: tuple[str, ...] = ("label",)  # as loaded
+    columns: Mapping[str, str] = field(default_factory=dict)  # the source's name of a column -> its name as loaded
+    maps: bool = False  # the label is a map, one number for each pixel
+    # Of maps: labels of a bin are few below the first and many above the second number, times the labels that a
+    # training map has in the mean. Unset: 20 and 100.
     shot_thresholds: tuple[float, float] | None = None
-    people: str = ""
+    people: str = ""  # what of people its images show
 
 
 _EARTH: dict[str, Any] = {
@@ -65,6 +45,11 @@ _GAZE: dict[str, Any] = {
     "unit": "rad",
     "bin_width": math.radians(1),
     "label_columns": ("pitch", "yaw"),
+}
+_DRAWN: dict[str, Any] = {
+    "credit": "Drawn by conr_hf",
+    "license": "Drawn by the package; none is needed.",
+    "drawn": True,
 }
 
 _KNOWN = (
@@ -93,22 +78,18 @@ _KNOWN = (
         target="size",
         unit="%",
         bin_width=1.0,
-        credit="Drawn by conr_hf",
+        **_DRAWN,
         description="Drawn images with labels from 0 to 100, as imbalanced and of as many dimensions as is asked for.",
-        license="Drawn by the package; none is needed.",
-        drawn=True,
         label_columns=("size",),
     ),
     Benchmark(
         name="eyes",
         **_GAZE,
-        credit="Drawn by conr_hf",
+        **_DRAWN,
         description=(
             "Drawn eyes with the direction of their gaze: pitch and yaw. Most look straight ahead in the training "
             "split, as imbalanced as is asked for."
         ),
-        license="Drawn by the package; none is needed.",
-        drawn=True,
     ),
     Benchmark(
         name="agedb-dir",

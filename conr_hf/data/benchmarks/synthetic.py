@@ -9,22 +9,7 @@ S = TypeVar("S")
 
 
 def read_settings(name: str, text: str, kind: type[S]) -> S:
-    """
-    A synthetic benchmark's settings from text.
-
-    Args:
-        name (`str`): What messages call the benchmark.
-        text (`str`): Such as `"imbalance=10, rows=500"`; what is left out has its default.
-        kind (`type`): A dataclass of numbers.
-
-    Raises:
-        `ValueError`: for an unknown setting, or one that is no number or out of range.
-
-    Example:
-        >>> from conr_hf.data.benchmarks.ellipses import EllipsesConfig
-        >>> read_settings("ellipses", "imbalance=10, rows=500", EllipsesConfig)
-        EllipsesConfig(imbalance=10.0, dimensions=1, rows=500, seed=0)
-    """
+    """The settings in a text like `"imbalance=10, rows=500"`, for a dataclass with a default for each."""
     kinds = {setting.name: setting.type for setting in fields(kind)}  # type: ignore[arg-type]
     settings: dict[str, Any] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
@@ -40,10 +25,7 @@ def read_settings(name: str, text: str, kind: type[S]) -> S:
 
 
 def check_settings(name: str, imbalance: float, rows: int, seed: int) -> None:
-    """
-    Raises:
-        `ValueError`: for settings of a synthetic benchmark that are out of range.
-    """
+    """Raises `ValueError` for settings of a synthetic benchmark that are out of range."""
     if not 1 <= imbalance < float("inf"):
         raise ValueError(f"{name}: imbalance is {imbalance:g}; it must be finite and 1 or more.")
     if rows < 1:
@@ -53,13 +35,7 @@ def check_settings(name: str, imbalance: float, rows: int, seed: int) -> None:
 
 
 def long_tailed(even: np.ndarray, imbalance: float) -> np.ndarray:
-    """
-    Numbers spread evenly from 0 to 1, moved so that their density falls exponentially, from 1 to 1 / `imbalance`.
-
-    Example:
-        >>> long_tailed(np.array([0.0, 0.5, 1.0]), 100).round(3)
-        array([0.   , 0.148, 1.   ])
-    """
+    """Numbers spread evenly from 0 to 1, moved so that their density falls exponentially from 1 to 1 / imbalance."""
     if imbalance == 1:
         return even
     # The inverse of the distribution function.
