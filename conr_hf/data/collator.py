@@ -1,6 +1,5 @@
 """From rows to batches: label-preserving augmentation, views of an image, the collator."""
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -73,8 +72,8 @@ class ImageCollator:
         partners = [example[2] for example in examples if len(example) == 3]
         if partners:
             batch["partners"] = self._tensors(indices, partners, of_partners=True)
-            batch["shares"] = torch.tensor([index.share for index in indices if index])
-        if indices[0] is not None:
+            batch["shares"] = torch.tensor([index.share for index in indices if isinstance(index, SampledIndex)])
+        if isinstance(indices[0], SampledIndex):
             batch["position"] = indices[0].position
         return self.with_views(batch) if self.makes_views else batch
 
@@ -99,9 +98,13 @@ class ImageCollator:
         return views
 
     def _tensors(
-        self, indices: Sequence[SampledIndex | None], rows: Sequence[Row], of_partners: bool = False
+        self, indices: Sequence[SampledIndex | int | None], rows: Sequence[Row], of_partners: bool = False
     ) -> dict[str, Tensor]:
-        tensors = {"pixel_values": self._images(rows)}
+        numbers = [
+            (index.partner if of_partners else index.row) if isinstance(index, SampledIndex) else index
+            for index in indices
+        ]
+        tensors = {"pixel_values": self._images(rows, numbers)}
         size = tensors["pixel_values"].shape[-2:]
         # Rows ready for the model, and those of evaluation, stay as they are.
         crops = None if "pixel_values" in rows[0] else self._crops(indices, size, of_partners)
@@ -114,11 +117,11 @@ class ImageCollator:
             else:
                 labels = torch.tensor([[float(cell) for cell in row] for row in cells], dtype=torch.float32)
                 tensors["labels"] = labels[:, 0] if len(self.label_columns) == 1 else labels
-        if indices[0] is not None and "sample_weight" in rows[0]:
+        if isinstance(indices[0], SampledIndex) and "sample_weight" in rows[0]:
             tensors["sample_weight"] = torch.tensor([float(row["sample_weight"]) for row in rows])
         return tensors
 
-    def _images(self, rows: Sequence[Row]) -> Tensor:
+    def _images(self, rows: Sequence[Row], numbers: Sequence[int | None]) -> Tensor:
         if "pixel_values" in rows[0]:
             return torch.stack([torch.as_tensor(row["pixel_values"], dtype=torch.float32) for row in rows])
         if self.processor is None:
@@ -130,16 +133,16 @@ class ImageCollator:
         try:
             return _pixel_values(self.processor, images)
         except (RuntimeError, ValueError):
-            _check_sizes(self.processor, images)
+            _check_sizes(self.processor, images, numbers)
             raise
 
     def _crops(
-        self, indices: Sequence[SampledIndex | None], size: tuple[int, ...], of_partners: bool
+        self, indices: Sequence[SampledIndex | int | None], size: tuple[int, ...], of_partners: bool
     ) -> Tensor | None:
         """The crops of each row's V views, `(B, V, 3)`; none in evaluation."""
         crops = []
         for index in indices:
-            if index is None:
+            if not isinstance(index, SampledIndex):
                 return None
             places = [(self.seed, index.epoch, index.position, view) for view in range(self.num_views)]
             randoms = [np.random.default_rng((*place, 1) if of_partners else place) for place in places]
@@ -165,24 +168,26 @@ def _pixel_values(processor: BaseImageProcessor, images: list[Image.Image]) -> T
     return pixels
 
 
-def _check_sizes(processor: BaseImageProcessor, images: list[Image.Image]) -> None:
-    """Refuses images that the processor cannot process, or makes images of several sizes of."""
+def _check_sizes(processor: BaseImageProcessor, images: list[Image.Image], numbers: Sequence[int | None]) -> None:
+    """Refuses images of the rows with these numbers that the processor cannot process, or makes several sizes of."""
     mend = "Load the model and its processor with load_regressor(..., image_size=...)"
-    processed: dict[tuple[int, ...], Image.Image] = {}  # by its size, the first image of that size
-    for image in images:
+    processed: dict[tuple[int, ...], str] = {}  # by its size, the first image of that size
+    for picture, number in zip(images, numbers, strict=True):
+        place = "" if number is None else f" (row {number:,})"
+        own = format_size(picture.size[::-1])
         try:
-            processed.setdefault(tuple(_pixel_values(processor, [image]).shape[-2:]), image)
+            processed.setdefault(tuple(_pixel_values(processor, [picture]).shape[-2:]), f"{own}{place}")
         except (RuntimeError, ValueError) as error:
             raise ValueError(
-                f"The image processor cannot process an image of {format_size(image.size[::-1])} pixels "
-                f"({describe_error(error)}). {mend}, or leave such rows out."
+                f"The image processor cannot process an image of {own} pixels{place} ({describe_error(error)}). "
+                f"{mend}, or leave such rows out."
             ) from error
     if len(processed) > 1:
-        (size, image), (other_size, other_image) = itertools.islice(processed.items(), 2)
+        (size, image), (other_size, other) = list(processed.items())[:2]
         raise ValueError(
-            f"The image processor makes {format_size(size)} pixels of an image of {format_size(image.size[::-1])} and "
-            f"{format_size(other_size)} of one of {format_size(other_image.size[::-1])}, but the images of a batch "
-            f"must be of one size. {mend}, or scale the images to one size."
+            f"The image processor makes {format_size(size)} pixels of an image of {image} and "
+            f"{format_size(other_size)} of one of {other}, but the images of a batch must be of one size. {mend}, or "
+            "scale the images to one size."
         )
 
 
@@ -203,4 +208,4 @@ class UserCollator:
             return {}
         batch = dict(self.collate(rows))
         index = examples[0][0]
-        return batch if index is None else {**batch, "position": index.position}
+        return {**batch, "position": index.position} if isinstance(index, SampledIndex) else batch

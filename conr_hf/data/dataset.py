@@ -10,9 +10,9 @@ from conr_hf.data.columns import Row
 from conr_hf.data.images import describe_error
 from conr_hf.data.sampler import SampledIndex
 
-# A sampled index, its row and, for C-Mixup, its partner's row. In evaluation there is no index; where a resumed run
-# leaves rows out there is no row.
-SampledExample = tuple[SampledIndex | None, Row] | tuple[SampledIndex, Row, Row] | tuple[SampledIndex, None]
+# A sampled index, its row and, for C-Mixup, its partner's row. In evaluation the row's number takes the index's place;
+# where a resumed run leaves rows out there is no row.
+SampledExample = tuple[SampledIndex | int | None, Row] | tuple[SampledIndex, Row, Row] | tuple[SampledIndex, None]
 
 
 class SampledDataset(Dataset[SampledExample]):
@@ -27,13 +27,15 @@ class SampledDataset(Dataset[SampledExample]):
 
     def __getitem__(self, key: SampledIndex | int) -> SampledExample:
         if not isinstance(key, SampledIndex):
-            return None, self._row(int(key))
+            row = int(self.indices[int(key)])
+            return row, self._row(row)
+        sampled = key._replace(row=int(self.indices[key.row]))  # the row of the user's data set
         if key.partner is None:
-            return key, self._row(key.row)
-        return key, self._row(key.row), self._row(key.partner)
+            return sampled, self._row(sampled.row)
+        partner = int(self.indices[key.partner])
+        return sampled._replace(partner=partner), self._row(sampled.row), self._row(partner)
 
-    def _row(self, place: int) -> Row:
-        row = int(self.indices[place])
+    def _row(self, row: int) -> Row:
         try:
             return self.dataset[row]
         except Exception as error:  # whatever a decoder raises

@@ -205,7 +205,8 @@ class DataModule:
 
     def _training_maps(self) -> MapStatistics:
         maps = self._training_split().maps
-        assert maps is not None
+        if maps is None:
+            raise ValueError("The training labels are no maps, so they have no pixels.")
         return maps
 
     def _load(self, dataset: Dataset[Row], name: str, before_training: bool = False) -> LoadedSplit:

@@ -162,7 +162,7 @@ def test_a_row_mixes_with_the_row_that_the_labels_say():
     """Where rows are left out, partners count the others."""
     rows = SampledDataset([{"label": index} for index in range(6)], "train_dataset", [1, 3, 4])
     draw = SampledIndex(0, 0, 0, 2, 0.5)
-    assert rows[draw] == (draw, {"label": 1}, {"label": 4})
+    assert rows[draw] == (draw._replace(row=1, partner=4), {"label": 1}, {"label": 4})
 
 
 def test_pixels_and_labels_are_the_stated_mixtures(vit_processor):
