@@ -120,6 +120,8 @@ class ConRTrainer(CheckpointMixin, HubMixin, Trainer):
         **kwargs: Any,
     ) -> None:
         args = ConRConfig() if args is None else args
+        if not isinstance(args, ConRConfig):
+            raise ValueError(f"args is a {type(args).__name__}; it must be a ConRConfig, which takes the same fields.")
         check_processes(args)
         evaluation_sets = list(eval_dataset) if isinstance(eval_dataset, dict) else [""] * (eval_dataset is not None)
         args = args.with_evaluation_defaults(evaluation_sets)

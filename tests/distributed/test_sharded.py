@@ -18,7 +18,7 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 from conr_hf import load_regressor
 from conr_hf.models.adopt_head import adopt_head
 from conr_hf.models.factory import dummy_pixels
-from conr_hf.training.sharding import check_full_state_dict, set_wrap_classes
+from conr_hf.training.sharding import check_can_shard, check_full_state_dict, set_wrap_classes
 
 SCRIPT = str(Path(__file__).parent / "sharded_processes.py")
 without_deepspeed = pytest.mark.skipif(
@@ -156,12 +156,12 @@ def test_models_are_loaded_whole_under_zero3():
 def test_what_a_sharded_model_cannot_do_again_is_refused(tmp_path):
     """A second train() would fail far from its cause, or start a head that is thrown away."""
     made = build(*models["vit"](), tmp_path, images(8), conr_weight=0.0, reweight="inverse", retrain_head=True)
-    made.sharded_model, made.is_fsdp_enabled = made.model, True
+    made.objective_callback.trained_model, made.is_fsdp_enabled = made.model, True
     with pytest.raises(ValueError, match="with which retrain_head cannot start again"):
-        made.start_learning()
+        made._hp_search_setup(None)
     made.is_fsdp_enabled, made.is_deepspeed_enabled = False, True
     with pytest.raises(ValueError, match="with which DeepSpeed cannot start again"):
-        made.start_learning()
+        check_can_shard(made, is_again=True, retrain_head=False)
 
 
 def test_settings_that_would_save_parts_are_refused():

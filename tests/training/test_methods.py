@@ -271,10 +271,10 @@ def test_conr_brings_resampling_and_rank_n_contrast(tmp_path):
     assert trainer.loaders.row_weights() is not None
     assert all(entry["rnc_loss"] > 0 for entry in trainer.state.log_history if "conr_loss" in entry)
     plain = train(tmp_path / "plain", data, resample=None, rnc_weight=None, conr_weight=0.0)
-    assert plain.row_weights() is None
+    assert plain.loaders.row_weights() is None
     assert not any("rnc_loss" in entry for entry in plain.state.log_history)
     weighed = data.add_column("sample_weight", [1.0] * ROWS)
-    assert train(tmp_path / "weighed", weighed, resample=None).row_weights() is None
+    assert train(tmp_path / "weighed", weighed, resample=None).loaders.row_weights() is None
     stream = data.to_iterable_dataset()
     assert train(tmp_path / "stream", stream, resample=None, rnc_weight=None).resolved.resample == "none"
 

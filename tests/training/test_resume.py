@@ -9,8 +9,8 @@ import torch
 from resumed import BATCH, EPOCHS, ROWS, assert_same_run, trainer
 from small import calls_of, images
 
-from conr_hf.data import collator as views
-from conr_hf.training import dataloaders as feeding
+from conr_hf.data import collator
+from conr_hf.training import dataloaders
 from conr_hf.training.checkpoints import last_complete_checkpoint
 
 CASES = {
@@ -200,7 +200,7 @@ def test_loader_workers_change_no_weight(tmp_path):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_resumed_run_does_not_decode_what_it_leaves_out(tmp_path, monkeypatch, workers):
     """Half an epoch would be read again before the first step."""
-    decoded = calls_of(monkeypatch, views, "to_image")
+    decoded = calls_of(monkeypatch, collator, "to_image")
     changed = {"dataloader_num_workers": workers, "eval_strategy": "no", "num_train_epochs": 1}
     trainer(tmp_path, stop=4, **changed).train()
     before = decoded.value
@@ -213,7 +213,7 @@ def test_a_resumed_run_does_not_decode_what_it_leaves_out(tmp_path, monkeypatch,
 
 def test_workers_of_training_last_from_epoch_to_epoch_and_end_with_it(tmp_path, monkeypatch):
     """Starting them takes seconds where they are not forked; left behind, they would hold memory."""
-    begun = calls_of(monkeypatch, feeding, "outlive_signals")
+    begun = calls_of(monkeypatch, dataloaders, "start_worker")
     run = trainer(tmp_path, dataloader_num_workers=1, eval_strategy="no", save_strategy="no")
     run.train()
     assert run.state.epoch == EPOCHS
