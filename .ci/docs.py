@@ -14,13 +14,14 @@ import conr_hf
 
 def load_all() -> None:
     """Puts all that has a page where pdoc looks for it: public names, which are loaded on first use, and modules."""
-    for name in conr_hf.__all__:
-        setattr(conr_hf, name, getattr(conr_hf, name))
+    for lazy in (conr_hf, import_module("conr_hf.data"), import_module("conr_hf.models")):
+        for name in lazy.__all__:
+            setattr(lazy, name, getattr(lazy, name))
     for found in pkgutil.walk_packages(conr_hf.__path__, "conr_hf."):
         package, _, name = found.name.rpartition(".")
         import_module(found.name)
         public = vars(import_module(package)).get("__all__")
-        if public is not None:
+        if public is not None and name not in public:
             public.append(name)
 
 
