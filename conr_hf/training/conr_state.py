@@ -55,8 +55,10 @@ def load_state(name: str) -> tuple[ResolvedConfig, Bins] | None:
     return ResolvedConfig(**{**fields, **lists}), Bins.from_dict(saved)
 
 
-def load_training_state(folder: str | Path) -> dict[str, Tensor]:
-    """What [`save_state`] was given as `training` in a checkpoint's folder; nothing where there is no such file."""
-    path = Path(folder, STATE)
+def load_training_state(checkpoint: str | Path | None) -> dict[str, Tensor] | None:
+    """What [`save_state`] was given as `training`; nothing of a checkpoint without such a file, `None` without one."""
+    if checkpoint is None:
+        return None
+    path = Path(checkpoint, STATE)
     saved = load_file(path) if path.is_file() else {}
     return {name.removeprefix(_TRAINING): value for name, value in saved.items() if name.startswith(_TRAINING)}

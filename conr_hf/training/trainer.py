@@ -28,7 +28,9 @@ from conr_hf.training.compute_metrics import ComputeMetrics, squeeze_predictions
 from conr_hf.training.config.config import ConRConfig
 from conr_hf.training.config.resolved_config import ResolvedConfig
 from conr_hf.training.config.validation import check_dense_settings, check_processes, check_settings, validate_run
+from conr_hf.training.conr_state import load_training_state
 from conr_hf.training.data_module import Collator, DataModule, DataSets
+from conr_hf.training.dataloader_workers import quiet_worker_deaths
 from conr_hf.training.dataloaders import DataLoaders
 from conr_hf.training.errors import reading_errors, training_errors
 from conr_hf.training.hub_mixin import HubMixin
@@ -227,9 +229,9 @@ class ConRTrainer(CheckpointMixin, HubMixin, Trainer):
             `KeyboardInterrupt`, or on SIGTERM `SystemExit` with code 143, when that checkpoint is saved.
         """
         resumed_from = checkpoint_to_resume(resume_from_checkpoint, str(self.args.output_dir))
-        self.objective_callback.checkpoint = self.ema.checkpoint = resumed_from
         with ExitStack() as self._after_training, training_errors(self.args, resumed_from):
             self._after_training.callback(self._end_training)
+            self.objective_callback.saved = self.ema.saved = load_training_state(resumed_from)
             output = super().train(resumed_from, trial, ignore_keys_for_eval)
             self.interrupt.stop_if_asked()
             return output
@@ -360,7 +362,7 @@ class ConRTrainer(CheckpointMixin, HubMixin, Trainer):
     ) -> tuple[list[Any], int]:
         """The micro-batches of a step, and its number of samples over all processes."""
         batches = list(itertools.islice(epoch_iterator, num_batches))
-        self.interrupt.signals.quiet_child_signals()
+        quiet_worker_deaths()
         return batches, sum(sum(self.loaders.sample_counts(batch)) for batch in batches)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:

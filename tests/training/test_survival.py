@@ -19,7 +19,7 @@ import torch
 from bad_loss import Rows
 from resumed import assert_same_run, trainer
 from small import build, models
-from torch.utils.data import get_worker_info
+from torch.utils.data import DataLoader, get_worker_info
 from transformers import TrainerCallback
 
 from conr_hf import ConRTrainer
@@ -169,6 +169,17 @@ def test_a_worker_that_dies_in_evaluation_is_told_too(tmp_path, predicts):
     run = build(*models["vit"](), tmp_path, Rows(24), Deadly(24), eval_strategy="no", dataloader_num_workers=1)
     with pytest.raises(ChildProcessError, match=r"a data-loader worker\) died"):
         run.predict(Deadly(24)) if predicts else run.evaluate()
+
+
+def test_a_worker_that_dies_later_interrupts_nothing_of_the_users(tmp_path):
+    """Torch's handler outlasts the trainer, and would raise wherever the process happens to be."""
+    run = build(*models["vit"](), tmp_path, Rows(24), Rows(8), eval_strategy="no", dataloader_num_workers=1)
+    run.evaluate()
+    batches = iter(DataLoader(Rows(24), num_workers=1))
+    next(batches)
+    KillWorkers().on_step_begin(None, None, None)
+    with pytest.raises(RuntimeError, match="DataLoader worker"):  # where it is waited for
+        list(batches)
 
 
 class KillLate(KillWorkers):

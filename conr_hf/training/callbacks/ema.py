@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState
 
 from conr_hf.training.callbacks.nan_guard import NanGuardCallback
-from conr_hf.training.conr_state import load_training_state
 
 _RAW = "raw."
 
@@ -23,7 +22,7 @@ class EMACallback(TrainerCallback):
 
     def __init__(self, nan_guard: NanGuardCallback) -> None:
         self.nan_guard = nan_guard
-        self.checkpoint: str | None = None  # that training resumes from
+        self.saved: dict[str, Tensor] | None = None  # the state of the checkpoint that training resumes from
         self._model: nn.Module
         self._average: ModelEmaV3 | None = None
         self._depth = 0
@@ -33,7 +32,7 @@ class EMACallback(TrainerCallback):
         if args.ema_decay is not None:
             # Of a resumed run the model has loaded the averaged weights.
             self._average = ModelEmaV3(model, args.ema_decay, use_warmup=True)
-        saved = {} if self.checkpoint is None else load_training_state(self.checkpoint)
+        saved, self.saved = self.saved or {}, None
         if any(name.startswith(_RAW) for name in saved):
             with torch.no_grad():
                 for name, tensor in _named_tensors(model):

@@ -5,7 +5,6 @@ import signal
 import sys
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from transformers import Trainer, TrainerCallback, TrainerState
 
 from conr_hf.training.checkpoints import last_complete_checkpoint
+from conr_hf.training.dataloader_workers import quiet_worker_deaths
 from conr_hf.utils.distributed import gather_objects
 
 _SAME = 1.0  # seconds within which a signal is the first one again, as a launcher and its terminal both send it
@@ -44,6 +44,9 @@ class InterruptCallback(TrainerCallback):
     def on_epoch_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if self._agreed and (not state.epoch % 1 or control.should_training_stop):
             self._stopping = control.should_save = True
+
+    def on_prediction_step(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        quiet_worker_deaths()  # also where no training has done so
 
     def on_evaluate(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if self.trainer.is_in_train:  # a signal that came meanwhile need not wait for another step
@@ -95,25 +98,6 @@ class SignalHandler:
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) not in (None, signal.SIG_IGN):
                 self._previous[number] = signal.signal(number, self._note)
-
-    def quiet_child_signals(self) -> None:
-        """
-        Keeps torch from raising in a signal handler that a data-loader worker died, wherever the process happens to
-        be: in the middle of logging that leaves a lock behind, for which others wait for ever. Whoever waits for a
-        batch of that worker learns of it within seconds anyway. Torch sets its handler with the first workers, so this
-        is called when they have given a batch.
-        """
-        if not self._previous or sys.platform == "win32" or signal.SIGCHLD in self._previous:
-            return
-        handler = signal.getsignal(signal.SIGCHLD)
-        if not callable(handler):
-            return
-
-        def quiet(number: int, frame: FrameType | None) -> None:
-            with suppress(RuntimeError):  # of torch
-                handler(number, frame)
-
-        self._previous[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, quiet)
 
     def end(self) -> None:
         """Puts the handlers back."""

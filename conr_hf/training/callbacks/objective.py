@@ -3,12 +3,11 @@
 from typing import Any
 
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import IntervalStrategy
 
 from conr_hf.training.callbacks.nan_guard import NanGuardCallback
-from conr_hf.training.conr_state import load_training_state
 from conr_hf.training.dataloaders import DataLoaders
 from conr_hf.training.objective.objective import Objective
 from conr_hf.training.sharding import broadcast_buffers
@@ -20,13 +19,14 @@ class ObjectiveCallback(TrainerCallback):
     def __init__(self, loaders: DataLoaders, nan_guard: NanGuardCallback, accelerator: Accelerator, is_sharded: bool):
         self.loaders, self.nan_guard, self.accelerator, self.is_sharded = loaders, nan_guard, accelerator, is_sharded
         self.objective: Objective  # of the run that is about to begin
-        self.checkpoint: str | None = None  # that it resumes from
+        self.saved: dict[str, Tensor] | None = None  # the state of the checkpoint that it resumes from
         self.trained_model: nn.Module | None = None  # of the last training; if it is sharded, since its beginning
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, model: Any = None, **kwargs: Any) -> None:
         self.trained_model = model
-        if self.checkpoint is not None:
-            self.objective.load(load_training_state(self.checkpoint))
+        if self.saved is not None:
+            self.objective.load(self.saved)
+            self.saved = None
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.objective.begin_epoch(self.loaders.order.epoch)
