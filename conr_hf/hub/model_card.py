@@ -22,7 +22,7 @@ from conr_hf.hub.upload_files import check_holds
 from conr_hf.metrics import THRESHOLDS
 from conr_hf.models.safe_loading import map_loader
 from conr_hf.utils.markdown import one_line
-from conr_hf.utils.run_folder import CARD, INTERVALS, MAPS, PICTURE, RESULTS, read_json
+from conr_hf.utils.run_folder import CARD, INTERVALS, PICTURE, RESULTS, read_json
 
 MOST_RANGES = 8  # of rare labels, for each target
 
@@ -84,7 +84,7 @@ def card(run: TrainingSummary, options: ModelCardOptions, template: str) -> str:
         data=_data(results, options),
         splits=[{"name": key, "rows": _rows(results[key], baselines[key])} for key in baselines if key in results],
         picture=PICTURE if (run.folder / PICTURE).is_file() else None,
-        maps=_maps(run),
+        maps=_maps(run.config),
         thresholds=bins.get("thresholds", THRESHOLDS),
         methods=methods,
         training=_training(results, run.state),
@@ -128,12 +128,12 @@ def _data(results: Mapping[str, Any], options: ModelCardOptions) -> dict[str, An
     }
 
 
-def _maps(run: TrainingSummary) -> dict[str, Any] | None:
-    loader = map_loader(run.config)
+def _maps(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    loader = map_loader(config)
     if loader is None:
         return None
     output = "predicted_depth" if loader is AutoModelForDepthEstimation else "logits"
-    return {"loader": loader.__name__, "output": output, "picture": MAPS if (run.folder / MAPS).is_file() else None}
+    return {"loader": loader.__name__, "output": output}
 
 
 def _rows(errors: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -84,7 +84,7 @@ def _errors(args: ConRConfig, state: TrainerState, data: DataModule) -> dict[str
         }
         labels = None if rows is None else data.load_split(rows, split)[1]
         if labels is not None:
-            median = np.tile(data.resolved.label_median, (len(labels), 1)).reshape(labels.shape)
+            median = np.broadcast_to(data.resolved.label_median, labels.shape)
             baseline = label_errors(median, labels, data.bins, args.label_columns)
         errors["baseline_median"][split] = {} if labels is None else baseline
     return errors
