@@ -65,16 +65,15 @@ def by_loops(make, seed):
 
 
 @pytest.mark.parametrize("make", [reference.random_batch, reference.random_gazes])
-@pytest.mark.parametrize("first_seed", range(0, 300, 20))
+@pytest.mark.parametrize("first_seed", range(0, 100, 20))
 def test_agrees_with_loops_over_pairs(first_seed, make, tiles):
     for seed in range(first_seed, first_seed + 20):
         assert_same(make(seed), by_loops(make, seed))
 
 
 @pytest.mark.parametrize("make", [reference.random_batch, reference.random_gazes])
-@pytest.mark.parametrize("first_seed", range(0, 300, 100))
-def test_float32_agrees_with_loops_over_pairs_in_float64(first_seed, make):
-    for seed in range(first_seed, first_seed + 100):
+def test_float32_agrees_with_loops_over_pairs_in_float64(make):
+    for seed in range(100):
         wide = make(seed)
         batch = {name: value.float() if torch.is_tensor(value) else value for name, value in wide.items()}
         expected, expected_gradient = by_loops(make, seed)

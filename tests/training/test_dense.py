@@ -49,9 +49,9 @@ def valid_pixels(data):
 @pytest.mark.parametrize(("formulation", "push"), [("exact", "exponential"), ("reference", "linear")])
 def test_conr_over_all_pixels_is_the_double_loop(tmp_path, formulation, push):
     """With more pixels to draw than there are, all that have a label are compared: value and gradient."""
-    data = maps(2, map_size=8)
+    data = maps(1, map_size=8)
     settings = {"conr_formulation": formulation, "conr_push": push, "conr_pixels": 10**6, "num_views": 2}
-    trainer = trainer_of(tmp_path, data, per_device_train_batch_size=2, **settings)
+    trainer = trainer_of(tmp_path, data, per_device_train_batch_size=1, **settings)
     batch, objective = ready(trainer), trainer.training_objective
     labels, pixels = batch["labels"].flatten(0, 1), batch["pixel_values"].flatten(0, 1)
     predictions = prediction(trainer.model(pixel_values=pixels))
@@ -78,7 +78,7 @@ def test_conr_over_all_pixels_is_the_double_loop(tmp_path, formulation, push):
         formulation=formulation,
     )
     (slow_gradient,) = torch.autograd.grad(expected, slow)
-    assert valid.sum() > 100
+    assert valid.sum() > 50
     assert expected > 0
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert torch.allclose(gradient.double(), slow_gradient, atol=1e-5 * slow_gradient.abs().max())
