@@ -53,7 +53,8 @@ def write_results(
     check_writable(args.output_dir)
     if unit is not None:
         data.unit = unit
-    validation = data.eval_dataset if isinstance(data.eval_dataset, dict) else {"validation": data.eval_dataset}
+    evaluation = trainer.eval_dataset
+    validation = evaluation if isinstance(evaluation, dict) else {"validation": evaluation}
     test = test_dataset if isinstance(test_dataset, dict) else {"test": test_dataset}
     splits: dict[str, Dataset[Row]] = {name: rows for name, rows in {**validation, **test}.items() if rows is not None}
     model: Any = trainer.accelerator.unwrap_model(trainer.model)

@@ -46,8 +46,9 @@ def clear_run(folder: str | Path) -> None:
     if Path(root, "report", _REPORT).is_file():
         shutil.rmtree(root / "report")
     card = root / CARD
-    if card.is_file() and "conr-hf" in card.read_text(encoding="utf-8", errors="replace").partition("\n#")[0]:
-        card.unlink()  # a card's metadata has the tag; another README stays
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    if text.startswith("---\n") and "\n- conr-hf\n" in text.split("\n---\n")[0]:  # a tag of every card
+        card.unlink()  # another README stays
 
 
 def written_since(folder: Path, before: dict[str, int]) -> list[str]:

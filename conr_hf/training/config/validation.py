@@ -47,8 +47,8 @@ def validate_run(
     metrics.check()
     if args.dataloader_drop_last and (rows := data.training_rows()) < global_batch:
         raise ValueError(
-            f"dataloader_drop_last is true, and a batch of {global_batch:,} takes more than the {rows:,} training rows: "
-            "no batch is left to train on. Set it to false, or per_device_train_batch_size to less."
+            f"dataloader_drop_last is true, and a batch takes {global_batch:,} of {rows:,} training rows, so that no "
+            "batch is left to train on. Set it to false, or per_device_train_batch_size to less."
         )
     has_lone_sample = data.training_rows() % global_batch == 1 and not args.dataloader_drop_last
     if args.base_loss == "bmc" and (global_batch == 1 or has_lone_sample):
