@@ -60,9 +60,12 @@ def evaluate(
             Path(folder, other).unlink(missing_ok=True)
         if "validation" in splits and len(predictions["validation"][0]) >= SMALLEST:
             bounds = trainer.resolved.label_min, trainer.resolved.label_max
-            intervals = make_intervals(bins, predictions, targets, unit, bounds=bounds)
+            ordered = {"validation": predictions["validation"], **predictions}
+            intervals = make_intervals(bins, ordered, targets, unit, bounds=bounds)
             write_intervals(folder, intervals)
             print("\n" + coverage_table(intervals))
+        elif "validation" in splits:
+            print(f"\nNo prediction intervals: they need {SMALLEST} validation images or more.")
         if splits:
             split = list(splits)[-1]
             title = f"{', '.join(targets)}: error on the {split} split"

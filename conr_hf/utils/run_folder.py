@@ -47,7 +47,7 @@ def clear_run(folder: str | Path) -> None:
         shutil.rmtree(root / "report")
     card = root / CARD
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
-    if text.startswith("---\n") and "\n- conr-hf\n" in text.split("\n---\n")[0]:  # a tag of every card
+    if text.startswith("---\n") and "- conr-hf\n" in text.split("---\n")[1]:  # a tag of every card
         card.unlink()  # another README stays
 
 
