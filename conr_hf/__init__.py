@@ -18,6 +18,7 @@ _HOME = {
     "load_benchmark": "data.benchmarks.loading",
     "load_regressor": "models.factory",
     "shot_metrics": "metrics",
+    "write_results": "inference.run_results",
 }
 
 __all__ = [
@@ -30,11 +31,13 @@ __all__ = [
     "load_benchmark",
     "load_regressor",
     "shot_metrics",
+    "write_results",
 ]
 
 if TYPE_CHECKING:
     from conr_hf.data.benchmarks.loading import load_benchmark
     from conr_hf.data.splits import dir_split
+    from conr_hf.inference.run_results import write_results
     from conr_hf.losses import ConRLoss, conr_loss
     from conr_hf.metrics import shot_metrics
     from conr_hf.models.adopt_head import adopt_head

@@ -33,7 +33,7 @@ class ImageRegressionPipeline(ImageClassificationPipeline):
 
     Returns:
         `dict[str, float]` for an image: a prediction for each target, `{"age": 31.4}`; with `interval` also `age_low`
-        and `age_high`. A list of them for many images.
+        and `age_high`, all three cut off at the run's `label_min` and `label_max`. A list of them for many images.
 
     Raises:
         `ValueError`: for an image that cannot be read, a model that predicts maps or another number of outputs than it
@@ -67,8 +67,8 @@ class ImageRegressionPipeline(ImageClassificationPipeline):
             self._intervals = load_intervals(self.model.config._name_or_path)
             if self._intervals is None:
                 raise ValueError(
-                    f'"{self.model.config._name_or_path}" has no intervals.json, which conr-hf train writes beside a '
-                    f"model where there is a validation split. Leave out interval=True."
+                    f'"{self.model.config._name_or_path}" has no intervals.json, which conr-hf train and write_results '
+                    "write where there are 20 validation images or more. Leave out interval=True."
                 )
         given = {"flip": flip, "interval": interval, "timeout": timeout}
         return (
@@ -102,9 +102,9 @@ class ImageRegressionPipeline(ImageClassificationPipeline):
         names = target_names(self.model)
         result = dict(zip(names, predictions[0].tolist(), strict=True))
         if interval and self._intervals is not None:
-            widths = self._intervals.half_widths(predictions)[0].tolist()
-            for name, width in zip(names, widths, strict=True):
-                result |= {f"{name}_low": result[name] - width, f"{name}_high": result[name] + width}
+            middle, low, high = (values[0].tolist() for values in self._intervals.ends(predictions))
+            for name, *values in zip(names, middle, low, high, strict=True):
+                result |= dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
         return result
 
 

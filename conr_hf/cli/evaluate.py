@@ -15,6 +15,7 @@ from conr_hf.training.conr_state import load_state
 from conr_hf.training.trainer import ConRTrainer
 from conr_hf.utils.environment import command_line, hardware, versions
 from conr_hf.utils.files import check_writable, writing
+from conr_hf.utils.run_folder import file_times, written_since
 
 
 def evaluate_saved(options: Namespace) -> None:
@@ -53,4 +54,7 @@ def evaluate_saved(options: Namespace) -> None:
         facts |= {"versions": versions(), "hardware": hardware(), "unit": unit}
         folder = Path(options.output) if options.output else None
         with writing(folder or Path(scratch)):
+            before = file_times(folder) if folder else {}
             evaluate(trainer, {split: sets[split]}, targets, unit, facts, folder)
+            if folder and trainer.is_world_process_zero():
+                print(f"\nWritten to {folder}: {', '.join(written_since(folder, before))}")

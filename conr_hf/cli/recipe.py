@@ -34,6 +34,11 @@ class Recipe:
             Where the benchmark is, unless it comes with the package: a folder, a table or a Hub id.
         data (`str`, *optional*):
             Your own data: a folder of images with metadata, a CSV, JSONL or Parquet file, or a Hub id.
+        validation_share (`float`, *optional*):
+            Where the data has no split "validation": take this share of each label bin of the training rows for it, at
+            most 30 rows, by the rule of `conr-hf split`; 0.15 for example, at most 0.5.
+        group_column (`str`, *optional*):
+            Column of what `validation_share` must not divide: a person, a photograph.
         streaming (`bool`, *optional*, defaults to `False`):
             Read the training split of Parquet files, or of the Hub, as a stream.
         shuffle_buffer (`int`, *optional*, defaults to 1000): Rows of a stream that the next one is drawn from.
@@ -57,6 +62,8 @@ class Recipe:
     benchmark: str | None = None
     benchmark_source: str | None = None
     data: str | None = None
+    validation_share: float | None = None
+    group_column: str | None = None
     streaming: bool = False
     shuffle_buffer: int = 1000
     label_histogram: str | None = None
@@ -93,6 +100,9 @@ def read_recipe(arguments: Sequence[str]) -> tuple[Recipe, "ConRConfig", dict[st
         classes, add_help=False, allow_abbrev=False, exit_on_error=False, conflict_handler="resolve"
     )
     parser.add_argument("--report_to", "--report-to", nargs="+", default="none")  # transformers' own takes one name
+    # It was on by default once; transformers' parser makes the negative of such options alone.
+    negative = {"dest": "horizontal_flip", "action": "store_false", "default": False}
+    parser.add_argument("--no_horizontal_flip", "--no-horizontal-flip", **negative)
     name = PureWindowsPath(path).stem if path is not None else "run"  # of either kind of path
     try:
         recipe, args, unknown = parser.parse_args_into_dataclasses(
@@ -111,12 +121,22 @@ def read_recipe(arguments: Sequence[str]) -> tuple[Recipe, "ConRConfig", dict[st
         raise ValueError("Name what to train on: either a benchmark or data, and not both.")
     if recipe.feature_index and recipe.streaming:
         raise ValueError("feature_index is true, but streaming reads no training row twice. Leave one of them out.")
+    if recipe.validation_share is not None and not 0 < recipe.validation_share <= 0.5:
+        raise ValueError(
+            f"validation_share is {recipe.validation_share}; it must be above 0 and at most 0.5, as 0.15."
+        )
+    if recipe.validation_share is not None and recipe.streaming:
+        raise ValueError(
+            "validation_share is set, but of a stream no row can be had at will. Leave it out, and divide the data "
+            "with conr-hf split."
+        )
     if recipe.shuffle_buffer < 1:
         raise ValueError(f"shuffle_buffer is {recipe.shuffle_buffer}; it must be 1 or more.")
     warn_without_effect(
         recipe,
         {
             "benchmark_source": (recipe.benchmark is not None, "benchmark"),
+            "group_column": (recipe.validation_share is not None, "validation_share"),
             "label_histogram": (recipe.streaming, "streaming"),
             "shuffle_buffer": (recipe.streaming, "streaming"),
         },
@@ -124,7 +144,8 @@ def read_recipe(arguments: Sequence[str]) -> tuple[Recipe, "ConRConfig", dict[st
     values = {**args.to_dict(), **asdict(recipe)}
     ours = [option.name for option in fields(Recipe)] + ConRConfig.own_fields()
     recorded = dict.fromkeys([*ours, *_names([*options, *rest]), "seed", "output_dir"])
-    recorded.pop("resume_from_checkpoint", None)  # a resumed run equals one that was never interrupted
+    for name in ("resume_from_checkpoint", "overwrite_output_dir"):  # a resumed run equals an uninterrupted one
+        recorded.pop(name, None)
     names = [name for name in recorded if values[name] is not None and not name.endswith("_token")]
     return recipe, args, {name: values[name] for name in names}
 

@@ -3,12 +3,16 @@
 from typing import Any
 
 import numpy as np
-from datasets import IterableDataset
+from datasets import IterableDataset, concatenate_datasets
 
 from conr_hf.cli.recipe import Recipe
 from conr_hf.data.benchmarks.loading import load_benchmark
 from conr_hf.data.benchmarks.registry import BENCHMARKS
+from conr_hf.data.columns import read_labels
+from conr_hf.data.inspection import suggest_bin_width
 from conr_hf.data.local import load_local
+from conr_hf.data.map_statistics import has_maps
+from conr_hf.data.splits import dir_split
 from conr_hf.data.streaming import label_stream, load_stream, read_histogram
 from conr_hf.data.validation import streamed_labels
 from conr_hf.imbalance import Bins
@@ -23,10 +27,35 @@ def load_data(recipe: Recipe, args: ConRConfig) -> tuple[dict[str, Any], list[st
         own = args.label_columns == list(benchmark.label_columns)  # or the user trains on another column of it
         single = own and len(args.label_columns) == 1
         targets = recipe.target or ([benchmark.target] if single else list(args.label_columns))
-        return data, targets, recipe.unit or (benchmark.unit if own else "")
-    assert recipe.data is not None
+        return with_validation(data, recipe, args), targets, recipe.unit or (benchmark.unit if own else "")
+    if recipe.data is None:  # of a run of ConRTrainer, which cannot know where its rows are from
+        raise ValueError('The recipe names neither data nor a benchmark. Add "data: ..." to it.')
     data = (load_stream if recipe.streaming else load_local)(recipe.data, args.image_column)
-    return data, recipe.target or list(args.label_columns), recipe.unit or ""
+    return with_validation(data, recipe, args), recipe.target or list(args.label_columns), recipe.unit or ""
+
+
+def with_validation(data: dict[str, Any], recipe: Recipe, args: ConRConfig) -> dict[str, Any]:
+    """The splits of a recipe's data, with a validation split out of the training rows where it asks for one."""
+    if recipe.validation_share is None or "train" not in data:
+        return data
+    if "validation" in data:
+        raise ValueError(
+            f'validation_share is {recipe.validation_share}, but the data has a split "validation". Leave it out.'
+        )
+    rows = data["train"]
+    if has_maps(rows, args.label_columns, "the training split"):
+        raise ValueError("validation_share is set, but labels that are maps have no bin. Name a split of your own.")
+    labels, wrong = read_labels(rows, args.label_columns, "the training split")
+    if args.skip_bad_rows:  # else the bad rows end the run, by name
+        usable = np.setdiff1d(np.arange(len(rows)), np.fromiter(wrong, int))
+        rows, labels = rows.select(usable), labels[usable]
+    widths = args.bin_width or [suggest_bin_width(column) for column in labels.reshape(len(labels), -1).T]
+    share, group = recipe.validation_share, recipe.group_column
+    parts = dir_split(
+        rows, args.label_columns, group=group, share=share, bin_width=widths
+    )  # with one seed for all runs
+    train = concatenate_datasets([parts["train"], parts["test"]])
+    return {**data, "train": train, "validation": parts["validation"]}
 
 
 def shuffled(stream: IterableDataset, recipe: Recipe, args: ConRConfig) -> IterableDataset:

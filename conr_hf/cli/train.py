@@ -11,7 +11,6 @@ from huggingface_hub import CommitInfo
 from transformers import set_seed
 from transformers.utils import logging
 
-from conr_hf.cli.progress import describe_method, use_brief_logging
 from conr_hf.cli.recipe import Recipe, flags_of, read_recipe
 from conr_hf.cli.recipe_data import labels_of_stream, load_data, shuffled
 from conr_hf.cli.trackers import log_pictures, name_run
@@ -20,14 +19,15 @@ from conr_hf.data.columns import column_names, label_values
 from conr_hf.data.map_statistics import has_maps
 from conr_hf.hub.provenance import hub_ids
 from conr_hf.imbalance import Bins
-from conr_hf.inference.evaluate import evaluate
 from conr_hf.inference.feature_index import write_index
+from conr_hf.inference.run_results import write_run
 from conr_hf.models.factory import load_regressor
 from conr_hf.training.checkpoints import last_complete_checkpoint
 from conr_hf.training.config.config import ConRConfig
 from conr_hf.training.trainer import ConRTrainer
 from conr_hf.utils.environment import hardware, peak_memory, versions
 from conr_hf.utils.files import check_writable, writing
+from conr_hf.utils.run_folder import FEATURE_INDEX, files_of_run
 
 
 def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: str) -> None:
@@ -38,10 +38,12 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
 
     Anything that cannot be trained with, or pushed, raises before training.
     """
+    resume = args.resume_from_checkpoint if args.resume_from_checkpoint not in ("false", "False") else None
+    if resume is None and not args.overwrite_output_dir:
+        check_holds_no_run(str(args.output_dir))
     check_writable(args.output_dir)
     source = recipe.data or recipe.benchmark_source
     ids = hub_ids(model=recipe.model, pretrained=recipe.pretrained, weights=recipe.weights, data=source)
-    resume = args.resume_from_checkpoint if args.resume_from_checkpoint not in ("false", "False") else None
     if recipe.stage_one is not None:
         recipe = after_stage_one(recipe, args, options, command)
         if resume in ("true", "True") and not last_complete_checkpoint(str(args.output_dir)):
@@ -78,10 +80,8 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
         processing_class=processor,
         train_labels=train_labels,
     )
-    use_brief_logging(trainer)
+    trainer.data.unit = unit
     trainer.data.check()
-    if trainer.is_world_process_zero():
-        print(describe_method(trainer.resolved))
     for split, rows in held_out.items():  # bad rows of the test split end a run before training, not after it
         trainer.data.load_split(rows, f"{split} data", before_training=True)
     outcome = trainer.train(resume_from_checkpoint=resume)
@@ -104,6 +104,7 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
     advice = "resume with --resume_from_checkpoint true: the checkpoints are complete" if saved else "train again"
     with writing(Path(str(args.output_dir)), advice):
         write_run(trainer, held_out, targets, results)
+        log_pictures(trainer, sorted(Path(str(args.output_dir)).glob("*.png")))
         if recipe.feature_index and trainer.is_world_process_zero():
             write_feature_index(trainer, data["train"])
     if args.push_to_hub:
@@ -113,19 +114,14 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
             print(f"Pushed to {commit.repo_url}")
 
 
-def write_run(trainer: ConRTrainer, held_out: dict[str, Any], targets: list[str], results: dict[str, Any]) -> None:
-    """Writes the folder of a finished run: its model, its errors on the held-out splits, its card."""
-    folder = Path(str(trainer.args.output_dir))
-    trainer.save_model(_internal_call=True)  # no push yet, as files are missing
-    trainer.save_state()  # the logs outlive the checkpoints
-    if trainer.is_world_process_zero():
-        text = yaml.safe_dump(results["recipe"], sort_keys=False, allow_unicode=True)
-        Path(folder, "recipe.yaml").write_text(f"# {results['command']}\n{text}", encoding="utf-8")
-    evaluate(trainer, held_out, targets, results["unit"], results, folder)
-    log_pictures(trainer, sorted(folder.glob("*.png")))
-    trainer.create_model_card()
-    if trainer.is_world_process_zero():
-        print(f"The model card: {folder / 'README.md'}")
+def check_holds_no_run(folder: str) -> None:
+    """Refuses an output folder that holds another run, which training would write over in part."""
+    if found := files_of_run(folder):
+        resume = "go on with it by --resume_from_checkpoint true, " if last_complete_checkpoint(folder) else ""
+        raise ValueError(
+            f'"{folder}" holds a run already ({", ".join(found)}). Name another --output_dir, {resume}or replace it '
+            "with --overwrite_output_dir true."
+        )
 
 
 def write_feature_index(trainer: ConRTrainer, dataset: Any) -> None:
@@ -135,6 +131,7 @@ def write_feature_index(trainer: ConRTrainer, dataset: Any) -> None:
     rows = np.asarray(trainer.data.load_split(dataset, "train_dataset")[0].indices)
     try:
         write_index(trainer.args, processor, dataset, rows, trainer.data.training_labels())
+        print(f"The feature index: {Path(str(trainer.args.output_dir), FEATURE_INDEX)}")
     except ValueError as error:
         print(f"No feature index: {error}")
 
@@ -146,6 +143,8 @@ def after_stage_one(recipe: Recipe, args: ConRConfig, options: dict[str, Any], c
     first = stage_one_options(recipe, options) | {"output_dir": folder}
     if resumes and last_complete_checkpoint(folder):
         first["resume_from_checkpoint"] = True
+    if args.overwrite_output_dir or resumes:  # of this run's own first stage, too
+        first["overwrite_output_dir"] = True
     first_recipe, first_args, first_options = read_recipe(flags_of(first))
     if not (resumes and Path(folder, "results.json").is_file()):
         print("Stage one")
@@ -164,5 +163,5 @@ def stage_one_options(recipe: Recipe, options: dict[str, Any]) -> dict[str, Any]
     if not isinstance(changed, dict):
         raise ValueError(f'stage_one is "{recipe.stage_one}"; it must name options, as in {{reweight: none}}.')
     second_only = {"stage_one", "retrain_head", "freeze_backbone", "feature_index"}
-    second_only |= {"output_dir", "resume_from_checkpoint", "push_to_hub"}
+    second_only |= {"output_dir", "resume_from_checkpoint", "overwrite_output_dir", "push_to_hub"}
     return {name: value for name, value in options.items() if name not in second_only} | changed

@@ -1,5 +1,6 @@
 """The settings of a run that are about its data: `DataConfig`."""
 
+import math
 from dataclasses import dataclass, field
 
 from conr_hf.metrics.gaze import GAZE
@@ -26,9 +27,10 @@ class DataConfig:
             Column of the image.
         num_views (`int`, *optional*, defaults to 2):
             Augmented views of each training image.
-        horizontal_flip (`bool`, *optional*, defaults to `True`):
-            Flip half of the views from left to right; false where that changes the label, unless the label is a map
-            or a column in `flipped_columns`, which change with the image.
+        horizontal_flip (`bool`, *optional*, defaults to `False`):
+            Flip half of the views from left to right; only where that leaves the label as it is (faces, heights; no
+            gauges, clocks or text), or where the label is a map or a column in `flipped_columns`, which change with
+            the image.
         flipped_columns (`list[str]`, *optional*):
             Label columns whose sign changes with a flip. Unset: `yaw`, if `label_columns` are pitch and yaw.
         crop_padding (`float`, *optional*, defaults to 1/14):
@@ -45,6 +47,16 @@ class DataConfig:
         bin_width (`float`, *optional*):
             Width of the bins of density and shots. Unset: the benchmark's, else R / 100, for integer labels rounded
             up.
+        shot_thresholds (`list[float]`, *optional*):
+            Two numbers: few-shot labels have fewer training labels in their bin than the first, many-shot ones more
+            than the second. Of maps they count maps: both are multiplied by a map's pixels. Unset: the benchmark's,
+            else 20 100.
+        label_min (`list[float]`, *optional*):
+            The smallest label that there can be, such as 0 for a weight: one number, or one for each label column.
+            Predictions are cut off at it where they are measured, drawn or shown, and so are their intervals; the
+            saved model itself predicts as it does.
+        label_max (`list[float]`, *optional*):
+            The largest label that there can be, as `label_min`.
         skip_bad_rows (`bool`, *optional*, defaults to `False`):
             Leave out rows whose image or label cannot be read, and name them, instead of stopping.
     """
@@ -54,12 +66,15 @@ class DataConfig:
     map_invalid: float | None = None
     image_column: str = "image"
     num_views: int = 2
-    horizontal_flip: bool = True
+    horizontal_flip: bool = False
     flipped_columns: list[str] | None = None
     crop_padding: float = 1 / 14
     label_scale: float | None = None
     scale_each: bool = False
     bin_width: float | None = None
+    shot_thresholds: list[float] | None = None
+    label_min: list[float] | None = None
+    label_max: list[float] | None = None
     skip_bad_rows: bool = False
 
     def check_data(self, loss_space: str) -> None:
@@ -77,11 +92,36 @@ class DataConfig:
                 f'flipped_columns names "{unknown[0]}", which is none of the label_columns '
                 f"({', '.join(self.label_columns)})."
             )
+        if self.shot_thresholds is not None and (
+            len(self.shot_thresholds) != 2 or not 0 <= self.shot_thresholds[0] <= self.shot_thresholds[1] < math.inf
+        ):
+            raise ValueError(
+                f"shot_thresholds is {self.shot_thresholds}; give two numbers of training labels in a bin, as in "
+                "20 100: few are below the first, many above the second."
+            )
+        lows, highs = self.label_bounds()
+        for low, high in zip(lows, highs, strict=True):
+            if not low < high:
+                raise ValueError(
+                    f"label_min is {self.label_min} and label_max {self.label_max}; the first must be the smaller one."
+                )
         if self.scale_each and loss_space != "label":
             raise ValueError(
                 f"loss_space is {loss_space} and scale_each is true, which divides by each dimension's standard "
                 "deviation. Leave one of them out."
             )
+
+    def label_bounds(self) -> tuple[list[float], list[float]]:
+        """The smallest and largest label that there can be, for each label column; infinite where it is unset."""
+        bounds = []
+        for name, unset in (("label_min", -math.inf), ("label_max", math.inf)):
+            given = getattr(self, name)
+            count = len(self.label_columns)
+            if given is not None and (len(given) not in (1, count) or not all(map(math.isfinite, given))):
+                raise ValueError(f"{name} is {given}; give one number, or one for each of the {count} label_columns.")
+            given = [unset] if given is None else given
+            bounds.append(given * count if len(given) == 1 else given)
+        return bounds[0], bounds[1]
 
     def sign_flipped_columns(self) -> list[str]:
         """`flipped_columns`, or what they are if unset."""

@@ -6,8 +6,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from conr_hf.hub.card_template import CardValues, number
-
-SHOTS = {"all": "all", "many": "many-shot", "median": "median-shot", "few": "few-shot"}
+from conr_hf.metrics import SHOTS
 
 
 @dataclass(frozen=True)

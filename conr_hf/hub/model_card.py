@@ -14,12 +14,13 @@ from jinja2 import UndefinedError
 from transformers import AutoModelForDepthEstimation
 
 from conr_hf.data.benchmarks.registry import BENCHMARKS
-from conr_hf.hub.card_metadata import SHOTS, ModelCardOptions, first, metadata
+from conr_hf.hub.card_metadata import ModelCardOptions, first, metadata
 from conr_hf.hub.card_template import CardValues, read_template, render
 from conr_hf.hub.method_descriptions import citations, describe_methods
 from conr_hf.hub.provenance import is_hub_id, strip_paths
 from conr_hf.hub.upload_files import check_holds
-from conr_hf.metrics import THRESHOLDS
+from conr_hf.metrics import SHOTS, THRESHOLDS
+from conr_hf.metrics.fit import describe_fit
 from conr_hf.models.safe_loading import map_loader
 from conr_hf.utils.markdown import one_line
 from conr_hf.utils.run_folder import CARD, INTERVALS, PICTURE, RESULTS, read_json
@@ -82,7 +83,11 @@ def card(run: TrainingSummary, options: ModelCardOptions, template: str) -> str:
         unit=unit,
         base=_base(results, run.config, options),
         data=_data(results, options),
-        splits=[{"name": key, "rows": _rows(results[key], baselines[key])} for key in baselines if key in results],
+        splits=[
+            {"name": key, "rows": _rows(results[key], baselines[key]), "fit": _fit(results, key, targets, unit)}
+            for key in baselines
+            if key in results
+        ],
         picture=PICTURE if (run.folder / PICTURE).is_file() else None,
         maps=_maps(run.config),
         thresholds=bins.get("thresholds", THRESHOLDS),
@@ -141,8 +146,23 @@ def _rows(errors: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[dict[s
     for shot in (shot for shot in SHOTS if shot in errors):
         figures = {name: errors[shot][name] for name in ("n", "mae", "gm", "bmae")}
         figures |= {name: errors[shot].get(name) for name in ("rmse", "abs_rel", "delta1", "angular_error")}
-        rows.append({"shot": shot, **figures, "baseline": baseline[shot]["mae"] if shot in baseline else None})
+        rows.append(
+            {
+                "shot": shot,
+                "name": SHOTS[shot],
+                **figures,
+                "baseline": baseline[shot]["mae"] if shot in baseline else None,
+            }
+        )
     return rows
+
+
+def _fit(results: Mapping[str, Any], split: str, targets: list[str], unit: str) -> dict[str, Any] | None:
+    found = results.get("fit", {}).get(split)
+    if found is None:
+        return None
+    text, problem = describe_fit(found, results[split]["all"]["mae"], targets, unit)
+    return {"text": text, "problem": problem}
 
 
 def _training(results: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,7 +186,7 @@ def _intervals(saved: Mapping[str, Any]) -> dict[str, Any]:
         "n": sum(group["n"] for group in saved["groups"][saved["targets"][0]]),
         "widths": [{"target": target, **group} for target, groups in saved["groups"].items() for group in groups],
         "shots": [
-            {"split": split, "target": target, "shot": shot, **of_target[shot]}
+            {"split": split, "target": target, "shot": shot, "name": SHOTS[shot], **of_target[shot]}
             for split, targets in saved.get("coverage_by_shot", {}).items()
             for target, of_target in targets.items()
             for shot in SHOTS

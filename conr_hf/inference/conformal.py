@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from conr_hf.imbalance import Bins
-from conr_hf.metrics.shots import sample_shots
+from conr_hf.metrics.shots import SHOTS, sample_shots
 from conr_hf.models.saved import companion_file
 from conr_hf.utils.files import write_json
 from conr_hf.utils.run_folder import INTERVALS, read_json
@@ -48,6 +48,19 @@ class PredictionIntervals:
     calibrated_on: str  # the calibration split
     groups: dict[str, list[Group]]  # of each target, ascending, without gaps
     coverage_by_shot: dict[str, dict[str, dict[str, dict[str, Any]]]]
+    label_min: Sequence[float] | None = None  # the smallest label that there can be, of each target
+    label_max: Sequence[float] | None = None
+
+    def ends(
+        self, predictions: npt.NDArray[Any]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Predictions, `(N, T)`, and both ends of their intervals, all cut off where there can be no labels."""
+        unset = np.full(len(self.targets), np.inf)
+        lowest = -unset if self.label_min is None else np.array(self.label_min, np.float64)
+        highest = unset if self.label_max is None else np.array(self.label_max, np.float64)
+        middle = predictions.astype(np.float64).clip(lowest, highest)
+        widths = self.half_widths(middle)
+        return middle, (middle - widths).clip(lowest, highest), (middle + widths).clip(lowest, highest)
 
     def half_widths(self, predictions: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """Half the width of the interval around each of the predictions, `(N, T)`."""
@@ -99,11 +112,17 @@ def calibrate(
 
 
 def make_intervals(
-    bins: Bins, splits: Splits, targets: Sequence[str], unit: str, coverage: float = COVERAGE
+    bins: Bins,
+    splits: Splits,
+    targets: Sequence[str],
+    unit: str,
+    coverage: float = COVERAGE,
+    bounds: tuple[Sequence[float] | None, Sequence[float] | None] = (None, None),
 ) -> PredictionIntervals:
     """
     Intervals calibrated on the first of the `splits`, and their coverage per shot on the others. A split has its row
-    ids, `(N,)`, labels and predictions, both `(N,)` or `(N, T)`.
+    ids, `(N,)`, labels and predictions, both `(N,)` or `(N, T)`. `bounds`: the smallest and largest label that there
+    can be, at which predictions are cut off already.
     """
     columns = {
         split: (labels.reshape(len(ids), -1), predictions.reshape(len(ids), -1))
@@ -111,7 +130,7 @@ def make_intervals(
     }
     (first, (labels, predictions)), *others = columns.items()
     groups = dict(zip(targets, calibrate(bins, predictions, labels, coverage), strict=True))
-    intervals = PredictionIntervals(coverage, unit, list(targets), first, groups, {})
+    intervals = PredictionIntervals(coverage, unit, list(targets), first, groups, {}, *bounds)
     for split, (labels, predictions) in others:
         inside = np.abs(predictions.astype(np.float64) - labels) <= intervals.half_widths(predictions)  # (N, T)
         shots = {"all": np.ones(len(labels), bool), **sample_shots(labels, bins)}
@@ -128,7 +147,7 @@ def coverage_table(intervals: PredictionIntervals) -> str:
     for split, of_target in intervals.coverage_by_shot.items():
         for target, of_shot in of_target.items():
             for shot, found in of_shot.items():
-                name = f"{split} {shot}" if len(of_target) == 1 else f"{split} {target} {shot}"
+                name = " ".join([split, *([target] if len(of_target) > 1 else []), SHOTS[shot]])
                 n = found["n"]
                 shares = [f"{100 * share:.0f} %" for share in (found["covered"] / n, intervals.coverage)]
                 likely = f"{100 * found['low'] / n:.0f} to {100 * found['high'] / n:.0f} %"
@@ -152,7 +171,7 @@ def load_intervals(name: str) -> PredictionIntervals | None:
             raise ValueError("another schema")
         groups = {target: [Group(**group) for group in of_target] for target, of_target in saved["groups"].items()}
         intervals = PredictionIntervals(**{**saved, "groups": groups})
-        intervals.half_widths(np.zeros((1, len(intervals.targets))))
+        intervals.ends(np.zeros((1, len(intervals.targets))))
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f'"{path}" does not hold prediction intervals ({error}). Remove it.') from error
     return intervals

@@ -8,13 +8,15 @@ import numpy as np
 from conr_hf.data.map_statistics import has_maps
 from conr_hf.inference.conformal import SMALLEST, coverage_table, make_intervals, write_intervals
 from conr_hf.inference.evaluate_dense import evaluate_maps
-from conr_hf.inference.results import table, write_predictions, write_results
-from conr_hf.metrics import constant_median
+from conr_hf.inference.results import print_fit, table, write_predictions
+from conr_hf.metrics import constant_median, fit
 from conr_hf.metrics.gaze import label_errors
 from conr_hf.plots import density_with_error
 from conr_hf.training.config.validation import check_label_kind
+from conr_hf.training.description import describe_shots
 from conr_hf.training.trainer import ConRTrainer
-from conr_hf.utils.run_folder import INTERVALS, MAPS
+from conr_hf.utils.files import write_json
+from conr_hf.utils.run_folder import INTERVALS, MAPS, RESULTS
 
 
 def evaluate(
@@ -31,7 +33,7 @@ def evaluate(
         check_label_kind(type(trainer.model).__name__, trainer.head, has_maps(rows, columns, split), columns)
     bins, recorded = trainer.bins, trainer.bins.to_dict()
     parts = ("edges", "train_counts", "thresholds")
-    results = {**results, "bins": {part: recorded[part] for part in parts}, "baseline_median": {}}
+    results = {**results, "bins": {part: recorded[part] for part in parts}, "baseline_median": {}, "fit": {}}
     if trainer.is_map:
         return evaluate_maps(trainer, splits, targets[0], unit, results, folder)
     predictions: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
@@ -40,22 +42,30 @@ def evaluate(
         output = trainer.predict(rows, metric_key_prefix=split)
         labels = np.asarray(output.label_ids)
         indices = np.asarray(trainer.data.load_split(rows, split)[0].indices)
-        predictions[split] = indices, labels, np.asarray(output.predictions)
+        predictions[split] = indices, labels, trainer.resolved.clip(np.asarray(output.predictions))
         medians[split] = constant_median([trainer.resolved.label_median], len(labels)).reshape(labels.shape)
         results[split] = label_errors(predictions[split][2], labels, bins, columns)
         results["baseline_median"][split] = label_errors(medians[split], labels, bins, columns)
+        results["fit"][split] = fit(predictions[split][2], labels)
     if not trainer.is_world_process_zero():
         return results
     for split in splits:
-        print("\n" + table(split, results[split], results["baseline_median"][split], unit))
+        print("\n" + table(split, results[split], results["baseline_median"][split], unit) + "\n")
+        print_fit(split, results, targets)
+    if (warning := describe_shots(bins, unit)) is not None:
+        print(f"\n{warning}")
     if folder is not None:
         write_predictions(folder / "predictions.csv", targets, bins, predictions)
         for other in (INTERVALS, MAPS):  # of another run
             Path(folder, other).unlink(missing_ok=True)
         if "validation" in splits and len(predictions["validation"][0]) >= SMALLEST:
-            intervals = make_intervals(bins, predictions, targets, unit)
+            bounds = trainer.resolved.label_min, trainer.resolved.label_max
+            ordered = {"validation": predictions["validation"], **predictions}
+            intervals = make_intervals(bins, ordered, targets, unit, bounds=bounds)
             write_intervals(folder, intervals)
             print("\n" + coverage_table(intervals))
+        elif "validation" in splits:
+            print(f"\nNo prediction intervals: they need {SMALLEST} validation images or more.")
         if splits:
             split = list(splits)[-1]
             title = f"{', '.join(targets)}: error on the {split} split"
@@ -66,5 +76,5 @@ def evaluate(
                 )
             except ImportError as error:
                 print(f"No plot: {error}")
-        write_results(folder, results)
+        write_json(folder / RESULTS, results)
     return results

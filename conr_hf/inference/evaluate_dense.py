@@ -14,11 +14,13 @@ from conr_hf.data.images import to_image
 from conr_hf.data.label_maps import to_map
 from conr_hf.imbalance import Bins
 from conr_hf.inference.predict_dense import predicted_map
-from conr_hf.inference.results import table, write_results
+from conr_hf.inference.results import print_fit, table
 from conr_hf.metrics import StreamedErrors
 from conr_hf.plots import density_with_pixel_error, map_pictures
+from conr_hf.training.description import describe_shots
 from conr_hf.training.trainer import ConRTrainer
-from conr_hf.utils.run_folder import INTERVALS, MAPS, PICTURE
+from conr_hf.utils.files import write_json
+from conr_hf.utils.run_folder import INTERVALS, MAPS, PICTURE, RESULTS
 
 MOST_SHOWN = 6
 
@@ -49,10 +51,14 @@ def evaluate_maps(
         errors[split] = map_errors(trainer, rows, split)
         results[split] = errors[split].model.compute()
         results["baseline_median"][split] = errors[split].median.compute()
+        results["fit"][split] = errors[split].model.fit()
     if not trainer.is_world_process_zero():
         return results
     for split in splits:
-        print("\n" + table(split, results[split], results["baseline_median"][split], unit, samples="pixels"))
+        print("\n" + table(split, results[split], results["baseline_median"][split], unit, samples="pixels") + "\n")
+        print_fit(split, results, [target])
+    if (warning := describe_shots(trainer.bins, unit, "pixels")) is not None:
+        print(f"\n{warning}")
     if folder is not None:
         for other in ("predictions.csv", INTERVALS):  # of another run
             Path(folder, other).unlink(missing_ok=True)
@@ -63,7 +69,7 @@ def evaluate_maps(
             except ImportError as error:
                 print(f"No pictures: {error}")
         print("\nMaps have no predictions.csv and no prediction intervals; conr-hf predict writes them as files.")
-        write_results(folder, results)
+        write_json(folder / RESULTS, results)
     return results
 
 
@@ -129,7 +135,7 @@ def draw_maps(
     for row in errors.shown:
         images.append(to_image(dataset[row][trainer.args.image_column]))
         labels.append(_label_map(trainer, dataset[row], split))
-        predictions.append(predicted_map(model, processor, images[-1], labels[-1].shape))
+        predictions.append(trainer.resolved.clip(predicted_map(model, processor, images[-1], labels[-1].shape)))
     names, title = [f"row {row}" for row in errors.shown], f"{target}: maps of the {split} split"
     map_pictures(images, labels, predictions, folder / MAPS, title=title, names=names, **texts)
 

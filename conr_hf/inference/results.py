@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 
 from conr_hf.imbalance import Bins
-from conr_hf.metrics import sample_shots
-from conr_hf.utils.files import write_json
-from conr_hf.utils.run_folder import RESULTS
+from conr_hf.metrics import SHOTS, sample_shots
+from conr_hf.metrics.fit import describe_fit
 from conr_hf.utils.tables import format_table
 
 Metrics = Mapping[str, Mapping[str, float]]
@@ -34,7 +33,7 @@ def table(split: str, metrics: Metrics, baseline: Metrics, unit: str, samples: s
         errors = [f"{value:.4g}" for value in (ours, theirs, values["gm"], values["bmae"])]
         more = [f"{values[name]:.4g}" if name == "rmse" else f"{values[name]:.3f}" for name in of_maps]
         angles = [f"{some['angular_error']:.4g}" for some in (values, baseline[shot])] if of_gaze else []
-        rows.append([shot, f"{values['n']:.0f}", *errors[:2], change, *errors[2:], pearson, *more, *angles])
+        rows.append([SHOTS[shot], f"{values['n']:.0f}", *errors[:2], change, *errors[2:], pearson, *more, *angles])
     return format_table(rows)
 
 
@@ -60,7 +59,9 @@ def write_predictions(
     whole.to_csv(path, index=False, float_format="%.7g")
 
 
-def write_results(folder: Path, results: Mapping[str, Any]) -> None:
-    """Writes `results.json`, the last file of a finished run, and prints the names of the files in its folder."""
-    write_json(folder / RESULTS, results)
-    print(f"\nWritten to {folder}: {', '.join(sorted(p.name for p in folder.iterdir() if p.is_file()))}")
+def print_fit(split: str, results: Mapping[str, Any], targets: list[str]) -> None:
+    """Prints how far predictions follow the labels, and a warning where they do not."""
+    text, problem = describe_fit(results["fit"][split], results[split]["all"]["mae"], targets, results["unit"])
+    print(text)
+    if problem is not None:
+        print(f"Warning: on {split}, {problem}.")

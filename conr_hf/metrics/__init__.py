@@ -3,9 +3,11 @@
 from conr_hf.imbalance.bins import THRESHOLDS
 from conr_hf.metrics.bootstrap import shot_intervals
 from conr_hf.metrics.depth import DepthErrors, depth_metrics
+from conr_hf.metrics.fit import fit
 from conr_hf.metrics.gaze import angular_error
 from conr_hf.metrics.hf_evaluate import ShotMetrics
 from conr_hf.metrics.shots import (
+    SHOTS,
     Thresholds,
     constant_median,
     flat,
@@ -18,6 +20,7 @@ from conr_hf.metrics.streaming import StreamedErrors
 from conr_hf.metrics.validation import like_labels
 
 __all__ = [
+    "SHOTS",
     "THRESHOLDS",
     "DepthErrors",
     "ShotMetrics",
@@ -26,6 +29,7 @@ __all__ = [
     "angular_error",
     "constant_median",
     "depth_metrics",
+    "fit",
     "flat",
     "like_labels",
     "sample_shots",

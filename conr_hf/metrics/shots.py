@@ -11,6 +11,9 @@ from conr_hf.imbalance.bins import FLOAT32_EPS, THRESHOLDS, FloatArray, IntArray
 from conr_hf.metrics.errors import errors
 from conr_hf.metrics.validation import like_labels
 
+# Shots as people read them; results have them under their keys.
+SHOTS = {"all": "all", "many": "many-shot", "median": "median-shot", "few": "few-shot"}
+
 Thresholds = tuple[npt.ArrayLike, npt.ArrayLike]
 Masks = dict[str, npt.NDArray[np.bool_]]
 
@@ -170,6 +173,19 @@ def shot_masks(train_counts: npt.ArrayLike, thresholds: Thresholds = THRESHOLDS)
         raise ValueError(f"thresholds are ({a:g}, {b:g}); the first must not be greater. Write ({b:g}, {a:g}).")
     few, many = counts < low, counts > high
     return {"many": many, "median": ~few & ~many, "few": few}
+
+
+def few_share(bins: Bins) -> float:
+    """
+    The share of training labels with few shots, from 0 to 1; of several label dimensions the largest, as a label is
+    few-shot if one of its coordinates is.
+
+    Example:
+        >>> round(few_share(make_bins([30] * 150 + [70] * 50, thresholds=(60, 100))), 2)
+        0.25
+    """
+    few = [counts[shot_masks(counts, bins.thresholds)["few"]].sum() for counts in bins.train_counts]
+    return max(float(n / counts.sum()) for n, counts in zip(few, bins.train_counts, strict=True))
 
 
 def flat(metrics: Mapping[str, Mapping[str, float]], prefix: str = "") -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Errors of label maps by how common their labels are in training, accumulated batch by batch."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -94,6 +95,16 @@ class StreamedErrors:
         shots = {"all": np.ones(len(n), dtype=bool)}
         shots |= {shot: np.append(mask, shot == "few") for shot, mask in of_bins.items()}
         return {shot: self._of(rows) for shot, rows in shots.items() if n[rows].any()}
+
+    def fit(self) -> dict[str, Any]:
+        """
+        Returns:
+            `dict`: As [`~conr_hf.metrics.fit`], of pixels, but with `None` for the best constant, which is not known.
+        """
+        n, _, _, p, y, _ = (float(moment) for moment in _together(self._moments))
+        r2 = 1 - float(self._sums[:, 1].sum()) / y if y > 0 else None
+        stds = {"prediction_std": [max(p / n, 0.0) ** 0.5], "label_std": [max(y / n, 0.0) ** 0.5]}
+        return {**stds, "r2": [r2], "best_constant": [None], "best_constant_mae": None}
 
     def of_bins(self) -> tuple[IntArray, FloatArray]:
         """

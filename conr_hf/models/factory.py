@@ -251,17 +251,23 @@ def _renew(model: PreTrainedModel, processor: BaseImageProcessor, fresh: set[str
             nn.init.zeros_(layer.bias)
 
 
+def check_precision(model: nn.Module) -> None:
+    """Refuses a model in half precision, as it was loaded or as something has made it since."""
+    for name, parameter in model.named_parameters():
+        if parameter.dtype in (torch.float16, torch.bfloat16):
+            raise ValueError(
+                f"The model's {name} is {parameter.dtype}, in which a prediction of 63.37 becomes 63.25. Load it "
+                "in float32, by load_regressor or dtype=torch.float32, or keep it there (model.half() and full_eval "
+                "do not); bf16=True trains in mixed precision."
+            )
+
+
 def prepare_model(model: nn.Module, pixel_values: Tensor, columns: Sequence[str], head_name: str | None) -> Head:
     """
     Makes a model ready for training, in place: adopts its head, which it returns, and refuses what could not be
     trained or saved right. `columns`: the T label columns; other arguments as in [`adopt_head`].
     """
-    for name, parameter in model.named_parameters():
-        if parameter.dtype in (torch.float16, torch.bfloat16):
-            raise ValueError(
-                f"The model's {name} is {parameter.dtype}, in which a prediction of 63.37 becomes 63.25. Load it "
-                "in float32, by load_regressor or dtype=torch.float32; bf16=True trains in mixed precision."
-            )
+    check_precision(model)
     head = adopt_head(model, pixel_values, head_name)
     if (outputs := head.weight.shape[0]) != len(columns):
         raise ValueError(

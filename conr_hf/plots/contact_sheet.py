@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from conr_hf.imbalance import label_columns
-from conr_hf.metrics import like_labels
+from conr_hf.metrics import SHOTS, like_labels
 from conr_hf.plots.style import COLOURS, FAINT, INK, heading, new_figure, number, save
 
 COLUMNS = 6
@@ -58,6 +58,6 @@ def contact_sheet(
         panel.set_title(names[i], fontsize=7.5, color=FAINT, pad=3)
     from matplotlib.patches import Patch
 
-    handles = [Patch(color=COLOURS[shot], label=f"{shot} shot") for shot in COLOURS if shot in shots]
+    handles = [Patch(color=COLOURS[shot], label=SHOTS[shot]) for shot in COLOURS if shot in shots]
     heading(figure, title, handles)
     save(figure, path)

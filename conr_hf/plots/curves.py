@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any
 
+from conr_hf.metrics import SHOTS
 from conr_hf.plots.style import COLOURS, FAINT, INK, heading, new_figure, run_line, save, tidy, with_unit
 
 _FIGURES = {  # in the log -> what its panel is called, and the factor
@@ -76,7 +77,7 @@ def training_curves(
     handles = [Line2D([], [], label=run, **run_line(i)) for i, run in enumerate(histories)]
     if single:
         evaluated = {"all": run_line(0)["color"], **COLOURS} if "eval_mae" in shown else {}
-        handles = [Line2D([], [], color=colour, label=f"MAE, {shot}") for shot, colour in evaluated.items()]
+        handles = [Line2D([], [], color=colour, label=f"MAE, {SHOTS[shot]}") for shot, colour in evaluated.items()]
     if best and "eval_mae" in shown:
         handles.append(Line2D([], [], color=FAINT, linestyle="", label="checkpoint kept", **_RING))
     heading(figure, title, handles, columns=min(len(handles), 5))

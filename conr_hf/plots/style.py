@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from conr_hf.metrics import SHOTS
+
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
@@ -95,7 +97,8 @@ def shot_patches(thresholds: tuple[float, float]) -> "list[Artist]":
     from matplotlib.patches import Patch
 
     low, high = map(count, thresholds)
-    texts = {"many": f"many (> {high})", "median": f"median ({low} to {high})", "few": f"few (< {low})"}
+    counts = {"many": f"> {high}", "median": f"{low} to {high}", "few": f"< {low}"}
+    texts = {shot: f"{SHOTS[shot]} ({limits})" for shot, limits in counts.items()}
     return [Patch(color=COLOURS[shot], label=text) for shot, text in texts.items()]
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 
 from conr_hf.imbalance import Bins
-from conr_hf.models.factory import load_weights
+from conr_hf.models.factory import check_precision, load_weights
 from conr_hf.models.peft import has_adapter
 from conr_hf.training.callbacks.ema import EMACallback
 from conr_hf.training.callbacks.nan_guard import NanGuardCallback
@@ -36,6 +36,7 @@ class CheckpointMixin(Trainer):
     _training_state: dict[str, Tensor] | None = None  # of the checkpoint that is being written
 
     def save_model(self, *args: Any, **kwargs: Any) -> None:
+        check_precision(self.model)
         with self.ema.applied():
             super().save_model(*args, **kwargs)
 

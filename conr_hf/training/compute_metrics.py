@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -20,18 +21,24 @@ class ComputeMetrics:
 
     def __init__(self, data: DataModule, own: Callable[[EvalPrediction], dict[str, float]] | None) -> None:
         self.data, self.own = data, own
+        self.own_names: list[str] = []  # of the user's metrics, once there are any
         self.is_map = False  # whether the model predicts maps
         self.streamed: StreamedErrors | None = None  # of maps, of the last evaluation or the one going on
 
     def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
+        clip: Any = self.data.resolved.clip
         if not self.is_map:
             arrays = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
-            metrics = flat(label_errors(*arrays, self.data.bins, self.data.args.label_columns))
-            return metrics | ({} if self.own is None else self.own(prediction))
+            metrics = flat(label_errors(clip(arrays[0]), arrays[1], self.data.bins, self.data.args.label_columns))
+            return metrics | self._named({} if self.own is None else self.own(prediction))
         self.streamed = self.streamed or StreamedErrors(self.data.bins)
-        self.streamed.update(prediction.predictions, prediction.label_ids)
+        self.streamed.update(clip(prediction.predictions), prediction.label_ids)
         own = {} if self.own is None else self.own(prediction, compute_result)  # type: ignore[call-arg]
-        return flat(self.streamed.compute()) | own if compute_result else {}
+        return flat(self.streamed.compute()) | self._named(own) if compute_result else {}
+
+    def _named(self, own: dict[str, float]) -> dict[str, float]:
+        self.own_names = [name.removeprefix("eval_") for name in own]
+        return own
 
     def check(self) -> None:
         """Refuses metrics of the user's own that cannot be called batch by batch, as those of maps are."""

@@ -46,7 +46,9 @@ def load_state(name: str) -> tuple[ResolvedConfig, Bins] | None:
             fields = json.loads(file.metadata()["resolved"])
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged or no file of conr_hf's. Remove it; the model loads without.") from error
-    if other := sorted({*fields} ^ {field.name for field in dataclasses.fields(ResolvedConfig)}):
+    known = dataclasses.fields(ResolvedConfig)
+    added = {field.name for field in known if field.default is not dataclasses.MISSING}  # since older files
+    if other := sorted(({*fields} ^ {field.name for field in known}) - (added - {*fields})):
         raise ValueError(
             f"{path} was saved by another version of conr_hf, with or without {', '.join(other)}. The model itself is "
             "a plain one: give it training data (train_dataset, or --benchmark or --data with their labels)."

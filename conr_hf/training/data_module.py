@@ -51,6 +51,7 @@ class DataModule:
     ) -> None:
         self.args, self.data_collator = args, data_collator
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
+        self.unit = ""  # of the labels, where somebody has named it
         self.model: PreTrainedModel  # whose saved state is asked where there is no training set
         self._own_loss, self._own_distance = compute_loss_func is not None, label_distance is not None
         self._splits: dict[int, LoadedSplit] = {}
@@ -170,11 +171,13 @@ class DataModule:
 
     def shot_thresholds(self) -> tuple[float, float] | None:
         """
-        Few- and many-shot limits of maps: the benchmark's, or 20 and 100, times a map's pixels; `None` without maps.
+        Few- and many-shot limits: the user's; or of maps the benchmark's, or 20 and 100; `None` if neither. Those of
+        maps are multiplied by a map's pixels.
         """
+        given = None if self.args.shot_thresholds is None else tuple(self.args.shot_thresholds)
         if self.is_stream or (split := self._training_split()).maps is None:
-            return None
-        few, many = (split.benchmark.shot_thresholds if split.benchmark is not None else None) or THRESHOLDS
+            return given  # type: ignore[return-value]
+        few, many = given or (split.benchmark.shot_thresholds if split.benchmark is not None else None) or THRESHOLDS
         pixels = len(split.maps.values) / len(split.rows)
         return few * pixels, many * pixels
 
@@ -182,11 +185,19 @@ class DataModule:
         """The width of the bins in label units: the user's, or the benchmark's, or `None`."""
         if self.args.bin_width is not None:
             return self.args.bin_width
-        if self.is_stream:
-            benchmark = benchmark_of(self.train_dataset, self.training_labels())
-        else:
-            benchmark = self._training_split().benchmark
+        benchmark = self.benchmark()
         return None if benchmark is None else benchmark.bin_width
+
+    def benchmark(self) -> Benchmark | None:
+        """The benchmark whose training rows are trained on, if it is one."""
+        if self.is_stream:
+            return benchmark_of(self.train_dataset, self.training_labels())
+        return None if self.train_dataset is None else self._training_split().benchmark
+
+    def label_unit(self) -> str:
+        """The unit of the labels: the one that was given, or the benchmark's, or `""`."""
+        benchmark = self.benchmark()
+        return self.unit or (benchmark.unit if benchmark is not None else "")
 
     def _saved(self) -> tuple[ResolvedConfig, Bins]:
         saved = load_state(self.model.config._name_or_path)

@@ -18,7 +18,7 @@ from conr_hf.data.collator import ImageCollator
 from conr_hf.data.columns import Row
 from conr_hf.data.sampler import TrainingSampler
 from conr_hf.imbalance import Bins
-from conr_hf.models.factory import prepare_model
+from conr_hf.models.factory import check_precision, prepare_model
 from conr_hf.models.head import MapHead
 from conr_hf.models.peft import adapter_norms
 from conr_hf.training import callbacks
@@ -147,17 +147,15 @@ class ConRTrainer(CheckpointMixin, HubMixin, Trainer):
             compute_loss_func=compute_loss_func,
             **kwargs,
         )
-        self.train_dataset = train_dataset
-        self.label_distance = label_distance
+        self.train_dataset, self.label_distance = train_dataset, label_distance
         self.model_accepts_loss_kwargs = True
         self.interrupt = callbacks.InterruptCallback(self)
         self.nan_guard = callbacks.NanGuardCallback(self, self.loaders, self.interrupt)
-        self.objective_callback = callbacks.ObjectiveCallback(
-            self.loaders, self.nan_guard, self.accelerator, self.is_sharded
-        )
+        self.objective_callback = callbacks.ObjectiveCallback(self, self.loaders, self.nan_guard)
         self.ema = callbacks.EMACallback(self.nan_guard)
-        epoch = callbacks.SetEpochCallback(self.loaders)
-        ours = epoch, self.interrupt, self.nan_guard, self.objective_callback, self.ema
+        folder, epoch = callbacks.OutputDirCallback(self.accelerator), callbacks.SetEpochCallback(self.loaders)
+        callbacks.use_brief_logging(self, self.data, self.metrics)
+        ours = folder, epoch, self.interrupt, self.nan_guard, self.objective_callback, self.ema
         for callback in ours:  # behind the user's
             self.add_callback(callback)
         self._frozen_norms: list[nn.Module] = []  # beneath adapters
@@ -383,6 +381,8 @@ class ConRTrainer(CheckpointMixin, HubMixin, Trainer):
             return super().predict(*args, **kwargs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        check_precision(self.model)
+        self.args.check_full_eval()
         self.metrics.streamed = None
         is_whole = self.is_sharded and self.model is not self.objective_callback.trained_model
         try:

@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import get_args
 
@@ -45,8 +45,10 @@ from transformers.utils import logging
 import conr_hf.cli.train
 from conr_hf import ConRConfig
 from conr_hf.cli import options, recipe
+from conr_hf.cli.recipe_data import load_data
 from conr_hf.imbalance.density import DensityMethod
 from conr_hf.imbalance.kernels import KernelName
+from conr_hf.metrics import SHOTS
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -102,7 +104,7 @@ def test_results_hold_what_a_reader_needs_to_compare(run):
     results = run.results
     assert list(results) == [
         *("schema", "command", "recipe", "hub_ids", "conr", "seed", "versions", "hardware", "train_seconds", "steps"),
-        *("resumed", "peak_memory", "unit", "bins", "baseline_median", "validation", "test"),
+        *("resumed", "peak_memory", "unit", "bins", "baseline_median", "fit", "validation", "test"),
     ]
     assert (results["schema"], results["seed"], results["steps"], results["unit"]) == (1, 42, 2, "years")
     assert results["command"].startswith("conr-hf ")
@@ -149,7 +151,7 @@ def test_the_table_shows_every_shot_with_its_error_and_the_unit(run):
     assert "MAE [years]" in header
     for shot, line in zip(("all", "many", "median", "few"), lines, strict=True):
         cells = line.split()
-        assert (cells[0], int(cells[1])) == (shot, run.results["test"][shot]["n"])
+        assert (cells[0], int(cells[1])) == (SHOTS[shot], run.results["test"][shot]["n"])
         assert float(cells[2]) == pytest.approx(run.results["test"][shot]["mae"], rel=1e-3)
         assert float(cells[3]) == pytest.approx(run.results["baseline_median"]["test"][shot]["mae"], rel=1e-3)
 
@@ -199,6 +201,87 @@ def test_a_run_that_was_cut_off_resumes(data, tmp_path):
     assert "resume_from_checkpoint" not in recorded  # or the recipe could repeat nothing elsewhere
     state = TrainerState.load_from_json(tmp_path / "run" / "checkpoint-3" / "trainer_state.json")
     assert state.global_step == 3
+
+
+def test_a_folder_that_holds_another_run_is_kept_or_replaced_as_asked(monkeypatch, run, data, tmp_path):
+    folder = tmp_path / "out"
+    shutil.copytree(run.folder, folder)
+    for name in ("model.onnx", "mine.txt"):
+        (folder / name).write_text("")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    file = written(tmp_path / "r.yaml", data=str(data), output_dir=str(folder), max_steps=1)
+    ended = conr("train", file)
+    assert_refused(ended, f'"{folder}" holds a run already (model.safetensors, results.json, checkpoint-2)')
+    assert_refused(ended, "another --output_dir", "--resume_from_checkpoint true", "--overwrite_output_dir true")
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    bad = conr("train", file, "--overwrite_output_dir", "true", "--label_columns", "age")
+    assert_refused(bad, 'no column "age"')
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before  # nothing is lost to bad input
+    ended = conr("train", file, "--overwrite_output_dir", "true")
+    assert ended.code == 0, ended.err
+    assert not (folder / "model.onnx").exists()
+    assert (folder / "mine.txt").exists()
+    assert {path.name for path in folder.glob("checkpoint-*")} == {"checkpoint-1"}
+    (line,) = [line for line in ended.out.splitlines() if line.startswith("Written to")]
+    assert line.startswith(f"Written to {folder}: README.md, config.json")
+    assert "mine.txt" not in line
+    assert "overwrite_output_dir" not in yaml.safe_load((folder / "recipe.yaml").read_text())
+
+
+def test_a_validation_split_is_taken_from_the_training_rows_where_it_is_asked_for(data, tmp_path):
+    photos_ = tmp_path / "photos"
+    for split in ("train", "test"):
+        shutil.copytree(data / split, photos_ / split)
+    table = photos_ / "train" / "metadata.csv"
+    header, *lines = table.read_text().splitlines()
+    people = [f"{line},p{row // 3}" for row, line in enumerate(lines)]  # three photos each
+    table.write_text("\n".join([f"{header},person", *people]) + "\n")
+    test = photos_ / "test" / "metadata.csv"
+    header, *lines = test.read_text().splitlines()
+    test.write_text("\n".join([f"{header},person", *(f"{line},q" for line in lines)]) + "\n")
+    file = written(tmp_path / "r.yaml", data=str(photos_), output_dir=str(tmp_path / "out"), max_steps=1)
+    recipe_, args, _ = recipe.read_recipe([str(file), "--validation_share", "0.2", "--group_column", "person"])
+    sets, _, _ = load_data(recipe_, args)
+    assert len(sets["train"]) + len(sets["validation"]) == len(TRAIN_LABELS)
+    assert 15 <= len(sets["validation"]) <= 30
+    assert not set(sets["train"]["person"]) & set(sets["validation"]["person"])
+    assert sorted(sets["train"]["label"] + sets["validation"]["label"]) == sorted(TRAIN_LABELS)
+    again = load_data(recipe_, replace(args, seed=7))[0]
+    assert again["validation"]["person"] == sets["validation"]["person"]  # runs of several seeds are compared on it
+    ended = conr("train", file)
+    assert ended.code == 0, ended.err
+    assert "No validation data: nothing is measured" in ended.out
+    ended = conr("train", file, "--overwrite_output_dir", "true", "--validation_share", "0.2")
+    assert ended.code == 0, ended.err
+    assert "No validation data" not in ended.out
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["recipe"]["validation_share"] == 0.2
+    assert results["validation"]["all"]["n"] + sum(results["bins"]["train_counts"][0]) == len(TRAIN_LABELS)
+
+
+@pytest.mark.parametrize(
+    ("given", "parts"),
+    [
+        (["--validation_share", "0.7"], ["validation_share is 0.7", "at most 0.5"]),
+        (["--validation_share", "0.2", "--streaming", "true"], ["validation_share", "stream"]),
+        (["--validation_share", "0.2"], ['the data has a split "validation"', "Leave it out"]),
+    ],
+)
+def test_a_validation_split_that_cannot_be_taken(monkeypatch, data, tmp_path, given, parts):
+    file = written(tmp_path / "r.yaml", data=str(data), output_dir=str(tmp_path / "out"))
+    assert_refused(train_refused(monkeypatch, tmp_path, file, *given), *parts)
+
+
+def test_a_model_that_learnt_nothing_is_said_so_in_table_card_and_last_line(run):
+    """Two steps on noise."""
+    found = run.results["fit"]["test"]
+    assert found["best_constant"] == [40.0]
+    assert found["best_constant_mae"] == pytest.approx(np.abs(np.array(TEST_LABELS) - 40).mean())
+    assert run.results["test"]["all"]["mae"] >= found["best_constant_mae"]
+    warning = "Warning: on test, the model "
+    assert run.out.count(warning) == 2
+    assert run.out.strip().splitlines()[-1].startswith(warning)
+    assert "**On test, the model" in (run.folder / "README.md").read_text()
 
 
 def test_rows_that_cannot_be_read_are_named_and_left_out(tmp_path, caplog):

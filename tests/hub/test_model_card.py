@@ -25,6 +25,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from conr_hf.hub.model_card import write_card
 from conr_hf.hub.provenance import hub_ids, strip_paths
+from conr_hf.metrics import SHOTS
 from conr_hf.utils.markdown import escape
 
 MODEL_CARDS = Path(__file__).parents[2] / "model_cards"
@@ -122,10 +123,9 @@ def test_the_numbers_are_those_of_the_run(run):
     check_sections(text)
     for split in ("validation", "test"):
         rows = table(text, split)
-        assert list(rows) == list(results[split])
-        for shot, cells in rows.items():
-            n, mae, baseline, gm, bmae = map(as_number, cells)
-            true = results[split][shot]
+        assert list(rows) == [SHOTS[shot] for shot in results[split]]
+        for shot, true in results[split].items():
+            n, mae, baseline, gm, bmae = map(as_number, rows[SHOTS[shot]])
             assert n == true["n"]
             assert (mae, gm, bmae) == pytest.approx([true[name] for name in ("mae", "gm", "bmae")], rel=1e-3)
             assert baseline == pytest.approx(results["baseline_median"][split][shot]["mae"], rel=1e-3)
@@ -289,7 +289,7 @@ def test_prediction_intervals_are_told_where_they_were_made(copy):
     rows = [line for line in text.splitlines() if line.startswith("| test | ") and "%" in line]
     assert rows == [
         "| test | all | 12 | 9 (75 %) | 8 to 12 | yes |",
-        "| test | few | 4 | 1 (25 %) | 2 to 4 | **no** |",
+        "| test | few-shot | 4 | 1 (25 %) | 2 to 4 | **no** |",
     ]
     assert 'predict("image.png", interval=True)' in text
 
@@ -602,8 +602,8 @@ def test_a_trainer_writes_a_card_from_what_it_knows(run, tmp_path):
     facts = metadata(tmp_path / "ages")
     errors = trainer.evaluate()
     rows = table(text, "validation")
-    assert set(rows) == {"all", "few"}
-    for shot, name in (("all", "eval_mae"), ("few", "eval_few_mae")):
+    assert set(rows) == {"all", "few-shot"}
+    for shot, name in (("all", "eval_mae"), ("few-shot", "eval_few_mae")):
         assert as_number(rows[shot][1]) == pytest.approx(errors[name], rel=1e-3)
     median = np.median(train["label"])
     assert as_number(rows["all"][2]) == pytest.approx(np.abs(np.array(evaluation["label"]) - median).mean(), rel=1e-3)

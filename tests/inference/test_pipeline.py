@@ -149,6 +149,6 @@ def test_a_trained_run_has_intervals_and_a_run_after_it_does_not_keep_them(tmp_p
     ends = {"label_low": first - group["half_width"], "label_high": first + group["half_width"]}
     assert found == pytest.approx({"label": first, **ends}, rel=1e-4)
     shutil.rmtree(data / "validation")
-    assert conr("train", recipe, "--output_dir", out).code == 0
+    assert conr("train", recipe, "--output_dir", out, "--overwrite_output_dir", "true").code == 0
     assert not (out / "intervals.json").exists()
     assert "## Prediction intervals" not in (out / "README.md").read_text()

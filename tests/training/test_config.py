@@ -9,6 +9,7 @@ import pickle
 import numpy as np
 import pytest
 import small
+import torch
 from transformers import HfArgumentParser, TrainingArguments
 
 from conr_hf import ConRConfig
@@ -138,7 +139,7 @@ def test_defaults():
         "label_columns": ["label"],
         "image_column": "image",
         "num_views": 2,
-        "horizontal_flip": True,
+        "horizontal_flip": False,
         "crop_padding": 1 / 14,
         "base_loss": "l1",
         "loss_space": "label",
@@ -170,6 +171,9 @@ def test_defaults():
         "label_scale": None,
         "scale_each": False,
         "bin_width": None,
+        "shot_thresholds": None,
+        "label_min": None,
+        "label_max": None,
         "conr_gather": "all",
         "conr_pixels": 1024,
         "map_scale": 1.0,
@@ -181,6 +185,7 @@ def test_defaults():
         "lr_drop_epochs": None,
         "on_bad_loss": "stop",
         "model_card_template": None,
+        "overwrite_output_dir": False,
         "dataloader_persistent_workers": None,
         "remove_unused_columns": False,
     }
@@ -298,10 +303,12 @@ def test_the_best_is_the_least_error_or_the_greatest_agreement(caplog):
 
 def test_of_other_metrics_more_is_better_which_is_said(caplog):
     assert ConRConfig("out", metric_for_best_model="eval_r2").greater_is_better is True
+    assert not caplog.messages
+    assert ConRConfig("out", metric_for_best_model="eval_iou").greater_is_better is True
     assert len(caplog.messages) == 1
-    assert "the greatest eval_r2. If less of it is better, set greater_is_better to false." in caplog.messages[0]
+    assert "the greatest eval_iou. If less of it is better, set greater_is_better to false." in caplog.messages[0]
     for chosen in (True, False):
-        assert ConRConfig("out", metric_for_best_model="r2", greater_is_better=chosen).greater_is_better is chosen
+        assert ConRConfig("out", metric_for_best_model="iou", greater_is_better=chosen).greater_is_better is chosen
     assert len(caplog.messages) == 1
 
 
@@ -446,3 +453,62 @@ def test_resolved_holds_plain_numbers():
     text = json.dumps(found)
     lists = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(text).items()}
     assert ResolvedConfig(**lists) == ResolvedConfig(**found)
+
+
+@pytest.mark.parametrize("name", ["bf16_full_eval", "fp16_full_eval"])
+def test_evaluation_in_half_precision_is_refused(name):
+    with pytest.raises(ValueError, match=f"{name} is true.*63.25.*{name[:4]} trains"):
+        ConRConfig("out", **{name: True})
+
+
+@pytest.mark.parametrize(
+    ("given", "mode"),
+    [
+        ({"metric_for_best_model": "eval_pearson"}, "max"),
+        ({"metric_for_best_model": "eval_r2"}, "max"),
+        ({"metric_for_best_model": "eval_few_mae"}, "min"),
+        ({}, "min"),
+        ({"metric_for_best_model": "eval_mine", "greater_is_better": True}, "max"),
+        ({"metric_for_best_model": "eval_pearson", "lr_scheduler_kwargs": {"mode": "min", "factor": 0.5}}, "min"),
+    ],
+)
+def test_a_plateau_is_looked_for_in_the_metrics_direction(given, mode):
+    args = ConRConfig("out", lr_scheduler_type="reduce_lr_on_plateau", **given).with_evaluation_defaults([""])
+    assert args.lr_scheduler_kwargs == {**given.get("lr_scheduler_kwargs", {}), "mode": mode}
+
+
+def test_flipped_columns_without_flips_are_told(caplog):
+    ConRConfig("out", label_columns=["a", "b"], flipped_columns=["b"])
+    assert caplog.messages == ["Set, but without effect: flipped_columns (needs horizontal_flip)."]
+
+
+@pytest.mark.parametrize("given", [[20], [100, 20], [-1, 5], [1, 2, 3], [1, math.inf]])
+def test_thresholds_of_shots_are_two_and_ascend(given):
+    with pytest.raises(ValueError, match=r"shot_thresholds is .*20 100"):
+        ConRConfig("out", shot_thresholds=given)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"label_min": 5.0, "label_max": 5.0}, "label_min is .*5.0.* and label_max .*smaller"),
+        ({"label_min": [0.0, 1.0, 2.0]}, "label_min is .*one for each of the 2 label_columns"),
+        ({"label_max": math.inf}, "label_max is .*inf"),
+    ],
+)
+def test_bounds_of_labels_that_cannot_be_meant(given, message):
+    with pytest.raises(ValueError, match=message):
+        ConRConfig("out", label_columns=["a", "b"], **given)
+
+
+def test_predictions_are_cut_off_at_the_bounds_of_their_column():
+    labels = np.array([[1.0, 5.0], [2.0, 9.0]])
+    args = ConRConfig("out", label_columns=["a", "b"], label_min=0, label_max=[3, 10])
+    resolved = resolve(args, labels)
+    predictions = np.array([[-1.0, -2.0], [4.0, 12.0], [1.5, 7.0]], dtype=np.float32)
+    expected = [[0.0, 0.0], [3.0, 10.0], [1.5, 7.0]]
+    assert resolved.clip(predictions).tolist() == expected
+    assert resolved.clip(torch.from_numpy(predictions)).tolist() == expected
+    assert resolved.clip(predictions).dtype == np.float32
+    unset = resolve(ConRConfig("out"), labels[:, 0])
+    assert unset.clip(predictions) is predictions

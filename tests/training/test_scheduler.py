@@ -143,6 +143,18 @@ def test_the_papers_recipes_run(tmp_path, name, monkeypatch, capsys):
     assert all("2.5e-05" in line for line in steps[2:])
 
 
+def test_a_plateau_of_a_metric_that_should_grow_is_waited_for_in_its_direction(tmp_path):
+    """As a minimum, every epoch that got better would count as a bad one."""
+    data, given = images(8), {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"patience": 0}}
+    trainer = build(*models["resnet"](), tmp_path, data, data, metric_for_best_model="eval_pearson", **given)
+    trainer.train()
+    assert (trainer.lr_scheduler.mode, trainer.lr_scheduler.patience) == ("max", 0)
+    start = trainer.lr_scheduler.best
+    for better in (0.1, 0.2):
+        trainer.lr_scheduler.step(start + better)
+    assert trainer.lr_scheduler.num_bad_epochs == 0
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_the_papers_recipes_have_the_papers_settings(name):
     options = yaml.safe_load(packaged(f"paper/{name}").read_text())

@@ -6,11 +6,14 @@ import small
 import torch
 from datasets import Dataset
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
+from transformers import TrainerCallback
 
 from conr_hf import ConRConfig, load_benchmark
 from conr_hf.data.benchmarks.loading import benchmark_of
 from conr_hf.data.columns import unreadable_rows
+from conr_hf.training.conr_state import load_state
 from conr_hf.utils.environment import command_line
 
 
@@ -128,3 +131,57 @@ def test_the_image_of_a_row_may_have_any_name(tmp_path):
         *small.models["vit"](), tmp_path, data, image_column="photo", label_columns="age", save_strategy="no"
     )
     assert trainer.train().global_step == 1
+
+
+class HalvesTheModel(TrainerCallback):
+    def on_epoch_end(self, args, state, control, model=None, **kwargs):
+        model.half()
+
+
+def test_a_model_that_something_made_half_is_neither_measured_nor_saved(tmp_path):
+    data = small.images(8)
+    trainer = small.build(*small.models["resnet"](), tmp_path, data, data, callbacks=[HalvesTheModel])
+    with pytest.raises(ValueError, match=r"is torch\.float16, in which .* 63\.25"):
+        trainer.train()
+    trainer.model.bfloat16()
+    for do in (trainer.train, trainer.evaluate, lambda: trainer.predict(data), trainer.save_model):
+        with pytest.raises(ValueError, match=r"is torch\.bfloat16"):
+            do()
+    assert not list(tmp_path.rglob("*.safetensors"))
+    trainer.model.float()
+    trainer.args.bf16_full_eval = True  # set too late to be refused with the others
+    with pytest.raises(ValueError, match="bf16_full_eval is true"):
+        trainer.evaluate()
+    trainer.args.bf16_full_eval = False
+    trainer.evaluate()
+    trainer.save_model()
+    saved = load_file(tmp_path / "model.safetensors").values()
+    assert {tensor.dtype for tensor in saved if tensor.is_floating_point()} == {torch.float32}
+
+
+def test_a_batch_above_the_rows_whose_rest_is_dropped(tmp_path):
+    given = {"dataloader_drop_last": True, "per_device_train_batch_size": 9}
+    trainer = small.build(*small.models["resnet"](), tmp_path, small.images(8), **given)
+    with pytest.raises(ValueError, match=r"a batch takes 9 of 8 training rows, so that no batch is left"):
+        trainer.train()
+
+
+def test_labels_beyond_their_bounds_are_refused(tmp_path):
+    train, evaluation = small.images(8), small.images(8, seed=1)
+    least, greatest = min(train["label"]), max([*train["label"], *evaluation["label"]])
+    for name, bound, wrong in (("label_min", least + 1e-3, least), ("label_max", greatest - 1e-3, greatest)):
+        trainer = small.build(*small.models["resnet"](), tmp_path, train, evaluation, **{name: bound})
+        seen = f'{name} is {bound:g}, but a label in column "label" of (train|eval)_dataset is {wrong:g}'
+        with pytest.raises(ValueError, match=seen):
+            trainer.train()
+
+
+def test_shot_thresholds_are_those_of_the_bins_that_are_kept(tmp_path):
+    trainer = small.build(*small.models["resnet"](), tmp_path, small.images(8), shot_thresholds=[2, 4], max_steps=1)
+    assert trainer.bins.thresholds == (2.0, 4.0)
+    trainer.train()
+    trainer.save_model()
+    assert load_state(str(tmp_path))[1].thresholds == (2.0, 4.0)
+    maps = small.build(*small.map_models["timm"](), tmp_path, small.maps(4), shot_thresholds=[1, 3])
+    pixels = np.isfinite(np.array(small.maps(4)["label"])).sum() / 4
+    assert maps.bins.thresholds == pytest.approx((pixels, 3 * pixels))

@@ -176,7 +176,7 @@ def _train(run: Run, accelerate: str | None, resume: bool, environment: dict[str
     launcher = ["-m", "accelerate.commands.launch", "--config_file", accelerate] if accelerate else []
     command = [sys.executable, *launcher, "-m", "conr_hf", "train", str(run.folder / "wanted.yaml")]
     command += ["--output_dir", str(run.folder), "--disable_tqdm", "true"]
-    command += ["--resume_from_checkpoint", "true"] if resume else []
+    command += ["--resume_from_checkpoint" if resume else "--overwrite_output_dir", "true"]
     with (run.folder / "log.txt").open("a", encoding="utf-8") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | environment)
         try:

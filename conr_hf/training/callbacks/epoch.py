@@ -1,4 +1,4 @@
-"""`SetEpochCallback`: gives the order of rows its epoch."""
+"""`SetEpochCallback`: gives the order of rows its epoch, and every epoch a logged loss."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from conr_hf.training.dataloaders import DataLoaders
 class SetEpochCallback(TrainerCallback):
     """
     Sets the epoch before the loader's iterator is made: `set_epoch` does not reach a sampler of one's own after a
-    resume halfway through an epoch on several processes.
+    resume halfway through an epoch on several processes. Logs at least once an epoch where it logs by steps.
     """
 
     def __init__(self, loaders: DataLoaders) -> None:
@@ -20,6 +20,7 @@ class SetEpochCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self._epoch = int(state.epoch or 0)
+        state.logging_steps = min(state.logging_steps, self.loaders.steps_per_epoch())
         steps = 0 if args.ignore_data_skip else state.global_step % self.loaders.steps_per_epoch()
         self._skipped = steps * args.gradient_accumulation_steps
 

@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from accelerate import Accelerator
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerState
+from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import IntervalStrategy
 
 from conr_hf.training.callbacks.nan_guard import NanGuardCallback
@@ -16,8 +15,9 @@ from conr_hf.training.sharding import broadcast_buffers
 class ObjectiveCallback(TrainerCallback):
     """Loads the objective's state where a run resumes, begins its epochs, and steps it with the optimizer."""
 
-    def __init__(self, loaders: DataLoaders, nan_guard: NanGuardCallback, accelerator: Accelerator, is_sharded: bool):
-        self.loaders, self.nan_guard, self.accelerator, self.is_sharded = loaders, nan_guard, accelerator, is_sharded
+    def __init__(self, trainer: Trainer, loaders: DataLoaders, nan_guard: NanGuardCallback) -> None:
+        self.loaders, self.nan_guard, self.accelerator = loaders, nan_guard, trainer.accelerator
+        self.is_sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
         self.objective: Objective  # of the run that is about to begin
         self.saved: dict[str, Tensor] | None = None  # the state of the checkpoint that it resumes from
         self.trained_model: nn.Module | None = None  # of the last training; if it is sharded, since its beginning

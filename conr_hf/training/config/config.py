@@ -21,7 +21,7 @@ logger = logging.get_logger(__name__)
 
 # Metrics that should be small, and those that should be large.
 ERRORS = ("mae", "mse", "rmse", "gm", "bmae", "abs_rel", "log10", "error", "loss")
-AGREEMENTS = ("pearson", "spearman", "delta1", "delta2", "delta3")
+AGREEMENTS = ("r2", "pearson", "spearman", "delta1", "delta2", "delta3")
 _EVALUATION = {"eval_strategy": "no", "save_strategy": "steps", "save_steps": 500, "load_best_model_at_end": False}
 
 
@@ -81,6 +81,10 @@ class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
             What to do in a step whose loss, or whose gradient's norm, is not finite: `"stop"` ends training and names
             its rows; `"skip"` leaves the step out with a warning, up to 10 such steps in a row, and waits for each
             step's loss to know. In float16 a gradient that overflows is left to the loss scaler.
+        overwrite_output_dir (`bool`, *optional*, defaults to `False`):
+            Train in an `output_dir` that holds another run, whose files (checkpoints, model, exports, results,
+            pictures, report) are removed when training begins. Unset, `conr-hf train` refuses such a folder, and
+            `ConRTrainer` warns of it, unless the run resumes.
         model_card_template (`str`, *optional*):
             File with a Jinja template for the model card, in UTF-8, that uses the fields of
             `conr_hf.hub.card_template.CardValues`. Unset: the package's own.
@@ -124,6 +128,7 @@ class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
     head: str | None = None
     lr_drop_epochs: list[int] | None = None
     on_bad_loss: Literal["stop", "skip"] = "stop"
+    overwrite_output_dir: bool = False
     model_card_template: str | None = None
 
     # Fields of TrainingArguments whose defaults depend on whether there is an evaluation set; None is unset.
@@ -139,6 +144,9 @@ class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
             self.label_columns = [self.label_columns]
         if isinstance(self.flipped_columns, str):
             self.flipped_columns = [self.flipped_columns]
+        for name in ("label_min", "label_max"):
+            if isinstance(bound := getattr(self, name), int | float):
+                setattr(self, name, [float(bound)])
         unset = [name for name in (*_EVALUATION, "metric_for_best_model") if getattr(self, name) is None]
         # For now as TrainingArguments has them; where the best model is kept, evaluation and saving must agree.
         together: dict[str, Any] = {}
@@ -204,14 +212,28 @@ class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
             read_template(self.model_card_template)
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns is true; it must be false, since images and labels are columns.")
+        self.check_full_eval()
         self.check_methods(self.label_columns, self.conr_weight)
         needs = self.method_needs(self.conr_weight, self.conr_reweight)
-        warn_without_effect(self, {**needs, "label_scale": (not self.scale_each, "scale_each false")})
+        needs |= {
+            "label_scale": (not self.scale_each, "scale_each false"),
+            "flipped_columns": (self.horizontal_flip, "horizontal_flip"),
+        }
+        warn_without_effect(self, needs)
         for name, needed in {"prediction_loss_only": False, "eval_do_concat_batches": True}.items():
             if getattr(self, name) is not needed:
                 raise ValueError(
                     f"{name} is {str(not needed).lower()}; it must be {str(needed).lower()}, since shots need all "
                     "predictions at once."
+                )
+
+    def check_full_eval(self) -> None:
+        """Refuses evaluation in half precision."""
+        for name, is_on in (("bf16_full_eval", self.bf16_full_eval), ("fp16_full_eval", self.fp16_full_eval)):
+            if is_on:
+                raise ValueError(
+                    f"{name} is true, which turns the model's weights into half precision for good: a prediction of "
+                    f"63.37 becomes 63.25. Leave it out; {name[:4]} trains and evaluates in mixed precision."
                 )
 
     def with_evaluation_defaults(self, evaluation_sets: list[str] | None) -> "ConRConfig":
@@ -246,6 +268,9 @@ class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
             metric = "_".join(part for part in ("eval", first, "mae") if part)
             args.metric_for_best_model = metric if chooses else None
             args.greater_is_better = False if chooses else None
+        if args.lr_scheduler_type == "reduce_lr_on_plateau":  # which else waits for a fall of every metric
+            mode = "max" if args.greater_is_better else "min"
+            args.lr_scheduler_kwargs = {"mode": mode, **(args.lr_scheduler_kwargs or {})}  # type: ignore[dict-item]
         if args.on_bad_loss == "skip":
             args.logging_nan_inf_filter = True  # or the logged loss would stay NaN after the first skipped step
         accelerator_config: Any = copy.copy(args.accelerator_config)

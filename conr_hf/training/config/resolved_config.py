@@ -1,6 +1,7 @@
 """What a run's settings come to on its training labels."""
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 from conr_hf.imbalance import smoothing_kernel
 from conr_hf.imbalance.density import DensityMethod
 from conr_hf.training.config.config import ConRConfig
+
+ArrayOrTensor = TypeVar("ArrayOrTensor", np.ndarray, Tensor)
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ class ResolvedConfig:
     num_views: int
     map_scale: float
     map_invalid: float | None
+    label_min: tuple[float, ...] | None = None
+    label_max: tuple[float, ...] | None = None
 
     @property
     def head_scale(self) -> float | Tensor:
@@ -68,6 +73,16 @@ class ResolvedConfig:
         if all(scale == 1 for scale in self.relative_scales):
             return values
         return values / torch.tensor(self.relative_scales, dtype=values.dtype, device=values.device)
+
+    def clip(self, predictions: ArrayOrTensor) -> ArrayOrTensor:
+        """Predictions, `(N,)`, `(N, T)` or maps, cut off at the smallest and largest label that there can be."""
+        for bound, cut in ((self.label_min, np.maximum), (self.label_max, np.minimum)):
+            if bound is not None and isinstance(predictions, Tensor):
+                limits = torch.tensor(bound, dtype=predictions.dtype, device=predictions.device)
+                predictions = predictions.maximum(limits) if cut is np.maximum else predictions.minimum(limits)
+            elif bound is not None:
+                predictions = cut(predictions, np.array(bound, predictions.dtype))
+        return predictions
 
 
 def resolve(args: ConRConfig, labels: np.ndarray, may_resample: bool = True, of_maps: bool = False) -> ResolvedConfig:
@@ -124,6 +139,8 @@ def resolve(args: ConRConfig, labels: np.ndarray, may_resample: bool = True, of_
         num_views=args.num_views,
         map_scale=args.map_scale,
         map_invalid=args.map_invalid,
+        label_min=None if args.label_min is None else tuple(args.label_bounds()[0]),
+        label_max=None if args.label_max is None else tuple(args.label_bounds()[1]),
     )
 
 

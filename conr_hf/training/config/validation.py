@@ -14,6 +14,7 @@ from transformers.utils import logging
 from conr_hf import losses
 from conr_hf.data.collator import ImageCollator
 from conr_hf.metrics.gaze import GAZE, in_radians
+from conr_hf.models.factory import check_precision
 from conr_hf.models.head import Head, MapHead
 from conr_hf.training.compute_metrics import ComputeMetrics
 from conr_hf.training.config.config import ConRConfig
@@ -36,10 +37,19 @@ def validate_run(
     label_distance: Callable[[Tensor, Tensor], Tensor] | None,
 ) -> None:
     """Refuses what `train()` would ignore or do wrong: settings, model and labels together."""
+    assert trainer.model is not None
     model = type(trainer.model).__name__
     args.check()  # a search or the user may have set others since
+    check_precision(trainer.model)
+    if args.fp16 and args.device.type == "cpu":
+        logger.warning("fp16 is true, but does nothing on a CPU: training goes on in float32. Leave it out.")
     check_label_kind(model, head, data.labels_are_maps, args.label_columns)
     metrics.check()
+    if args.dataloader_drop_last and (rows := data.training_rows()) < global_batch:
+        raise ValueError(
+            f"dataloader_drop_last is true, and a batch takes {global_batch:,} of {rows:,} training rows, so that no "
+            "batch is left to train on. Set it to false, or per_device_train_batch_size to less."
+        )
     has_lone_sample = data.training_rows() % global_batch == 1 and not args.dataloader_drop_last
     if args.base_loss == "bmc" and (global_batch == 1 or has_lone_sample):
         which = "a batch" if global_batch == 1 else "the last batch of an epoch"
@@ -47,6 +57,7 @@ def validate_run(
             f"base_loss is bmc, which compares the samples of a batch, and {which} has one sample. Set "
             "per_device_train_batch_size to another size, or dataloader_drop_last to true."
         )
+    check_label_bounds(data.all_labels(), args)
     check_gaze_labels(data.all_labels(), args, metrics.own is not None)
     if isinstance(head, MapHead):
         check_dense_settings(args, trainer.processing_class)
@@ -162,6 +173,23 @@ def check_output_range(model: str, head: MapHead, labels: np.ndarray) -> None:
             f"The labels run up to {high:g}, but {model} predicts nothing above {head.limit:g}. Load it with a "
             "greater max_depth."
         )
+
+
+def check_label_bounds(labels: dict[str, np.ndarray], args: ConRConfig) -> None:
+    """Refuses labels, `(N,)` or `(N, T)` by data set, beyond the smallest or largest that there can be."""
+    for low, high, column, number in zip(*args.label_bounds(), args.label_columns, range(10**6), strict=False):
+        for name, some in labels.items():
+            of_column = some.reshape(len(some), -1)[:, number]
+            for option, bound, is_wrong in (
+                ("label_min", low, of_column < low),
+                ("label_max", high, of_column > high),
+            ):
+                if is_wrong.any():
+                    wrong = of_column[is_wrong][0]
+                    raise ValueError(
+                        f'{option} is {bound:g}, but a label in column "{column}" of {name} is {wrong:g}. Correct one '
+                        "of them."
+                    )
 
 
 def check_gaze_labels(labels: dict[str, np.ndarray], args: ConRConfig, has_own_metrics: bool) -> None:

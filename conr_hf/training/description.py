@@ -1,0 +1,50 @@
+"""What a run says of itself: its method, its views, and what its data cannot tell."""
+
+from conr_hf.imbalance import Bins
+from conr_hf.metrics.shots import few_share
+from conr_hf.training.config.config import ConRConfig
+from conr_hf.training.config.resolved_config import ResolvedConfig
+
+NO_VALIDATION = (
+    "No validation data: nothing is measured, the last model is kept instead of the best, and there are no prediction "
+    'intervals. conr-hf split and dir_split(dataset, "label") divide a data set; --validation_share 0.15 takes a part '
+    "of the training rows."
+)
+
+
+def describe_method(settings: ResolvedConfig, own_loss: bool = False, has_sample_weights: bool = False) -> str:
+    """
+    The method of a run, in one line. `own_loss`: the base loss is the user's own; `has_sample_weights`: the training
+    rows have a column `sample_weight`.
+    """
+    parts = ["a loss of your own" if own_loss else f"base loss {settings.base_loss}"]
+    weights = {"ConR": settings.weight, "Rank-N-Contrast": settings.rnc_weight}
+    parts += [f"{name} (weight {weight:g})" for name, weight in weights.items() if weight > 0]
+    weighing = {"weighed": settings.reweight, "rows drawn": settings.resample}
+    parts += [f"{how} by density ({density})" for how, density in weighing.items() if density != "none"]
+    parts += ["rows weighed by the column sample_weight"] if has_sample_weights else []
+    return f"Trains with {', '.join(parts)}"
+
+
+def describe_views(args: ConRConfig) -> str:
+    """What becomes of an image before the model sees it, in one sentence."""
+    shift = f"shifted by up to {100 * args.crop_padding:.2g} % of its side" if args.crop_padding > 0 else "not shifted"
+    views = "1 view" if args.num_views == 1 else f"{args.num_views} views"
+    if args.horizontal_flip:
+        flip = "half of them flipped left to right (horizontal_flip false where a mirror changes the label)"
+    else:
+        flip = "never flipped (horizontal_flip true flips half of them, where a mirror keeps the label)"
+    return f"Each image is seen in {views}: {shift}, {flip}."
+
+
+def describe_shots(bins: Bins, unit: str, samples: str = "images") -> str | None:
+    """A sentence for bins by which more than half of the training `samples` are few-shot; `None` for others."""
+    if (share := few_share(bins)) <= 0.5:
+        return None
+    widths = [f"{edges[1] - edges[0]:.3g}" for edges in bins.edges]
+    of_unit = f" {unit}" if unit and len(widths) == 1 else ""
+    return (
+        f"{100 * share:.0f} % of the training {samples} are few-shot, with fewer than {bins.thresholds[0]:,.10g} in "
+        f"their bin ({' and '.join(widths)}{of_unit} wide), so that errors by shot say little. Set a greater "
+        "bin_width (conr-hf inspect advises one), or shot_thresholds."
+    )
