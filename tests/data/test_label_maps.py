@@ -55,7 +55,10 @@ def heights(shape=(3, 4), dtype=np.uint16, seed=0):
         (torch.zeros(2, 2), True),
         (torch.zeros(1, 3, 2), True),
         (np.zeros((1, 3, 2)), True),
-        ([[1.0, 2.0]], True),
+        ([[1.0, 2.0], [3.0, 4.0]], True),
+        ([[1.0, 2.0]], False),  # T numbers
+        (np.zeros((1, 2)), False),
+        ([[[1.0], [2.0]]], True),
         ([np.zeros(2), np.zeros(2)], True),
         ({"bytes": b"", "path": None}, True),
         ("depth/1.NPY", True),
