@@ -169,7 +169,7 @@ def _problem(problem: Any) -> str:
     if "group" in problem:
         return f"{problem['group']}: {_listed(problem['rows'])}"
     if "rows" in problem:
-        return f"{problem['split']}: {problem['rows']:,} rows"
+        return f"{problem['split']}: {problem['rows']:,} row{'s' * (problem['rows'] != 1)}"
     place = f"{problem['split']} {problem['row']:,}"
     if "robust_z" in problem:
         return f"{place}: {problem['column']} {problem['label']:g} (z {problem['robust_z']:+.1f})"

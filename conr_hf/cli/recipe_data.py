@@ -10,7 +10,6 @@ from conr_hf.data.benchmarks.loading import load_benchmark
 from conr_hf.data.benchmarks.registry import BENCHMARKS
 from conr_hf.data.columns import count_labels, label_names
 from conr_hf.data.local import load_local
-from conr_hf.data.map_statistics import has_maps
 from conr_hf.data.streaming import label_stream, load_stream, read_histogram
 from conr_hf.data.validation import streamed_labels
 from conr_hf.imbalance import Bins
@@ -27,19 +26,19 @@ def load_data(recipe: Recipe, args: ConRConfig) -> tuple[dict[str, Any], list[st
         targets = recipe.target or ([benchmark.target] if single else list(args.label_columns))
         return data, targets, recipe.unit or (benchmark.unit if own else "")
     assert recipe.data is not None
-    data: Any
+    own: dict[str, Any]
     if recipe.streaming:
-        data = load_stream(recipe.data, args.image_column, data_config=recipe.data_config)
+        own = load_stream(recipe.data, args.image_column, data_config=recipe.data_config)
     else:
         files = {"image_folder": recipe.image_folder, "image_suffix": recipe.image_suffix}
-        data = load_local(recipe.data, args.image_column, data_config=recipe.data_config, **files)
-    return data, recipe.target or _targets(data, args), recipe.unit or ""
+        own = load_local(recipe.data, args.image_column, data_config=recipe.data_config, **files)
+    return own, recipe.target or _targets(own, args), recipe.unit or ""
 
 
 def _targets(data: dict[str, Any], args: ConRConfig) -> list[str]:
     """The label columns; of one that holds several numbers, a name for each."""
     columns, (split, rows) = args.label_columns, next(iter(data.items()))
-    return label_names(columns, 1 if has_maps(rows, columns, split) else count_labels(rows, columns, split))
+    return label_names(columns, count_labels(rows, columns, split))
 
 
 def shuffled(stream: IterableDataset, recipe: Recipe, args: ConRConfig) -> IterableDataset:

@@ -125,10 +125,14 @@ def label_names(columns: Sequence[str], width: int) -> list[str]:
 
 def count_labels(dataset: Dataset[Any], columns: Sequence[str], name: str) -> int:
     """T, the number of label dimensions: of one column, the numbers of its first cell that holds any."""
-    if len(columns) > 1 or columns[0] not in column_names(dataset):
+    if len(columns) > 1:
         return len(columns)
-    rows = (label_values(row, columns, name) for row in _label_rows(dataset, columns, show_progress=False))
-    return next((len(cells) for cells in rows if cells[0] is not None), 1)
+    for row in _label_rows(undecoded(dataset, columns), columns, show_progress=False):
+        if not isinstance(row, Mapping) or columns[0] not in row:
+            return 1
+        if row[columns[0]] is not None:
+            return len(label_values(row, columns, name))
+    return 1
 
 
 def has_labels(dataset: Dataset[Any], columns: Sequence[str], name: str) -> bool:
@@ -311,7 +315,7 @@ def _vector(cell: Any) -> list[Any] | None:
 
 def label_error(cell: Any) -> str | None:
     """What keeps a label from being a finite number."""
-    if cell is None:
+    if cell is None or (isinstance(cell, str) and not cell.strip()):
         return "the label is missing"
     if is_map(cell):
         return "the label is a map, not one number"

@@ -49,7 +49,7 @@ def with_images(
         root = _root(folder, image_folder, table, first)
         is_file = any(name is not None and _exists(root, name) for name in names[:_TRIED])
         if first is not None and not is_file:
-            _check_name(first, image_column, names.index(first), root, image_suffix is None)
+            _check_name(first, image_column, names.index(first), root, table, image_suffix is None)
         if is_number and image_suffix is None and not is_file:
             return rows  # quantities, or files that there are not
         paths = _inside(names, image_column, root)
@@ -99,13 +99,15 @@ def _exists(root: Path, name: str) -> bool:
     return os.path.isfile(os.path.join(root, name))
 
 
-def _check_name(name: str, column: str, row: int, root: Path, may_lack_suffix: bool) -> None:
+def _check_name(name: str, column: str, row: int, root: Path, table: str, may_lack_suffix: bool) -> None:
     """Refuses a name that is none of a file, where it is known how to mend it."""
     place = f'row {row:,}, column "{column}": {truncate(name)}'
     if name.startswith(("http://", "https://")):
         raise ValueError(f"{place} is a URL, from which nothing is loaded. Download the images, and name their files")
     last = Path(name).name
-    if not last or len(os.fsencode(name)) > _LONGEST_NAME or os.path.isabs(name):
+    if len(os.fsencode(last)) > _LONGEST_NAME:
+        raise ValueError(f"{place} is too long for the name of a file. Write each image into a file, and name it")
+    if not last or os.path.isabs(name):
         return
     suffixes = Image.registered_extensions()
     for path in sorted(root.rglob(f"{glob.escape(last)}*")):
@@ -113,7 +115,9 @@ def _check_name(name: str, column: str, row: int, root: Path, may_lack_suffix: b
         suffix = path.suffix if path.stem == last and may_lack_suffix else ""
         if path.suffix.lower() in suffixes and f"/{found}".endswith(f"/{name}{suffix}"):
             inside = found.removesuffix(f"{name}{suffix}").rstrip("/")
-            add = ([f"image_folder {inside}"] if inside else []) + ([f"image_suffix {suffix}"] if suffix else [])
+            add = [f"image_suffix {suffix}"] if suffix else []
+            if inside not in ("", table, f"{table}/{table}"):  # where they are looked for anyway
+                add.insert(0, f"image_folder {inside}")
             raise ValueError(f'{place} is no file, but "{found}" is one. Add {" and ".join(add)}')
 
 

@@ -266,7 +266,7 @@ def _configs(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def choose_configuration(folder: Path, name: str | None) -> str | None:
-    """Which configuration of a copy of a repository is to be read: `name`, or its default; `None` if it has but one."""
+    """Which configuration of a copy of a repository is to be read: `name` or its default; `None` if it has but one."""
     configs = _configs(folder)
     if name in configs or (name is None and len(configs) < 2):
         return name

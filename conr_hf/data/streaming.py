@@ -70,8 +70,8 @@ def _open(
     builder = datasets.load_dataset_builder(path, data_config, revision=revision)
     if isinstance(builder, Json):
         raise ValueError(
-            "its files are JSON, of which a stream would round numbers and read some texts as numbers: leave streaming "
-            "out, or save them as Parquet"
+            "its files are JSON, in which a stream would round numbers and read some texts as numbers: leave "
+            "streaming out, or save them as Parquet"
         )
     only = only if isinstance(builder, Parquet) else {}
     return datasets.load_dataset(path, data_config, revision=revision, streaming=True, **only)

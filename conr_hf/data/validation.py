@@ -30,8 +30,8 @@ def check_has_rows(dataset: Dataset[Row], name: str) -> None:
     """Refuses a data set that is a stream, or empty, and a dictionary of several."""
     if isinstance(dataset, Mapping):
         raise ValueError(
-            f"{name} is a {type(dataset).__name__} of the splits {', '.join(map(str, dataset))}. Give one of them, as in "
-            f'{name}=data["{next(iter(dataset), "train")}"].'
+            f"{name} is a {type(dataset).__name__} of the splits {', '.join(map(str, dataset))}. Give one of them, as "
+            f'in {name}=data["{next(iter(dataset), "train")}"].'
         )
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         raise ValueError(f"{name} is a stream; it must have a length and give rows by index.")

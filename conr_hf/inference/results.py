@@ -65,8 +65,9 @@ def write_predictions(
     for split, (ids, predictions) in unlabelled.items():
         table = pd.DataFrame(predictions.reshape(len(ids), -1), columns=numbers[len(targets) :])
         tables.append(table.assign(split=split, row=ids))
-    whole = pd.concat(tables) if tables else pd.DataFrame(columns=["split", "row", *numbers, "shot", "bin"])
-    whole.to_csv(path, index=False, float_format="%.7g")
+    columns = ["split", "row", *numbers, "shot", "bin"]
+    whole = pd.concat(tables) if tables else pd.DataFrame(columns=columns)
+    whole.reindex(columns=columns).to_csv(path, index=False, float_format="%.7g")
 
 
 def write_results(folder: Path, results: Mapping[str, Any]) -> None:

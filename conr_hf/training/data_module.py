@@ -80,10 +80,8 @@ class DataModule:
     def label_names(self) -> list[str]:
         """A name for each label dimension: the label columns, or the only one, numbered, where it holds several."""
         columns = self.args.label_columns
-        for name, dataset in self.named_datasets().items():
-            if not self.labels_are_maps:
-                return label_names(columns, count_labels(dataset, columns, name))
-        return columns
+        counts = [count_labels(dataset, columns, name) for name, dataset in list(self.named_datasets().items())[:1]]
+        return label_names(columns, counts[0] if counts else len(columns))
 
     def named_datasets(self) -> dict[str, Dataset[Row]]:
         """The data sets that there are, by the names that messages call them."""

@@ -520,9 +520,12 @@ def test_other_shapes_are_refused_in_a_short_sentence(tmp_path, cell, column):
 
 def test_labels_that_are_long_are_not_told_in_full():
     cells = [list(range(1000)), np.arange(1000), torch.arange(1000), "word " * 1000]
-    wrong = read_labels(Cells(cells), ["label"], "x")[1]
+    data = [{**row, "other": 1} for row in Cells(cells)]  # beside another column, where a cell holds one number
+    wrong = read_labels(data, ["label", "other"], "x")[1]
     assert sorted(wrong) == [0, 1, 2, 3]
-    assert all("is not a number" in why and len(why) < 100 and "\n" not in why for why in wrong.values())
+    assert all("1000 numbers" in wrong[row] for row in range(3))
+    assert "is not a number" in wrong[3]
+    assert all(len(why) < 100 and "\n" not in why for why in wrong.values())
 
 
 def test_what_is_known_of_the_data_costs_no_more_reading(tmp_path):
