@@ -261,10 +261,11 @@ def undecoded(dataset: Dataset[Any], columns: Sequence[str]) -> Dataset[Any]:
     return unopened
 
 
-def undecoded_others(dataset: Dataset[Any], columns: Sequence[str]) -> Dataset[Any]:
-    """A data set that decodes no images but those of `columns`; nobody needs the others, and one may be unreadable."""
-    features = dataset.features if isinstance(dataset, datasets.Dataset) else {}
-    return undecoded(dataset, [name for name in features if name not in columns])
+def only_columns(dataset: Dataset[Any], columns: Sequence[str]) -> Dataset[Any]:
+    """A data set with these columns alone, where they can be had so: nobody needs the others to be decoded."""
+    if not isinstance(dataset, datasets.Dataset) or _has_transform(dataset):
+        return dataset
+    return dataset.select_columns([name for name in dataset.column_names if name in columns])
 
 
 def cell_of(dataset: Dataset[Any], row: Row, index: int, column: str) -> Any:

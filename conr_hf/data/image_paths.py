@@ -54,7 +54,7 @@ def with_images(
             return rows  # quantities, or files that there are not
         paths = _inside(names, image_column, root)
         decode = not any(path is not None and path.lower().endswith(".npy") for path in paths)
-        rows = rows.remove_columns(image_column).add_column(image_column, paths)
+        rows = _replaced(rows, image_column, paths)
     elif kind in ("dict", "Image"):
         rows = _with_paths_inside(rows, image_column, _root(folder, image_folder, table, None))
     elif kind not in _BYTES:
@@ -146,4 +146,9 @@ def _with_paths_inside(rows: datasets.Dataset, column: str, folder: Path) -> dat
     names = pc.if_else(pc.is_valid(content), None, pc.struct_field(cells, "path")).to_pylist()
     paths = pa.array(_inside(names, column, folder), pa.string())
     stored = pa.StructArray.from_arrays([content, paths], ["bytes", "path"])
-    return rows.remove_columns(column).add_column(column, stored)
+    return _replaced(rows, column, stored)
+
+
+def _replaced(rows: datasets.Dataset, column: str, cells: Any) -> datasets.Dataset:
+    """The rows with other cells in a column, which may be their only one."""
+    return rows.add_column(f"new {column}", cells).remove_columns(column).rename_column(f"new {column}", column)

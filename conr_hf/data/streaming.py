@@ -80,7 +80,7 @@ def _open(
 def _with_images(rows: datasets.IterableDataset, column: str) -> datasets.IterableDataset:
     """The images as they are stored, so that one that is not needed is not decoded."""
     feature = (rows.features or {}).get(column)
-    if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string"):
+    if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string", "string_view"):
         raise ValueError(f'its column "{column}" holds paths, {_NO_STREAM}')
     if feature is None:
         return rows

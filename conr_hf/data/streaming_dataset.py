@@ -175,11 +175,13 @@ class StreamingDataset(IterableDataset[SampledExample]):
 
 
 def _undecoded(stream: IterableDataset[Any], column: str | None) -> IterableDataset[Any]:
-    """The stream without decoding its images, where it would."""
+    """The stream without decoding its images, where it would; those of other columns nobody needs."""
     if column is None or not isinstance(stream, datasets.IterableDataset):
         return stream
-    decodes = isinstance((stream.features or {}).get(column), datasets.Image)
-    return stream.cast_column(column, datasets.Image(decode=False)) if decodes else stream
+    for name, feature in (stream.features or {}).items():
+        if isinstance(feature, datasets.Image):
+            stream = stream.cast_column(name, datasets.Image(decode=False))
+    return stream
 
 
 def _rows(stream: IterableDataset[Any]) -> Iterator[Row]:

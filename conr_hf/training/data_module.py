@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from conr_hf.data import validation
 from conr_hf.data.benchmarks.loading import benchmark_of
 from conr_hf.data.benchmarks.registry import Benchmark
-from conr_hf.data.columns import Row, class_numbers, column_names, count_labels, label_names, undecoded_others
+from conr_hf.data.columns import Row, class_numbers, column_names, count_labels, label_names, only_columns
 from conr_hf.data.dataset import SampledDataset
 from conr_hf.data.map_statistics import MapStatistics, has_maps
 from conr_hf.imbalance import Bins, make_bins
@@ -241,8 +241,9 @@ class DataModule:
         benchmark = None if of_training is None else benchmark_of(dataset, of_training)
         # Rows for a collator of the user's own are as the user has them.
         classes = {} if is_own else class_numbers(dataset, self.args.label_columns, name)
-        asked = [self.args.image_column, *self.args.label_columns]
-        rows = SampledDataset(dataset if is_own else undecoded_others(dataset, asked), name, indices, classes)
+        asked = [self.args.image_column, *self.args.label_columns, "labels", "pixel_values", "sample_weight"]
+        needs_all = is_own or not {self.args.image_column, "pixel_values"} & set(names)
+        rows = SampledDataset(dataset if needs_all else only_columns(dataset, asked), name, indices, classes)
         split = LoadedSplit(rows, labels, maps, benchmark, want_images or not raw)
         self._splits[id(dataset)] = split
         return split
