@@ -42,7 +42,8 @@ def evaluate_saved(options: Namespace) -> None:
             skip_bad_rows=options.skip_bad_rows,
             **{**reading, "label_columns": list(reading["label_columns"])},
         )
-        source = {name: getattr(options, name) for name in ("benchmark", "benchmark_source", "data", "streaming")}
+        names = ("benchmark", "benchmark_source", "data", "data_config", "image_folder", "image_suffix", "streaming")
+        source = {name: getattr(options, name) for name in names}
         sets, targets, unit = load_data(Recipe(target=target_names(loaded), **source), args)
         unit = unit or saved_unit(model)
         if split not in sets:

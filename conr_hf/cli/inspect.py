@@ -27,6 +27,7 @@ TITLES = {
     "duplicates_within": "images are in a split more than once, pixel for pixel",
     "groups_across": "groups are in several splits; conr-hf split --group keeps each in one",
     "rows_without_group": "rows have no group",
+    "unused_splits": "splits are neither train, validation nor test, and nothing is done with them",
     "outliers": f"labels lie far from the median (robust z over {OUTLIER_Z:g}): a long tail, or mistakes?",
 }
 
@@ -36,7 +37,13 @@ def inspect_data(options: Namespace) -> None:
     if options.output is not None:
         check_writable(options.output)
     found = inspect(
-        load_local(options.data, options.image_column),
+        load_local(
+            options.data,
+            options.image_column,
+            image_folder=options.image_folder,
+            image_suffix=options.image_suffix,
+            data_config=options.data_config,
+        ),
         label_columns=options.label_columns,
         image_column=options.image_column,
         group_column=options.group_column,
@@ -161,6 +168,8 @@ def _problem(problem: Any) -> str:
         return " = ".join(_problem(place) for place in problem[:6]) + more
     if "group" in problem:
         return f"{problem['group']}: {_listed(problem['rows'])}"
+    if "rows" in problem:
+        return f"{problem['split']}: {problem['rows']:,} row{'s' * (problem['rows'] != 1)}"
     place = f"{problem['split']} {problem['row']:,}"
     if "robust_z" in problem:
         return f"{place}: {problem['column']} {problem['label']:g} (z {problem['robust_z']:+.1f})"

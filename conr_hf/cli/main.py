@@ -69,6 +69,7 @@ def _run(given: list[str]) -> int:
     evaluate.add_argument("--streaming", action="store_true", help="do not download the training split")
     evaluate.add_argument("--split", default="test", help="which split (default: test)")
     evaluate.add_argument("--image_column", default="image")
+    _add_files(evaluate)
     evaluate.add_argument("--label_columns", nargs="+", help="columns of the label (default: the model's own)")
     evaluate.add_argument("--batch_size", type=_positive, default=64)
     evaluate.add_argument("--skip_bad_rows", action="store_true", help="leave out rows that cannot be read")
@@ -124,6 +125,7 @@ def _run(given: list[str]) -> int:
     inspect.add_argument("data", help="your own data: folder of images, table, or Hub id", metavar="DATA")
     inspect.add_argument("--label_columns", nargs="+", default=["label"], metavar="COLUMN")
     inspect.add_argument("--image_column", default="image")
+    _add_files(inspect)
     inspect.add_argument("--group_column", help="what should not be in two splits: a person, a photograph")
     inspect.add_argument("--bin_width", type=_width, nargs="+", help="of the label bins (default: a suitable one)")
     inspect.add_argument("--unit", default="", help="unit of the labels, for the figure")
@@ -140,6 +142,7 @@ def _run(given: list[str]) -> int:
     split.add_argument("--bin_width", type=_width, nargs="+", help="of the label bins (default: range / 100)")
     split.add_argument("--seed", type=int, default=42)
     split.add_argument("--image_column", default="image")
+    _add_files(split)
     split.add_argument("--overwrite", action="store_true", help="replace files that an earlier split left there")
 
     subparsers.add_parser("env", help="what a bug report needs")
@@ -147,6 +150,12 @@ def _run(given: list[str]) -> int:
     if options.command not in ("compare", "env", "recipes"):
         commands.quiet_libraries()
     return getattr(commands, options.command)(options) or 0  # a function for each command, of its name
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--image_folder", help="folder that paths of images are relative to (default: the table's)")
+    parser.add_argument("--image_suffix", help="ending of the images, as in .png, of names without")
+    parser.add_argument("--data_config", help="which of the data's configurations, if its card names several")
 
 
 def _width(text: str) -> float:

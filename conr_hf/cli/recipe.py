@@ -33,7 +33,10 @@ class Recipe:
         benchmark_source (`str`, *optional*):
             Where the benchmark is, unless it comes with the package: a folder, a table or a Hub id.
         data (`str`, *optional*):
-            Your own data: a folder of images with metadata, a CSV, JSONL or Parquet file, or a Hub id.
+            Your own data: a folder of images with metadata, a CSV, JSON or Parquet file, or a Hub id.
+        data_config (`str`, *optional*): Which of the data's configurations, where its card names several.
+        image_folder (`str`, *optional*): Folder that the data's paths of images are relative to. Unset: the table's.
+        image_suffix (`str`, *optional*): Ending of the images, as in .png, where a table has their names without.
         validation_share (`float`, *optional*):
             Where the data has no split "validation": take this share of each label bin of the training rows for it, at
             most 30 rows, by the rule of `conr-hf split`; 0.15 for example, at most 0.5.
@@ -62,6 +65,9 @@ class Recipe:
     benchmark: str | None = None
     benchmark_source: str | None = None
     data: str | None = None
+    data_config: str | None = None
+    image_folder: str | None = None
+    image_suffix: str | None = None
     validation_share: float | None = None
     group_column: str | None = None
     streaming: bool = False
@@ -136,6 +142,9 @@ def read_recipe(arguments: Sequence[str]) -> tuple[Recipe, "ConRConfig", dict[st
         recipe,
         {
             "benchmark_source": (recipe.benchmark is not None, "benchmark"),
+            "data_config": (recipe.data is not None, "data"),
+            "image_folder": (recipe.data is not None and not recipe.streaming, "data, and no streaming"),
+            "image_suffix": (recipe.data is not None and not recipe.streaming, "data, and no streaming"),
             "group_column": (recipe.validation_share is not None, "validation_share"),
             "label_histogram": (recipe.streaming, "streaming"),
             "shuffle_buffer": (recipe.streaming, "streaming"),

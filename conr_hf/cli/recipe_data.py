@@ -8,7 +8,7 @@ from datasets import IterableDataset, concatenate_datasets
 from conr_hf.cli.recipe import Recipe
 from conr_hf.data.benchmarks.loading import load_benchmark
 from conr_hf.data.benchmarks.registry import BENCHMARKS
-from conr_hf.data.columns import read_labels
+from conr_hf.data.columns import count_labels, label_names, read_labels
 from conr_hf.data.inspection import suggest_bin_width
 from conr_hf.data.local import load_local
 from conr_hf.data.map_statistics import has_maps
@@ -30,8 +30,20 @@ def load_data(recipe: Recipe, args: ConRConfig) -> tuple[dict[str, Any], list[st
         return with_validation(data, recipe, args), targets, recipe.unit or (benchmark.unit if own else "")
     if recipe.data is None:  # of a run of ConRTrainer, which cannot know where its rows are from
         raise ValueError('The recipe names neither data nor a benchmark. Add "data: ..." to it.')
-    data = (load_stream if recipe.streaming else load_local)(recipe.data, args.image_column)
-    return with_validation(data, recipe, args), recipe.target or list(args.label_columns), recipe.unit or ""
+    own_data: dict[str, Any]
+    if recipe.streaming:
+        own_data = load_stream(recipe.data, args.image_column, data_config=recipe.data_config)
+    else:
+        files = {"image_folder": recipe.image_folder, "image_suffix": recipe.image_suffix}
+        own_data = load_local(recipe.data, args.image_column, data_config=recipe.data_config, **files)
+    targets = recipe.target or _targets(own_data, args)
+    return with_validation(own_data, recipe, args), targets, recipe.unit or ""
+
+
+def _targets(data: dict[str, Any], args: ConRConfig) -> list[str]:
+    """The label columns; of one that holds several numbers, a name for each."""
+    columns, (split, rows) = args.label_columns, next(iter(data.items()))
+    return label_names(columns, count_labels(rows, columns, split))
 
 
 def with_validation(data: dict[str, Any], recipe: Recipe, args: ConRConfig) -> dict[str, Any]:
@@ -51,9 +63,7 @@ def with_validation(data: dict[str, Any], recipe: Recipe, args: ConRConfig) -> d
         rows, labels = rows.select(usable), labels[usable]
     widths = args.bin_width or [suggest_bin_width(column) for column in labels.reshape(len(labels), -1).T]
     share, group = recipe.validation_share, recipe.group_column
-    parts = dir_split(
-        rows, args.label_columns, group=group, share=share, bin_width=widths
-    )  # with one seed for all runs
+    parts = dir_split(rows, args.label_columns, group=group, share=share, bin_width=widths)
     train = concatenate_datasets([parts["train"], parts["test"]])
     return {**data, "train": train, "validation": parts["validation"]}
 
@@ -70,4 +80,5 @@ def labels_of_stream(recipe: Recipe, args: ConRConfig) -> np.ndarray | Bins | No
         return read_histogram(recipe.label_histogram)
     if recipe.data is None:
         return None
-    return streamed_labels(label_stream(recipe.data, args.label_columns), "train_dataset", args)
+    labels = label_stream(recipe.data, args.label_columns, data_config=recipe.data_config)
+    return streamed_labels(labels, "train_dataset", args)

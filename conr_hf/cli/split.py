@@ -15,7 +15,7 @@ import yaml
 from datasets.table import embed_table_storage
 
 from conr_hf.cli.options import one_or_each
-from conr_hf.data.columns import check_column, read_labels, unreadable_rows
+from conr_hf.data.columns import check_column, label_names, read_labels, unreadable_rows
 from conr_hf.data.local import load_local
 from conr_hf.data.splits import SPLITS, BinCount, dir_split, key_cells, split_counts
 from conr_hf.imbalance.bins import FloatArray
@@ -59,7 +59,8 @@ def write_split(options: Namespace) -> None:
             "--overwrite."
         )
     check_writable(options.out)
-    data = load_local(options.data, options.image_column)
+    files = {"image_folder": options.image_folder, "image_suffix": options.image_suffix}
+    data = load_local(options.data, options.image_column, data_config=options.data_config, **files)
     named = {split: f'split "{split}"' if len(data) > 1 else f'"{options.data}"' for split in data}
     for split, rows in data.items():
         _check_columns(rows, named[split], options)
@@ -71,8 +72,9 @@ def write_split(options: Namespace) -> None:
         _refuse(unreadable_rows(rows, options.image_column, range(len(rows)), named[split]), named[split])
     sizes = {split: _write_parquet(part, out / f"{split}.parquet") for split, part in splits.items()}
     labels = {split: read_labels(rows, label, split)[0].reshape(len(rows), -1) for split, rows in splits.items()}
-    bins = _named_bins(labels, label, split_counts(splits, label, **quotas))
-    table = _split_table(splits, labels, options, bins)
+    names = label_names(label, next(iter(labels.values())).shape[1])
+    bins = _named_bins(labels, names, split_counts(splits, label, **quotas))
+    table = _split_table(splits, labels, names, options.group, bins)
     how = _how(options, bins)
     (out / "README.md").write_text(_card(splits, options, table, how, bins, sizes), encoding="utf-8")
     if len(data) > 1:
@@ -108,9 +110,10 @@ def _pooled(data: datasets.DatasetDict, label: Sequence[str]) -> datasets.Datase
     parts = []
     for rows in data.values():
         rows = rows.remove_columns("split") if "split" in rows.column_names else rows
-        for column in label:  # whole numbers in one split and not in another
+        for column in label:  # whole numbers in one split and not in another, or other classes
             if any(other.features[column] != rows.features[column] for other in data.values()):
-                rows = rows.cast_column(column, datasets.Value("float64"))
+                numbers, _ = read_labels(rows, [column], "data")
+                rows = rows.remove_columns(column).add_column(column, numbers.tolist())
         parts.append(rows)
     return datasets.concatenate_datasets(parts)
 
@@ -129,12 +132,16 @@ def _write_parquet(rows: datasets.Dataset, path: Path) -> int:
 
 
 def _split_table(
-    splits: datasets.DatasetDict, labels: dict[str, FloatArray], options: Namespace, bins: dict[str, BinCount]
+    splits: datasets.DatasetDict,
+    labels: dict[str, FloatArray],
+    names: Sequence[str],
+    group: str | None,
+    bins: dict[str, BinCount],
 ) -> list[list[str]]:
-    of_label = [f"{column} {figure}" for column in options.label for figure in ("min", "median", "max")]
-    table = [["split", "rows", *(["groups"] if options.group is not None else []), *of_label, "bins"]]
+    of_label = [f"{name} {figure}" for name in names for figure in ("min", "median", "max")]
+    table = [["split", "rows", *(["groups"] if group is not None else []), *of_label, "bins"]]
     for split, rows in splits.items():
-        groups = [f"{len(set(key_cells(rows, options.group, 'group'))):,}"] if options.group is not None else []
+        groups = [f"{len(set(key_cells(rows, group, 'group'))):,}"] if group is not None else []
         figures = np.quantile(labels[split], (0, 0.5, 1), axis=0).T.ravel()
         held = sum(count.rows[split] > 0 for count in bins.values())
         table.append([split, f"{len(rows):,}", *groups, *(f"{figure:.6g}" for figure in figures), f"{held:,}"])

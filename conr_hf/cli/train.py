@@ -15,7 +15,8 @@ from conr_hf.cli.recipe import Recipe, flags_of, read_recipe
 from conr_hf.cli.recipe_data import labels_of_stream, load_data, shuffled
 from conr_hf.cli.trackers import log_pictures, name_run
 from conr_hf.cli.yaml_loader import parse_yaml
-from conr_hf.data.columns import column_names, label_values
+from conr_hf.data.columns import column_names, has_labels, label_values
+from conr_hf.data.local import unused_splits
 from conr_hf.data.map_statistics import has_maps
 from conr_hf.hub.provenance import hub_ids
 from conr_hf.imbalance import Bins
@@ -51,7 +52,15 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
     data, targets, unit = load_data(recipe, args)
     if "train" not in data:
         raise ValueError(f'The data has no split "train"; it has {", ".join(data)}.')
+    for split, count in unused_splits(data).items():
+        if PartialState().is_main_process:
+            print(f'Split "{split}" ({count:,} rows) is left out; splits are train, validation and test.')
     held_out: dict[str, Any] = {split: data[split] for split in ("validation", "test") if split in data}
+    unlabelled: dict[str, Any] = {}  # predicted at the end, without errors
+    if "test" in held_out and not has_labels(held_out["test"], args.label_columns, "test"):
+        rows = held_out.pop("test")
+        columns = [column for column in args.label_columns if column in rows.column_names]
+        unlabelled["test"] = rows.remove_columns(columns)
     for split in ("train", *held_out):
         label_values(dict.fromkeys(column_names(data[split])), args.label_columns, f'split "{split}"')
     train_labels: np.ndarray | Bins | None = None
@@ -84,6 +93,8 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
     trainer.data.check()
     for split, rows in held_out.items():  # bad rows of the test split end a run before training, not after it
         trainer.data.load_split(rows, f"{split} data", before_training=True)
+    for split, rows in unlabelled.items():
+        trainer.data.load_split(rows, f"{split} data", before_training=True, with_labels=False)
     outcome = trainer.train(resume_from_checkpoint=resume)
     results: dict[str, Any] = {
         "schema": 1,
@@ -103,7 +114,7 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
     saved = last_complete_checkpoint(str(args.output_dir))
     advice = "resume with --resume_from_checkpoint true: the checkpoints are complete" if saved else "train again"
     with writing(Path(str(args.output_dir)), advice):
-        write_run(trainer, held_out, targets, results)
+        write_run(trainer, held_out, targets, results, unlabelled)
         log_pictures(trainer, sorted(Path(str(args.output_dir)).glob("*.png")))
         if recipe.feature_index and trainer.is_world_process_zero():
             write_feature_index(trainer, data["train"])

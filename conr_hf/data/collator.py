@@ -50,7 +50,7 @@ class ImageCollator:
 
     processor: BaseImageProcessor | None
     image_column: str
-    label_columns: Sequence[str]  # T of them
+    label_columns: Sequence[str]  # T of them, or one that holds T numbers
     num_views: int
     horizontal_flip: bool  # of half of the views, from left to right
     crop_padding: float  # the largest shift of a view, as a share of its sides
@@ -116,7 +116,7 @@ class ImageCollator:
                 tensors["labels"] = self._maps(cells, None if crops is None else size)
             else:
                 labels = torch.tensor([[float(cell) for cell in row] for row in cells], dtype=torch.float32)
-                tensors["labels"] = labels[:, 0] if len(self.label_columns) == 1 else labels
+                tensors["labels"] = labels[:, 0] if labels.shape[1] == 1 else labels
         if isinstance(indices[0], SampledIndex) and "sample_weight" in rows[0]:
             tensors["sample_weight"] = torch.tensor([float(row["sample_weight"]) for row in rows])
         return tensors

@@ -1,12 +1,12 @@
 """Rows of a data set beside the sampled index that asked for them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from conr_hf.data.columns import Row
+from conr_hf.data.columns import Row, with_numbers
 from conr_hf.data.images import describe_error
 from conr_hf.data.sampler import SampledIndex
 
@@ -16,10 +16,19 @@ SampledExample = tuple[SampledIndex | int | None, Row] | tuple[SampledIndex, Row
 
 
 class SampledDataset(Dataset[SampledExample]):
-    """Rows of a map-style data set, all or those at `indices`, beside the sampled index that asked for them."""
+    """
+    Rows of a map-style data set, all or those at `indices`, beside the sampled index that asked for them. In their
+    columns of classes stand numbers, as [`~conr_hf.data.columns.class_numbers`] gives them.
+    """
 
-    def __init__(self, dataset: Dataset[Any], name: str, indices: Sequence[int] | np.ndarray | None = None) -> None:
-        self.dataset, self.name = dataset, name
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        name: str,
+        indices: Sequence[int] | np.ndarray | None = None,
+        classes: Mapping[str, Sequence[float]] | None = None,
+    ) -> None:
+        self.dataset, self.name, self.classes = dataset, name, classes or {}
         self.indices = range(len(dataset)) if indices is None else indices  # type: ignore[arg-type]
 
     def __len__(self) -> int:
@@ -37,7 +46,7 @@ class SampledDataset(Dataset[SampledExample]):
 
     def _row(self, row: int) -> Row:
         try:
-            return self.dataset[row]
+            return with_numbers(self.dataset[row], self.classes)
         except Exception as error:  # whatever a decoder raises
             raise ValueError(
                 f"{self.name}, row {row:,}: the image cannot be read: {describe_error(error)}."

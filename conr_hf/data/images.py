@@ -81,7 +81,9 @@ def describe_error(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "it is not an image"
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        name = str(error.filename or "")
+        name = name if len(name) <= 300 else f"{name[:200]}...{name[-80:]}"
+        return f"{error.strerror}: {name}" if name else error.strerror
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 

@@ -11,8 +11,18 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from conr_hf.data.columns import cell_of, check_column, in_threads, label_values, read_labels, undecoded
+from conr_hf.data.columns import (
+    cell_of,
+    check_column,
+    has_labels,
+    in_threads,
+    label_names,
+    label_values,
+    read_labels,
+    undecoded,
+)
 from conr_hf.data.images import describe_error, to_image
+from conr_hf.data.local import unused_splits
 from conr_hf.data.map_statistics import has_maps
 from conr_hf.data.splits import SPLITS
 from conr_hf.imbalance import Bins, density_weights, make_bins
@@ -22,7 +32,7 @@ from conr_hf.metrics import THRESHOLDS, shot_masks
 OUTLIER_Z = 6.0
 PROBLEMS = (
     *("unreadable_images", "bad_labels", "duplicates_across", "duplicates_within"),
-    *("groups_across", "rows_without_group", "outliers"),
+    *("groups_across", "rows_without_group", "outliers", "unused_splits"),
 )
 
 
@@ -57,24 +67,38 @@ def inspect(
         - `images`: how many there are of each of the `sizes` and `modes`;
         - `problems`, lists: `unreadable_images` and `bad_labels` (split, row, reason), `duplicates_across` and
           `duplicates_within` splits (each a list of split and row), `groups_across` (group, rows by split),
-          `rows_without_group`, and `outliers` (split, row, column, label, robust z: the distance from the median over
-          1.4826 times the median of such distances, if above 6).
+          `rows_without_group`, `outliers` (split, row, column, label, robust z: the distance from the median over
+          1.4826 times the median of such distances, if above 6), and `unused_splits` beside one to train on (split,
+          rows: how many), whose names mean nothing here.
+
+        A label column that holds T numbers is T label columns here, `label_0` and so on. Splits without any label are
+        no problem; they have no figures.
 
         What goes by training labels is absent if none is a number.
     """
     columns = list(label_columns)
     data = {split: data[split] for split in sorted(data, key=[*SPLITS, *data].index)}
+    training = "train" if "train" in data else next(iter(data))
+    labelled = [split for split, rows in data.items() if split == training or has_labels(rows, columns, split)]
     for split, rows in data.items():
-        _check(rows, f'split "{split}"', columns, image_column, group_column)
+        _check(rows, f'split "{split}"', columns if split in labelled else [], image_column, group_column)
     if not any(len(rows) for rows in data.values()):
         raise ValueError("The data has no rows.")
-    training = "train" if "train" in data else next(iter(data))
     labels: dict[str, FloatArray] = {}
     problems: dict[str, list[Any]] = {kind: [] for kind in PROBLEMS}
-    for split, rows in data.items():
-        read, wrong = read_labels(rows, columns, f'split "{split}"')
-        labels[split] = read.reshape(len(rows), len(columns))  # (N, T)
+    problems["unused_splits"] = [{"split": split, "rows": count} for split, count in unused_splits(data).items()]
+    for split in labelled:
+        read, wrong = read_labels(data[split], columns, f'split "{split}"')
+        labels[split] = read[:, None] if read.ndim == 1 else read  # (N, T)
         problems["bad_labels"] += [{"split": split, "row": row, "reason": wrong[row]} for row in sorted(wrong)]
+    width = labels[training].shape[1]
+    labels = {split: labels.get(split, np.full((len(rows), width), np.nan)) for split, rows in data.items()}
+    for split, values in labels.items():
+        if values.shape[1] != width:
+            raise ValueError(
+                f'Labels of split "{training}" have {width} numbers, of split "{split}" {values.shape[1]}.'
+            )
+    columns = label_names(columns, width)
     known = {split: values[np.isfinite(values).all(axis=1)] for split, values in labels.items()}
     found: dict[str, Any] = {
         "training_split": training,
@@ -135,8 +159,9 @@ class _Picture(NamedTuple):
 def _check(
     rows: datasets.Dataset, name: str, label_columns: list[str], image_column: str, group_column: str | None
 ) -> None:
-    label_values(dict.fromkeys(rows.column_names), label_columns, name)
-    if len(rows) and has_maps(rows, label_columns, name):
+    if label_columns:
+        label_values(dict.fromkeys(rows.column_names), label_columns, name)
+    if len(rows) and label_columns and has_maps(rows, label_columns, name):
         raise ValueError(
             f'{name}: the labels in column "{label_columns[0]}" are maps, which are not inspected. Training checks '
             "every map before it starts."

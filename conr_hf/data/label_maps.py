@@ -22,16 +22,17 @@ def is_map(cell: Any) -> bool:
     Whether the cell of a label column is a map, by its kind alone: nothing is read.
 
     An image, an array of shape `(H, W)` or `(1, H, W)`, a nested list, the dictionary of an undecoded
-    `datasets.Image`, or a path that ends in .npy, .png, .tif or .tiff, are maps; anything else is none.
+    `datasets.Image`, or a path that ends in .npy, .png, .tif or .tiff, are maps; anything else is none, a single row
+    of numbers, of shape `(1, T)`, too.
     """
     if isinstance(cell, str | os.PathLike):
         return Path(cell).suffix.lower() in SUFFIXES
     if isinstance(cell, Mapping):
         return {"bytes", "path"} <= set(cell)
     if isinstance(cell, np.ndarray | torch.Tensor):
-        return cell.ndim == 2 or (cell.ndim == 3 and len(cell) == 1)
+        return (cell.ndim == 2 and len(cell) != 1) or (cell.ndim == 3 and len(cell) == 1)
     if isinstance(cell, list | tuple):
-        return len(cell) > 0 and isinstance(cell[0], list | tuple | np.ndarray)
+        return len(cell) > 0 and isinstance(cell[0], list | tuple | np.ndarray) and np.ndim(cell[0]) > (len(cell) == 1)
     return isinstance(cell, Image.Image)
 
 

@@ -53,7 +53,7 @@ def has_maps(dataset: Dataset[Any], columns: Sequence[str], name: str) -> bool:
             return False
     is_stream = isinstance(dataset, IterableDataset)
     row = next(iter(dataset), {}) if is_stream else dataset[0]
-    if columns[0] not in row and "labels" not in row:
+    if not isinstance(row, Mapping) or (columns[0] not in row and "labels" not in row):
         return False
     maps = is_map(row[columns[0]] if columns[0] in row else row["labels"])
     if maps and is_stream:

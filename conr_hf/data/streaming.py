@@ -6,72 +6,81 @@ from typing import Any
 
 import datasets
 import numpy as np
+from datasets.packaged_modules.json.json import Json
+from datasets.packaged_modules.parquet.parquet import Parquet
 
 from conr_hf.data.columns import label_error
-from conr_hf.data.local import SPLITS, check_path, load_errors, read_table
+from conr_hf.data.local import check_path, choose_configuration, load_errors, name_splits
+from conr_hf.data.tables import read_table
 from conr_hf.imbalance import Bins
 
 _NO_STREAM = "which are read one by one as they are needed: leave streaming out"
 
 
-def load_stream(path: str, image_column: str = "image", revision: str | None = None) -> dict[str, Any]:
+def load_stream(
+    path: str, image_column: str = "image", revision: str | None = None, *, data_config: str | None = None
+) -> dict[str, Any]:
     """
     Opens a data set whose training split is read as a stream: of that no more than a row is read in advance.
 
     The path is a folder of Parquet files, named by their split; a Parquet file; or an id on the Hub, of a branch, tag
-    or commit. The files themselves hold the images. Returns `"train"`, a `datasets.IterableDataset` in the order of
+    or commit; `data_config` is one of its configurations, where it has several. The files themselves hold the images.
+    Returns `"train"`, a `datasets.IterableDataset` in the order of
     the files (see its `shuffle`), with images as they are stored; and the other splits, a `datasets.Dataset` each,
     read into memory.
     """
     location = Path(path)
     if location.is_dir() and not any(location.rglob("*.parquet")):
         raise ValueError(f'data "{path}" holds no Parquet file but images in files of their own, {_NO_STREAM}.')
-    if location.is_file() and location.suffix != ".parquet":
+    if location.is_file() and location.suffix.lower() != ".parquet":
         raise ValueError(
             f'data "{path}" is a table of paths, {_NO_STREAM}. Streams are made of Parquet files or a data set on '
             "the Hub."
         )
     check_path(path)
     with load_errors(path):
-        opened = _open(path, revision)
+        opened = _open(path, revision, data_config)
         if len(opened) == 1 and "split" in (next(iter(opened.values())).column_names or []):
             raise ValueError(
                 "its rows name their split in a column, by which a stream cannot be divided. Save each split in a "
                 "file of its own (train.parquet, validation.parquet, test.parquet), or leave streaming out"
             )
-        splits = {SPLITS.get(name, name): _with_images(rows, image_column) for name, rows in opened.items()}
+        splits = {name: _with_images(rows, image_column) for name, rows in name_splits(opened).items()}
         return {name: rows if name == "train" else materialize(rows) for name, rows in splits.items()}
 
 
-def label_stream(path: str, columns: list[str], revision: str | None = None) -> datasets.IterableDataset:
+def label_stream(
+    path: str, columns: list[str], revision: str | None = None, *, data_config: str | None = None
+) -> datasets.IterableDataset:
     """The label columns of a training split, of Parquet files without reading what else they hold."""
     with load_errors(path):
-        opened = _open(path, revision, columns if _is_parquet(path, revision) else None)
-        splits = {SPLITS.get(name, name): rows for name, rows in opened.items()}
-        return splits["train"].select_columns(columns)
+        return name_splits(_open(path, revision, data_config, columns))["train"].select_columns(columns)
 
 
-def _is_parquet(path: str, revision: str | None) -> bool:
-    if Path(path).exists():
-        return True
-    builder = datasets.load_dataset_builder(path, revision=revision)
-    return isinstance(builder, datasets.packaged_modules.parquet.Parquet)
-
-
-def _open(path: str, revision: str | None, columns: list[str] | None = None) -> datasets.IterableDatasetDict:
+def _open(
+    path: str, revision: str | None, data_config: str | None, columns: list[str] | None = None
+) -> datasets.IterableDatasetDict:
+    """The splits of a data set, of Parquet files with these columns alone, which no other is read for."""
     only: dict[str, Any] = {} if columns is None else {"columns": columns}
     location = Path(path)
-    if location.is_dir():
-        return datasets.load_dataset("parquet", data_dir=path, streaming=True, **only)
     if location.is_file():
         return datasets.load_dataset("parquet", data_files=path, streaming=True, **only)
-    return datasets.load_dataset(path, revision=revision, streaming=True, **only)
+    if location.is_dir() and choose_configuration(location, data_config) is None:
+        return datasets.load_dataset("parquet", data_dir=path, streaming=True, **only)
+    builder = datasets.load_dataset_builder(path, data_config, revision=revision)
+    if isinstance(builder, Json):
+        raise ValueError(
+            "its files are JSON, in which a stream would round numbers and read some texts as numbers: leave "
+            "streaming out, or save them as Parquet"
+        )
+    only = only if isinstance(builder, Parquet) else {}
+    return datasets.load_dataset(path, data_config, revision=revision, streaming=True, **only)
 
 
 def _with_images(rows: datasets.IterableDataset, column: str) -> datasets.IterableDataset:
     """The images as they are stored, so that one that is not needed is not decoded."""
     feature = (rows.features or {}).get(column)
-    if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string"):
+    if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string", "string_view"):
         raise ValueError(f'its column "{column}" holds paths, {_NO_STREAM}')
     if feature is None:
         return rows

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers.utils import logging
 
-from conr_hf.data.columns import Row, label_error, label_values
+from conr_hf.data.columns import Row, class_numbers, label_error, label_names, label_values, with_numbers
 from conr_hf.data.dataset import SampledExample
 from conr_hf.data.images import describe_error, to_image
 from conr_hf.data.sampler import SampledIndex
@@ -48,6 +48,7 @@ class StreamingDataset(IterableDataset[SampledExample]):
     skip_bad_rows: bool
 
     def __post_init__(self) -> None:
+        self._classes = {} if self.image_column is None else class_numbers(self.stream, self.label_columns, self.name)
         self.stream = _undecoded(self.stream, self.image_column)
         # Workers that persist see these change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -104,6 +105,7 @@ class StreamingDataset(IterableDataset[SampledExample]):
         while position < end:
             begun_at = position
             for place, row in enumerate(_rows(self.stream)):
+                row = with_numbers(row, self._classes)
                 if (problem := self._label_problem(row)) is not None:
                     self._refuse(place, epoch, problem, row)
                     continue
@@ -132,8 +134,8 @@ class StreamingDataset(IterableDataset[SampledExample]):
             yield first[repeat % len(first)]
 
     def _label_problem(self, row: Row) -> str | None:
-        cells = dict(zip(self.label_columns, label_values(row, self.label_columns, self.name), strict=True))
-        for column, cell in cells.items():
+        cells = label_values(row, self.label_columns, self.name)
+        for column, cell in zip(label_names(self.label_columns, len(cells)), cells, strict=True):
             if (problem := label_error(cell)) is not None:
                 return f'column "{column}": {problem}'
         if "sample_weight" in row:
@@ -163,6 +165,7 @@ class StreamingDataset(IterableDataset[SampledExample]):
 
     def _first_readable(self) -> Row:
         for row in _rows(self.stream):
+            row = with_numbers(row, self._classes)
             try:
                 if self._label_problem(row) is None:
                     return self._decoded(row)
@@ -172,11 +175,13 @@ class StreamingDataset(IterableDataset[SampledExample]):
 
 
 def _undecoded(stream: IterableDataset[Any], column: str | None) -> IterableDataset[Any]:
-    """The stream without decoding its images, where it would."""
+    """The stream without decoding its images, where it would; those of other columns nobody needs."""
     if column is None or not isinstance(stream, datasets.IterableDataset):
         return stream
-    decodes = isinstance((stream.features or {}).get(column), datasets.Image)
-    return stream.cast_column(column, datasets.Image(decode=False)) if decodes else stream
+    for name, feature in (stream.features or {}).items():
+        if isinstance(feature, datasets.Image):
+            stream = stream.cast_column(name, datasets.Image(decode=False))
+    return stream
 
 
 def _rows(stream: IterableDataset[Any]) -> Iterator[Row]:

@@ -1,11 +1,22 @@
 """Checks before training: which rows of a data set are valid, and their labels."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Dataset, IterableDataset
 from transformers.utils import logging
 
-from conr_hf.data.columns import Row, check_column, column_names, label_values, read_labels, unreadable_rows
+from conr_hf.data.columns import (
+    Row,
+    check_column,
+    column_names,
+    count_labels,
+    label_values,
+    read_labels,
+    unreadable_rows,
+)
 from conr_hf.data.config import DataConfig
 from conr_hf.data.images import format_size
 from conr_hf.data.map_statistics import MapStatistics, ReadMap, has_maps, read_maps, subsample_evenly
@@ -16,7 +27,12 @@ logger = logging.get_logger(__name__)
 
 
 def check_has_rows(dataset: Dataset[Row], name: str) -> None:
-    """Refuses a data set that is a stream, or empty."""
+    """Refuses a data set that is a stream, or empty, and a dictionary of several."""
+    if isinstance(dataset, Mapping):
+        raise ValueError(
+            f"{name} is a {type(dataset).__name__} of the splits {', '.join(map(str, dataset))}. Give one of them, as "
+            f'in {name}=data["{next(iter(dataset), "train")}"].'
+        )
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         raise ValueError(f"{name} is a stream; it must have a length and give rows by index.")
     if len(dataset) == 0:
@@ -43,7 +59,7 @@ def valid_rows(
     if with_labels:
         wrong = {**invalid_weights(dataset, name), **wrong}
     if with_images:
-        check_column(args.image_column, column_names(dataset), name, "image_column")
+        check_column(args.image_column, column_names(dataset, name), name, "image_column")
         mine = range(rank(), count, world_size())
         unreadable = unreadable_rows(dataset, args.image_column, mine, name, rank() == 0 and show_progress)
         for theirs in gather_objects(unreadable):
@@ -62,7 +78,7 @@ def valid_maps(
     of their maps.
     """
     if with_images:
-        check_column(args.image_column, column_names(dataset), name, "image_column")
+        check_column(args.image_column, column_names(dataset, name), name, "image_column")
     count = len(dataset)  # type: ignore[arg-type]
     share = range(rank(), count, world_size())
     mine = read_maps(dataset, share, name, args, with_images, rank() == 0 and show_progress)
@@ -105,7 +121,7 @@ def check_one_size(maps: MapStatistics, indices: np.ndarray, name: str) -> None:
 
 def check_columns(stream: IterableDataset[Row], name: str, args: DataConfig, *, with_image: bool) -> None:
     """Refuses a stream without a label column or, `with_image`, an image to read, and one whose labels are maps."""
-    names = column_names(stream)
+    names = column_names(stream, name)
     has_maps(stream, args.label_columns, name)
     if not all(column in names for column in args.label_columns) and "labels" not in names:
         label_values(dict.fromkeys(names), args.label_columns, name)
@@ -139,11 +155,11 @@ def report_invalid_rows(wrong: dict[int, str], count: int, name: str, skip_bad_r
         logger.warning(f"{name}: {len(wrong):,} of {count:,} rows left out: {named}{'; ...' * (len(wrong) > 20)}")
 
 
-def check_train_labels(train_labels: npt.ArrayLike | Bins, args: DataConfig, is_stream: bool) -> None:
+def check_train_labels(train_labels: npt.ArrayLike | Bins, args: DataConfig, stream: Any) -> None:
     """Refuses `train_labels` that cannot be the labels of a stream's rows, or their bins."""
-    if not is_stream:
+    if not isinstance(stream, IterableDataset):
         raise ValueError("train_labels is for a stream; the labels of other data sets are read. Leave it out.")
-    columns = len(args.label_columns)
+    columns = count_labels(stream, args.label_columns, "train_dataset")
     if isinstance(train_labels, Bins):
         if len(train_labels.edges) != 1 or columns != 1:
             raise ValueError("train_labels is a histogram, which tells of one label column. Give the labels, (N, T).")

@@ -26,8 +26,12 @@ def evaluate(
     unit: str,
     results: dict[str, Any],
     folder: Path | None,
+    unlabelled: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Predicts the splits and prints their tables; writes results, predictions and plot if a folder is given."""
+    """
+    Predicts the splits and prints their tables; writes results, predictions and plot if a folder is given. Rows of
+    `unlabelled` splits have predictions and no errors.
+    """
     columns = trainer.args.label_columns
     for split, rows in splits.items():
         check_label_kind(type(trainer.model).__name__, trainer.head, has_maps(rows, columns, split), columns)
@@ -36,6 +40,10 @@ def evaluate(
     results = {**results, "bins": {part: recorded[part] for part in parts}, "baseline_median": {}, "fit": {}}
     if trainer.is_map:
         return evaluate_maps(trainer, splits, targets[0], unit, results, folder)
+    without_labels: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for split, rows in (unlabelled or {}).items():
+        values = np.asarray(trainer.predict(rows, metric_key_prefix=split).predictions)
+        without_labels[split] = np.asarray(trainer.data.load_split(rows, split)[0].indices), values
     predictions: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
     medians: dict[str, np.ndarray] = {}
     for split, rows in splits.items():
@@ -52,10 +60,12 @@ def evaluate(
     for split in splits:
         print("\n" + table(split, results[split], results["baseline_median"][split], unit) + "\n")
         print_fit(split, results, targets)
+    for split, (indices, _) in without_labels.items():
+        print(f"\nSplit {split} has no labels: its {len(indices):,} rows are predicted, without errors.")
     if (warning := describe_shots(bins, unit)) is not None:
         print(f"\n{warning}")
     if folder is not None:
-        write_predictions(folder / "predictions.csv", targets, bins, predictions)
+        write_predictions(folder / "predictions.csv", targets, bins, predictions, without_labels)
         for other in (INTERVALS, MAPS):  # of another run
             Path(folder, other).unlink(missing_ok=True)
         if "validation" in splits and len(predictions["validation"][0]) >= SMALLEST:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -38,11 +39,16 @@ def table(split: str, metrics: Metrics, baseline: Metrics, unit: str, samples: s
 
 
 def write_predictions(
-    path: Path, targets: Sequence[str], bins: Bins, splits: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
+    path: Path,
+    targets: Sequence[str],
+    bins: Bins,
+    splits: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
+    unlabelled: Mapping[str, tuple[np.ndarray, np.ndarray]] = MappingProxyType({}),
 ) -> None:
     """
     Writes `predictions.csv`: split, row id, label, prediction (one column for each target), shot and bin. Each split
-    has its row ids, `(N,)`, labels and predictions, both `(N,)` or `(N, T)`.
+    has its row ids, `(N,)`, labels and predictions, both `(N,)` or `(N, T)`; `unlabelled` ones have no labels, and
+    empty cells instead.
     """
     endings = [f"_{target}" for target in targets] if len(targets) > 1 else [""]
     numbers = [f"{kind}{ending}" for kind in ("label", "prediction") for ending in endings]
@@ -55,8 +61,12 @@ def write_predictions(
         table["shot"] = np.select(list(shots.values()), list(shots), default="")
         table["bin"] = ["/".join(map(str, index)) for index in bins.index(labels)]
         tables.append(table)
-    whole = pd.concat(tables) if tables else pd.DataFrame(columns=["split", "row", *numbers, "shot", "bin"])
-    whole.to_csv(path, index=False, float_format="%.7g")
+    for split, (ids, predictions) in unlabelled.items():
+        table = pd.DataFrame(predictions.reshape(len(ids), -1), columns=numbers[len(targets) :])
+        tables.append(table.assign(split=split, row=ids))
+    columns = ["split", "row", *numbers, "shot", "bin"]
+    whole = pd.concat(tables) if tables else pd.DataFrame(columns=columns)
+    whole.reindex(columns=columns).to_csv(path, index=False, float_format="%.7g")
 
 
 def print_fit(split: str, results: Mapping[str, Any], targets: list[str]) -> None:

@@ -64,11 +64,15 @@ def write_results(
 
 
 def write_run(
-    trainer: ConRTrainer, splits: dict[str, Any], targets: list[str], facts: dict[str, Any]
+    trainer: ConRTrainer,
+    splits: dict[str, Any],
+    targets: list[str],
+    facts: dict[str, Any],
+    unlabelled: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """
-    Writes the folder of a finished run: its model, its errors on the held-out `splits`, its card. `facts`: what is
-    known of the run, the first keys of `results.json`, which is returned.
+    Writes the folder of a finished run: its model, its errors on the held-out `splits`, predictions for those without
+    labels, its card. `facts`: what is known of the run, the first keys of `results.json`, which is returned.
     """
     folder = Path(str(trainer.args.output_dir))
     before = file_times(folder)
@@ -77,7 +81,7 @@ def write_run(
     if trainer.is_world_process_zero():
         text = yaml.safe_dump(facts["recipe"], sort_keys=False, allow_unicode=True)
         Path(folder, RECIPE).write_text(f"# {facts.get('command', 'a run of ConRTrainer')}\n{text}", encoding="utf-8")
-    results = evaluate(trainer, splits, targets, facts["unit"], facts, folder)
+    results = evaluate(trainer, splits, targets, facts["unit"], facts, folder, unlabelled)
     trainer.create_model_card()
     if trainer.is_world_process_zero():
         print(f"\nWritten to {folder}: {', '.join(written_since(folder, before))}")

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from conr_hf.data import validation
 from conr_hf.data.benchmarks.loading import benchmark_of
 from conr_hf.data.benchmarks.registry import Benchmark
-from conr_hf.data.columns import Row, column_names
+from conr_hf.data.columns import Row, class_numbers, column_names, count_labels, label_names, only_columns
 from conr_hf.data.dataset import SampledDataset
 from conr_hf.data.map_statistics import MapStatistics, has_maps
 from conr_hf.imbalance import Bins, make_bins
@@ -63,7 +63,7 @@ class DataModule:
             if not (self.is_stream and dataset is train_dataset):
                 validation.check_has_rows(dataset, name)
         if train_labels is not None:
-            validation.check_train_labels(train_labels, args, self.is_stream)
+            validation.check_train_labels(train_labels, args, train_dataset)
             self._streamed_labels = validation.labels_of(train_labels)
 
     @property
@@ -76,6 +76,13 @@ class DataModule:
         """Whether the labels of the training data, or else of the evaluation data, are maps."""
         first = list(self.named_datasets().items())[:1]
         return any(has_maps(dataset, self.args.label_columns, name) for name, dataset in first)
+
+    @property
+    def label_names(self) -> list[str]:
+        """A name for each label dimension: the label columns, or the only one, numbered, where it holds several."""
+        columns = self.args.label_columns
+        counts = [count_labels(dataset, columns, name) for name, dataset in list(self.named_datasets().items())[:1]]
+        return label_names(columns, counts[0] if counts else len(columns))
 
     def named_datasets(self) -> dict[str, Dataset[Row]]:
         """The data sets that there are, by the names that messages call them."""
@@ -99,13 +106,14 @@ class DataModule:
                 self.load_split(dataset, name, before_training=True)
 
     def load_split(
-        self, dataset: Dataset[Row], name: str, before_training: bool = False
+        self, dataset: Dataset[Row], name: str, before_training: bool = False, with_labels: bool = True
     ) -> tuple[SampledDataset, np.ndarray | None]:
         """
         The valid rows of a data set, and their labels unless these are maps; each is read once. Before training,
-        images are read and labels must be there; otherwise labels are read where there are any.
+        images are read and, unless rows are to be predicted only, labels must be there; otherwise labels are read
+        where there are any.
         """
-        split = self._load(dataset, name, before_training)
+        split = self._load(dataset, name, before_training, with_labels)
         if split.maps is not None and name != "train_dataset":
             validation.check_one_size(split.maps, np.asarray(split.rows.indices), name)
         return split.rows, split.labels
@@ -220,13 +228,15 @@ class DataModule:
             raise ValueError("The training labels are no maps, so they have no pixels.")
         return maps
 
-    def _load(self, dataset: Dataset[Row], name: str, before_training: bool = False) -> LoadedSplit:
+    def _load(
+        self, dataset: Dataset[Row], name: str, before_training: bool = False, with_labels: bool = True
+    ) -> LoadedSplit:
         validation.check_has_rows(dataset, name)
         want_images = before_training or self.args.skip_bad_rows
         split = self._splits.get(id(dataset))
         if split is not None and (split.images_were_read or not want_images):
             return split
-        names, is_own = column_names(dataset), self.data_collator is not None
+        names, is_own = column_names(dataset, name), self.data_collator is not None
         raw = "pixel_values" not in names and not is_own
         is_training = dataset is self.train_dataset
         reads: Any = {"with_images": raw and want_images, "show_progress": not self.args.disable_tqdm}
@@ -236,10 +246,15 @@ class DataModule:
             indices, maps = validation.valid_maps(dataset, name, self.args, **reads)
         else:
             has_labels = all(column in names for column in self.args.label_columns)
-            reads["with_labels"] = is_training or (raw and (before_training or has_labels))
+            reads["with_labels"] = is_training or (raw and ((before_training and with_labels) or has_labels))
             indices, labels = validation.valid_rows(dataset, name, self.args, **reads)
         of_training = (labels if maps is None else maps.values) if is_training else None
         benchmark = None if of_training is None else benchmark_of(dataset, of_training)
-        split = LoadedSplit(SampledDataset(dataset, name, indices), labels, maps, benchmark, want_images or not raw)
+        # Rows for a collator of the user's own are as the user has them.
+        classes = {} if is_own else class_numbers(dataset, self.args.label_columns, name)
+        asked = [self.args.image_column, *self.args.label_columns, "labels", "pixel_values", "sample_weight"]
+        needs_all = is_own or not {self.args.image_column, "pixel_values"} & set(names)
+        rows = SampledDataset(dataset if needs_all else only_columns(dataset, asked), name, indices, classes)
+        split = LoadedSplit(rows, labels, maps, benchmark, want_images or not raw)
         self._splits[id(dataset)] = split
         return split

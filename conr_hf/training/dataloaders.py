@@ -61,8 +61,9 @@ class DataLoaders:
 
     def dummy_pixels(self) -> Tensor:
         """Pixels of one image as the model takes them, `(1, C, H, W)`."""
-        data_sets, own = list(self.data.named_datasets().values()), self.data.data_collator is not None
-        ready = own or any("pixel_values" in column_names(dataset) for dataset in data_sets)
+        named, own = self.data.named_datasets(), self.data.data_collator is not None
+        data_sets = list(named.values())
+        ready = own or any("pixel_values" in column_names(dataset, name) for name, dataset in named.items())
         if self.processor is not None and not ready:
             return dummy_pixels(self.processor)
         if not data_sets:

@@ -199,7 +199,7 @@ class ConRTrainer(CheckpointMixin, HubMixin, Trainer):
         return model
 
     def _adopt(self, model: Any) -> None:
-        self.head = prepare_model(model, self.dummy_pixels, self.args.label_columns, self.args.head)
+        self.head = prepare_model(model, self.dummy_pixels, self.data.label_names, self.args.head)
         self.data.model = model
         if self.is_map:
             check_dense_settings(self.args, self.processing_class)

@@ -725,7 +725,7 @@ def test_data_that_cannot_be_trained_on(monkeypatch, tmp_path, case):
         ("photos.csv", "image,label\n", ["photos.csv", "no rows"]),
         ("photos.csv", "", ["photos.csv", "cannot be read"]),
         ("photos.parquet", "no parquet", ["photos.parquet", "cannot be read"]),
-        ("photos.txt", "image,label\n", ["photos.txt", ".csv, .json, .jsonl, .parquet"]),
+        ("photos.txt", "image,label\n", ["photos.txt", ".csv, .tsv, .json, .jsonl, .parquet"]),
         ("missing.csv", None, ["missing.csv", "neither a folder, a file nor an id on the Hub (owner/name)"]),
         ("photos.csv", "image,label\nnone.png,1\n", ["train_dataset, row 0", "No such file", "none.png"]),
     ],

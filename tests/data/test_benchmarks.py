@@ -347,9 +347,10 @@ def test_a_hub_data_set_of_other_columns(tmp_path, monkeypatch):
         return datasets.DatasetDict(dict.fromkeys(("train", "validation", "test"), rows))
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *args, **kwargs: None)  # of JSON or CSV it is not
     names = {"photo": "image", "years": "label"}
     data = load_benchmark("agedb-dir", "someone/agedb", columns=names, revision="v2")
-    assert asked == [(("someone/agedb",), {"revision": "v2"})]
+    assert asked == [(("someone/agedb", None), {"revision": "v2"})]
     assert data["test"][0]["label"] == 30
     assert data["test"][0]["image"].getpixel((0, 0)) == colour(0)
 

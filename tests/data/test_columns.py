@@ -346,11 +346,11 @@ def test_a_column_that_holds_no_images_is_left_for_the_check_of_rows(table):
     [
         ("nothing", r'data "nothing" is neither a folder, a file nor an id on the Hub \(owner/name\)\.'),
         ("./some/where", r'data "\./some/where" is neither'),
-        ("rows.txt", r'"rows\.txt" is no table this reads; it must end in \.csv, \.json, \.jsonl, \.parquet\.'),
+        ("rows.txt", r'"rows\.txt" is no table this reads; it must end in \.csv, \.tsv, \.json, \.jsonl, \.parquet\.'),
         ("empty", r'data "empty" cannot be read: .*any data files\.'),
         ("empty.csv", r'data "empty\.csv" cannot be read: '),
         ("header.csv", r'data "header\.csv" cannot be read: a split of it has no rows\.'),
-        ("broken.jsonl", r'data "broken\.jsonl" cannot be read: .*row 1\.'),
+        ("broken.jsonl", r'data "broken\.jsonl" cannot be read: its line 2 is no JSON \(expecting value\)\.'),
         ("broken.parquet", r'data "broken\.parquet" cannot be read: '),
     ],
 )

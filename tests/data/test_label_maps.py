@@ -55,7 +55,10 @@ def heights(shape=(3, 4), dtype=np.uint16, seed=0):
         (torch.zeros(2, 2), True),
         (torch.zeros(1, 3, 2), True),
         (np.zeros((1, 3, 2)), True),
-        ([[1.0, 2.0]], True),
+        ([[1.0, 2.0], [3.0, 4.0]], True),
+        ([[1.0, 2.0]], False),  # T numbers
+        (np.zeros((1, 2)), False),
+        ([[[1.0], [2.0]]], True),
         ([np.zeros(2), np.zeros(2)], True),
         ({"bytes": b"", "path": None}, True),
         ("depth/1.NPY", True),
@@ -517,9 +520,12 @@ def test_other_shapes_are_refused_in_a_short_sentence(tmp_path, cell, column):
 
 def test_labels_that_are_long_are_not_told_in_full():
     cells = [list(range(1000)), np.arange(1000), torch.arange(1000), "word " * 1000]
-    wrong = read_labels(Cells(cells), ["label"], "x")[1]
+    data = [{**row, "other": 1} for row in Cells(cells)]  # beside another column, where a cell holds one number
+    wrong = read_labels(data, ["label", "other"], "x")[1]
     assert sorted(wrong) == [0, 1, 2, 3]
-    assert all("is not a number" in why and len(why) < 100 and "\n" not in why for why in wrong.values())
+    assert all("1000 numbers" in wrong[row] for row in range(3))
+    assert "is not a number" in wrong[3]
+    assert all(len(why) < 150 and "\n" not in why for why in wrong.values())
 
 
 def test_what_is_known_of_the_data_costs_no_more_reading(tmp_path):

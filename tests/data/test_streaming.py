@@ -462,9 +462,13 @@ def test_parquet_on_the_hub_is_read_without_its_images(parquet, monkeypatch):
     """The builder of a data set on the Hub tells whether single columns can be read."""
     of_files = datasets.load_dataset_builder("parquet", data_dir=str(parquet))
     of_images = datasets.load_dataset_builder("imagefolder", data_files={"train": [__file__]})
-    for builder, expected in ((of_files, True), (of_images, False)):
-        monkeypatch.setattr(datasets, "load_dataset_builder", lambda path, revision, found=builder: found)
-        assert conr_hf.data.streaming._is_parquet("owner/name", None) is expected
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: asked.append(kwargs.get("columns")) or {})
+    for builder in (of_files, of_images):
+        monkeypatch.setattr(datasets, "load_dataset_builder", lambda *args, found=builder, **kwargs: found)
+        with pytest.raises(KeyError):
+            label_stream("owner/name", ["label"])
+    assert asked == [["label"], None]
 
 
 @pytest.mark.parametrize("kind", ["csv", "folder", "paths", "cells", "splits", "nothing"])

@@ -69,6 +69,11 @@ def read_run(folder: Path, split: str, name: str) -> FinishedRun:
         others = f"it has some for {', '.join(there)}; name one with --split"
         mend = others if len(there) else "its data had no other split"
         raise ValueError(f'The run "{folder}" has no predictions for split "{split}"; {mend}.')
+    if split not in results:
+        raise ValueError(
+            f'The run "{folder}" predicted split "{split}" without labels, so there is no error to report. Name '
+            "another with --split, as in --split validation."
+        )
     labels, predictions = (rows.filter(regex=f"^{kind}") for kind in ("label", "prediction"))
     several = [name.removeprefix("label_") for name in labels if name != "label"]
     targets = several or list(args.label_columns)

@@ -19,9 +19,11 @@ from conr_hf.data.benchmarks.eyes import EyesConfig, draw_eyes
 from conr_hf.data.benchmarks.nyud2 import load_nyud2, rooms_folder
 from conr_hf.data.benchmarks.registry import BENCHMARKS, Benchmark
 from conr_hf.data.benchmarks.synthetic import read_settings
+from conr_hf.data.image_paths import with_images
 from conr_hf.data.images import image_files
-from conr_hf.data.local import SPLITS, TABLES, load_errors, load_local, read_table, split_by_column, with_images
+from conr_hf.data.local import SPLITS, load_errors, load_local, split_by_column
 from conr_hf.data.streaming import load_stream
+from conr_hf.data.tables import TABLES, is_table, read_table
 
 MOST_DEPTH = 10.001  # metres
 ALL_SPLITS = ("train", "validation", "test")
@@ -186,7 +188,7 @@ def _rows(
                 rows = rows.add_column("label", [_age(name) for name in rows["image"]])
             return dict(split_by_column(with_images(rows, "image", _root(rows, location))))
     by_name = benchmark.name == "utkface" and location.is_dir() and not streaming
-    if by_name and not any(file.suffix in TABLES for file in location.rglob("*")):
+    if by_name and not any(is_table(file) for file in location.rglob("*")):
         with load_errors(source):
             return dict(split_by_column(_named_by_age(location)))
     their_image = next((theirs for theirs, ours in columns.items() if ours == "image"), "image")
@@ -205,10 +207,10 @@ def _table(benchmark: Benchmark, location: Path, split_file: str | os.PathLike[s
     """The table of images, labels and splits, if the source has one."""
     if split_file is not None:
         table = Path(split_file)
-        if table.suffix not in TABLES:
+        if not is_table(table):
             raise ValueError(f'split_file "{split_file}" is no table this reads; it must end in {", ".join(TABLES)}.')
         return table
-    if location.is_file() and location.suffix in TABLES:
+    if location.is_file() and is_table(location):
         return location
     published = location / str(benchmark.split_file)
     return published if published.is_file() else None

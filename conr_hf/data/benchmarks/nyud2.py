@@ -13,9 +13,9 @@ import numpy.typing as npt
 from datasets import Dataset
 from PIL import Image
 
+from conr_hf.data.image_paths import path_inside
 from conr_hf.data.images import describe_error, open_image, to_image
 from conr_hf.data.label_maps import to_map
-from conr_hf.data.local import path_inside
 
 TRAIN, TEST, MASK = "nyu2_train.csv", "nyu2_test.csv", "test_balanced_mask.npy"
 SHORT_SIDE, WIDTH, HEIGHT = 240, 304, 228  # photographs are scaled to a short side of 240 pixels, then cropped

@@ -50,6 +50,11 @@ def validate_run(
             f"dataloader_drop_last is true, and a batch takes {global_batch:,} of {rows:,} training rows, so that no "
             "batch is left to train on. Set it to false, or per_device_train_batch_size to less."
         )
+    if args.fds != "none" and not data.labels_are_maps and data.training_labels().ndim > 1:
+        raise ValueError(
+            f'fds is {args.fds}, but its bins lie along one label; column "{args.label_columns[0]}" holds '
+            f"{data.training_labels().shape[1]}. Set fds to none."
+        )
     has_lone_sample = data.training_rows() % global_batch == 1 and not args.dataloader_drop_last
     if args.base_loss == "bmc" and (global_batch == 1 or has_lone_sample):
         which = "a batch" if global_batch == 1 else "the last batch of an epoch"
