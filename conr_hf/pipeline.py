@@ -67,8 +67,8 @@ class ImageRegressionPipeline(ImageClassificationPipeline):
             self._intervals = load_intervals(self.model.config._name_or_path)
             if self._intervals is None:
                 raise ValueError(
-                    f'"{self.model.config._name_or_path}" has no intervals.json, which conr-hf train and write_results '
-                    "write where there are 20 validation images or more. Leave out interval=True."
+                    f'"{self.model.config._name_or_path}" has no intervals.json, which conr-hf train and '
+                    "write_results write where there are 20 validation images or more. Leave out interval=True."
                 )
         given = {"flip": flip, "interval": interval, "timeout": timeout}
         return (

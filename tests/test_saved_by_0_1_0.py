@@ -131,10 +131,13 @@ def test_it_is_reported_and_described():
 
 @pytest.mark.parametrize("recipe", ["run/recipe.yaml", "tiny.yaml"])
 def test_a_resumed_run_ends_with_the_same_weights(recipe):
-    """Those of the run that nothing interrupted, which lie in the folder, and with its smoothed features and noise."""
+    """
+    Those of the run that nothing interrupted, which lie in the folder, and with its smoothed features and noise. Its
+    own recipe does not name the flips that were its default.
+    """
     whole = load_file("run/model.safetensors")
     Path("run/model.safetensors").unlink()
-    conr("train", recipe, "--resume_from_checkpoint", CHECKPOINT)
+    conr("train", recipe, "--horizontal_flip", "true", "--resume_from_checkpoint", CHECKPOINT)
     found, results = load_file("run/model.safetensors"), read("run/results.json")
     assert results["resumed"]
     assert results["steps"] == EXPECTED["resumed"]["steps"]

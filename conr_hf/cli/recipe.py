@@ -107,8 +107,8 @@ def read_recipe(arguments: Sequence[str]) -> tuple[Recipe, "ConRConfig", dict[st
     )
     parser.add_argument("--report_to", "--report-to", nargs="+", default="none")  # transformers' own takes one name
     # It was on by default once; transformers' parser makes the negative of such options alone.
-    negative = {"dest": "horizontal_flip", "action": "store_false", "default": False}
-    parser.add_argument("--no_horizontal_flip", "--no-horizontal-flip", **negative)
+    negative = "--no_horizontal_flip", "--no-horizontal-flip"
+    parser.add_argument(*negative, dest="horizontal_flip", action="store_false", default=False)
     name = PureWindowsPath(path).stem if path is not None else "run"  # of either kind of path
     try:
         recipe, args, unknown = parser.parse_args_into_dataclasses(

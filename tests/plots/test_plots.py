@@ -87,7 +87,7 @@ def test_errors_of_pixels_are_drawn_as_those_of_samples(tmp_path):
     words = texts(tmp_path / "a.svg")
     parts = ("training pixels per bin", "test pixels", f"not shown: {outside}", "depth (m)", "constant median")
     assert all(part in words for part in parts)
-    assert all(part in words for part in ("few (< 50.5)", "many (> 12,346)"))
+    assert all(part in words for part in ("few-shot (< 50.5)", "many-shot (> 12,346)"))
     there = truth[~np.isnan(truth)]
     density_with_error(bins, there, there + 0.5, tmp_path / "b.png", baseline=there + 1.5, **draw)
     with Image.open(tmp_path / "a.png") as a, Image.open(tmp_path / "b.png") as b:
@@ -181,8 +181,8 @@ def test_contact_sheet_shows_each_image_with_truth_and_prediction(samples, tmp_p
     shots = ["few", "few", "many"]
     contact_sheet(images, labels, predictions, shots, rows, tmp_path / "worst", span=50.0, title="T")
     words = texts(tmp_path / "worst.svg")
-    assert all(part in words for part in ("row 7", "row 9", "true 1.2, -3", "predicted 5,000.5, 2", "few shot"))
-    assert "median shot" not in words
+    assert all(part in words for part in ("row 7", "row 9", "true 1.2, -3", "predicted 5,000.5, 2", "few-shot"))
+    assert "median-shot" not in words
     assert "-3.0" not in words
     with Image.open(tmp_path / "worst.png") as sheet:
         pixels = np.asarray(sheet.convert("RGB")).reshape(-1, 3)
