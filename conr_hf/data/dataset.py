@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from conr_hf.data.columns import Row
-from conr_hf.data.images import describe_error
+from conr_hf.data.columns import Row, cell_of, undecoded
+from conr_hf.data.images import describe_error, to_image
 from conr_hf.data.sampler import SampledIndex
 
 # A sampled index, its row and, for C-Mixup, its partner's row. In evaluation the row's number takes the index's place;
@@ -16,10 +16,22 @@ SampledExample = tuple[SampledIndex | int | None, Row] | tuple[SampledIndex, Row
 
 
 class SampledDataset(Dataset[SampledExample]):
-    """Rows of a map-style data set, all or those at `indices`, beside the sampled index that asked for them."""
+    """
+    Rows of a map-style data set, all or those at `indices`, beside the sampled index that asked for them. The images
+    of an `image_column` are decoded, with `image_range` as in [`~conr_hf.data.images.to_image`]; without such a column
+    rows are left as they are.
+    """
 
-    def __init__(self, dataset: Dataset[Any], name: str, indices: Sequence[int] | np.ndarray | None = None) -> None:
-        self.dataset, self.name = dataset, name
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        name: str,
+        indices: Sequence[int] | np.ndarray | None = None,
+        image_column: str | None = None,
+        image_range: Sequence[float] | None = None,
+    ) -> None:
+        self.dataset, self.name, self.image_column, self.image_range = dataset, name, image_column, image_range
+        self.stored = dataset if image_column is None else undecoded(dataset, [image_column])
         self.indices = range(len(dataset)) if indices is None else indices  # type: ignore[arg-type]
 
     def __len__(self) -> int:
@@ -37,7 +49,11 @@ class SampledDataset(Dataset[SampledExample]):
 
     def _row(self, row: int) -> Row:
         try:
-            return self.dataset[row]
+            stored, column = self.stored[row], self.image_column
+            if column is None or column not in stored:
+                return stored
+            cell = cell_of(self.dataset, stored, row, column)
+            return {**stored, column: to_image(cell, image_range=self.image_range)}
         except Exception as error:  # whatever a decoder raises
             raise ValueError(
                 f"{self.name}, row {row:,}: the image cannot be read: {describe_error(error)}."

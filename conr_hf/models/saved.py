@@ -6,7 +6,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor, PreTrainedModel
 from transformers.utils.hub import cached_file
 
-from conr_hf.models.safe_loading import UNREADABLE, map_loader, reason_of, safe_config
+from conr_hf.models.safe_loading import UNREADABLE, map_loader, not_found, safe_config
 from conr_hf.utils.run_folder import results_of
 
 
@@ -24,7 +24,7 @@ def load_saved(name: str, maps: bool = False) -> tuple[PreTrainedModel, BaseImag
             return model, AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
     except UNREADABLE as error:
         raise ValueError(
-            f'"{name}" is not a saved model: {reason_of(error)}. Give a run folder or a model id.'
+            f'"{name}" is not a saved model: {not_found(name, error)}. Give a run folder or a model id.'
         ) from error
     raise ValueError(
         f'"{name}" predicts maps, which conr-hf predict and conr-hf evaluate can use, and {loader.__name__} loads in '

@@ -15,6 +15,7 @@ from conr_hf.data.benchmarks.loading import benchmark_of
 from conr_hf.data.benchmarks.registry import Benchmark
 from conr_hf.data.columns import Row, column_names
 from conr_hf.data.dataset import SampledDataset
+from conr_hf.data.images import read_options
 from conr_hf.data.map_statistics import MapStatistics, has_maps
 from conr_hf.imbalance import Bins, make_bins
 from conr_hf.imbalance.bins import THRESHOLDS
@@ -85,6 +86,19 @@ class DataModule:
         if isinstance(self.eval_dataset, dict):
             return {f"eval_dataset[{name!r}]": dataset for name, dataset in self.eval_dataset.items()}
         return {} if self.eval_dataset is None else {"eval_dataset": self.eval_dataset}
+
+    # ---- The model, and how it sees images -----------------------------------------------------------------------
+
+    def take_model(self, model: PreTrainedModel) -> None:
+        """The model to train; it keeps the settings' `image_range` with it, or gives its own where they name none."""
+        self.model = model
+        if self.args.image_range is not None:
+            model.config.image_range = list(self.args.image_range)
+        self.args.image_range = model.config.to_dict().get("image_range")
+
+    def read_options(self) -> dict[str, Any]:
+        """How [`~conr_hf.data.images.to_image`] reads images for the model."""
+        return read_options(self.model.config.to_dict())
 
     # ---- Rows and labels -----------------------------------------------------------------------------------------
 
@@ -229,6 +243,8 @@ class DataModule:
             indices, labels = validation.valid_rows(dataset, name, self.args, **reads)
         of_training = (labels if maps is None else maps.values) if is_training else None
         benchmark = None if of_training is None else benchmark_of(dataset, of_training)
-        split = LoadedSplit(SampledDataset(dataset, name, indices), labels, maps, benchmark, want_images or not raw)
+        images = (self.args.image_column, self.args.image_range) if raw else ()
+        rows = SampledDataset(dataset, name, indices, *images)
+        split = LoadedSplit(rows, labels, maps, benchmark, want_images or not raw)
         self._splits[id(dataset)] = split
         return split
