@@ -124,9 +124,10 @@ def dark_images(largest: Sequence[int | None]) -> str | None:
     wide = [number for number in largest if number is not None]
     if not wide or max(wide) >= 2**14:
         return None
+    bits = max(max(wide), 1).bit_length()
     return (
         f"the images have 16 bits, but no number above {max(wide):,} of 65,535, so models see them almost black. If "
-        f"white is about {max(wide):,}, set image_range to 0 {max(wide)}."
+        f"they hold {bits} bits, set image_range to 0 {2**bits - 1}, or else to the numbers of black and white."
     )
 
 

@@ -120,22 +120,6 @@ def decode_image(value: Any, image_range: Sequence[float] | None = None) -> Deco
     return DecodedImage(value if value.mode == "RGB" else value.convert("RGB"), largest)
 
 
-def read_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    """
-    How [`to_image`] reads images for a model of this configuration: in colour, or in grey for one that takes a single
-    channel; and from which `image_range`, if it was trained with one. A model that takes other channels is refused.
-    """
-    parts = (config, config.get("vision_config") or {}, config.get("backbone_config") or {})
-    of_timm = (config.get("model_args") or {}).get("in_chans")
-    channels = of_timm or next((part["num_channels"] for part in parts if part.get("num_channels")), 3)
-    if channels not in (1, 3):
-        raise ValueError(
-            f"The model takes {channels} channels, but images are read in colour (3 channels) or in grey (1). Give "
-            "ConRTrainer rows of your own making, with pixel_values."
-        )
-    return {"mode": "RGB" if channels == 3 else "L", "image_range": config.get("image_range")}
-
-
 def stored_numbers(image: Image.Image) -> Numbers:
     """The numbers of an image as its file stores them, `(H, W)` or `(H, W, C)`, upright."""
     tiles = image.tile if isinstance(image, ImageFile.ImageFile) else []
@@ -214,10 +198,7 @@ def _eight_bits(numbers: Numbers, image_range: Sequence[float] | None, is_file: 
 
 
 def _wide_numbers(image: Image.Image, image_range: Sequence[float] | None) -> Numbers | None:
-    """
-    The numbers of an image of more than 8 bits a channel, or of 8 bits with a sign; `None` of others. Of colours of 16
-    bits without a range only if they are dark, as it takes to decode them twice.
-    """
+    """The numbers of an image of more than 8 bits a channel, or of 8 bits with a sign; `None` of others."""
     if image.mode == "I" and image.format == "PPM" and image_range is None:
         return np.asarray(image).astype(np.uint16)  # scaled from the file's own white
     is_signed = (
@@ -227,31 +208,38 @@ def _wide_numbers(image: Image.Image, image_range: Sequence[float] | None) -> Nu
     )
     if image.mode in ("I", "F") or image.mode.startswith("I;16") or is_signed:
         return stored_numbers(image)
-    if not isinstance(image, ImageFile.ImageFile) or not image.tile:
+    if isinstance(image, ImageFile.ImageFile) and image.tile:
+        return _wide_colours(image, image_range)
+    return None
+
+
+def _wide_colours(image: ImageFile.ImageFile, image_range: Sequence[float] | None) -> Numbers | None:
+    """
+    Colours of 16 bits, `(H, W, 3)`; `None` of others. They take two times the time, so that without a range they are
+    left to Pillow, unless they are dark.
+    """
+    decoder, arguments = image.tile[0].codec_name, image.tile[0].args
+    raw_mode, *others = arguments if isinstance(arguments, tuple) else (arguments,)
+    is_ppm = decoder.startswith("ppm") and others != [] and others[-1] > 255
+    if not is_ppm and ";16" not in str(raw_mode):
         return None
-    tiles, content = image.tile, image.fp
-    arguments = tiles[0].args if isinstance(tiles[0].args, tuple) else (tiles[0].args,)
-    is_wide_ppm = tiles[0].codec_name.startswith("ppm") and arguments[-1] > 255
-    if not is_wide_ppm and ";16" not in str(arguments[0]):
-        return None
-    swapped = _OTHER_ORDER.get(str(arguments[0]))
-    if swapped is None or is_wide_ppm or content is None:
+    if is_ppm or raw_mode not in _OTHER_ORDER or image.fp is None:
         if image_range is None:
             return None
         raise ValueError(
             f"it is a {image.format} of 16 bits, of which Pillow keeps 8 in mode {image.mode}: save it as PNG or "
             "TIFF, in colour or in grey without transparency"
         )
-    place = content.tell()
-    content.seek(0)
-    other = Image.open(io.BytesIO(content.read()))
-    content.seek(place)
+    place = image.fp.tell()
+    image.fp.seek(0)
+    again = Image.open(io.BytesIO(image.fp.read()))
+    image.fp.seek(place)
+    assert isinstance(again, ImageFile.ImageFile)
+    again.tile = [tile._replace(args=(_OTHER_ORDER[raw_mode], *others)) for tile in again.tile]
     upper = np.asarray(ImageOps.exif_transpose(image))
     if image_range is None and upper[..., :3].max() >= 64:
         return None
-    assert isinstance(other, ImageFile.ImageFile)
-    other.tile = [tile._replace(args=(swapped, *arguments[1:])) for tile in other.tile]
-    lower = np.asarray(ImageOps.exif_transpose(other))
+    lower = np.asarray(ImageOps.exif_transpose(again))
     return (upper.astype(np.uint16) * 256 + lower)[..., :3]
 
 

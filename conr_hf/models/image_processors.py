@@ -89,7 +89,7 @@ def resized(processor: BaseImageProcessor, config: PreTrainedConfig, side: int |
         return TimmWrapperImageProcessor(config.pretrained_cfg, architecture=config.architecture)
     settings = processor.to_dict()
     if not settings.get("size"):
-        refuse_patches(processor, "patches of a number of its own")
+        refuse_patches(processor, "patches")
     is_cropped = (settings.get("do_center_crop") and settings.get("crop_size")) or "crop_pct" in settings
     by_edge = "shortest_edge" in settings["size"] and is_cropped
     settings |= {"size": {"shortest_edge": side} if by_edge else _square(side)}

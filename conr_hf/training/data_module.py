@@ -15,10 +15,10 @@ from conr_hf.data.benchmarks.loading import benchmark_of
 from conr_hf.data.benchmarks.registry import Benchmark
 from conr_hf.data.columns import Row, column_names
 from conr_hf.data.dataset import SampledDataset
-from conr_hf.data.images import read_options
 from conr_hf.data.map_statistics import MapStatistics, has_maps
 from conr_hf.imbalance import Bins, make_bins
 from conr_hf.imbalance.bins import THRESHOLDS
+from conr_hf.models.image_processors import read_options
 from conr_hf.training.config.config import ConRConfig
 from conr_hf.training.config.resolved_config import ResolvedConfig, resolve
 from conr_hf.training.conr_state import load_state
