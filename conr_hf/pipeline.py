@@ -10,7 +10,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from conr_hf.data.images import to_image
 from conr_hf.inference.conformal import PredictionIntervals, load_intervals
-from conr_hf.models.image_processors import read_options
+from conr_hf.models.image_processors import check_channels, read_options
 from conr_hf.models.safe_loading import map_loader
 from conr_hf.models.saved import target_names
 
@@ -61,6 +61,7 @@ class ImageRegressionPipeline(ImageClassificationPipeline):
                 f'"{self.model.config._name_or_path}" predicts maps ({architecture}), where pipeline("{TASK}") '
                 f"predicts numbers. Use {mend}."
             )
+        check_channels(self.model.config.to_dict())
 
     def _sanitize_parameters(
         self, flip: bool | None = None, interval: bool | None = None, timeout: float | None = None

@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -15,7 +16,7 @@ Size = tuple[int, int]  # height and width
 Numbers = npt.NDArray[Any]
 
 _CHANNELS = (1, 2, 3, 4)  # grey or colour, without or with transparency
-_BITS, _SAMPLE_FORMAT = 258, 339  # tags of TIFF
+_BITS, _PER_PIXEL, _SAMPLE_FORMAT = 258, 277, 339  # tags of TIFF
 _KINDS = {1: "u", 2: "i", 3: "f"}  # of TIFF's sample formats
 # Of colours of 16 bits Pillow keeps the upper bytes; reading the file as of the other byte order gives the lower ones.
 _OTHER_ORDER = {
@@ -215,8 +216,8 @@ def _wide_numbers(image: Image.Image, image_range: Sequence[float] | None) -> Nu
 
 def _wide_colours(image: ImageFile.ImageFile, image_range: Sequence[float] | None) -> Numbers | None:
     """
-    Colours of 16 bits, `(H, W, 3)`; `None` of others. They take two times the time, so that without a range they are
-    left to Pillow, unless they are dark.
+    Colours of 16 bits, `(H, W, 3)`; `None` of others. As they take two times the time, those that are not dark, and
+    have no range, come without their lower bytes.
     """
     decoder, arguments = image.tile[0].codec_name, image.tile[0].args
     raw_mode, *others = arguments if isinstance(arguments, tuple) else (arguments,)
@@ -238,7 +239,7 @@ def _wide_colours(image: ImageFile.ImageFile, image_range: Sequence[float] | Non
     again.tile = [tile._replace(args=(_OTHER_ORDER[raw_mode], *others)) for tile in again.tile]
     upper = np.asarray(ImageOps.exif_transpose(image))
     if image_range is None and upper[..., :3].max() >= 64:
-        return None
+        return upper[..., :3].astype(np.uint16) * 256
     lower = np.asarray(ImageOps.exif_transpose(again))
     return (upper.astype(np.uint16) * 256 + lower)[..., :3]
 
@@ -250,10 +251,9 @@ def _unread_tiff(file: IO[bytes]) -> str | None:
     try:
         tags = TiffImagePlugin.ImageFileDirectory_v2(header)
         file.seek(tags.next)
-        tags.load(file)
-        bits, kind = tags.get(_BITS, (1,))[0], _KINDS.get(tags.get(_SAMPLE_FORMAT, (1,))[0])
+        with warnings.catch_warnings(action="ignore"):
+            tags.load(file)
+        bits, kind, channels = tags[_BITS][0], _KINDS.get(tags.get(_SAMPLE_FORMAT, (1,))[0]), tags.get(_PER_PIXEL, 1)
     except Exception:  # whatever a damaged file makes of it
         return None
-    if bits <= 32 and not (kind == "f" and bits != 32):
-        return None
-    return f"{bits}-bit {'floats' if kind == 'f' else 'integers'}"
+    return f"{bits}-bit {'floats' if kind == 'f' else 'integers'}{f', {channels} a pixel' if channels > 1 else ''}"

@@ -26,6 +26,7 @@ from conr_hf.models.adopt_head import AmbiguousHeadError, adopt_head, find_head
 from conr_hf.models.dense import load_map_model
 from conr_hf.models.head import Head
 from conr_hf.models.image_processors import (
+    check_channels,
     config_image_size,
     default_processor,
     in_grey,
@@ -175,6 +176,7 @@ def dummy_pixels(processor: BaseImageProcessor, config: PreTrainedConfig) -> Ten
     One image as a model of this configuration gets it from `processor`: a `torch.Tensor` of shape `(1, C, H, W)` of
     noise. A processor that makes anything else of images is refused.
     """
+    check_channels(config.to_dict())
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     image = Image.fromarray(noise).convert(read_options(config.to_dict())["mode"])
     made: Any = processor(images=[image], return_tensors="pt")

@@ -31,18 +31,24 @@ def config_image_size(config: PreTrainedConfig) -> int:
 def read_options(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     How [`~conr_hf.data.images.to_image`] reads images for a model of this configuration: `mode`, grey for a model of
-    one channel, else in colour; and the `image_range` that it was trained with, if any. A model of other channels is
-    refused.
+    one channel, else in colour; and the `image_range` that it was trained with, if any.
     """
-    parts = (config, config.get("vision_config") or {}, config.get("backbone_config") or {})
-    of_timm = (config.get("model_args") or {}).get("in_chans")
-    channels = of_timm or next((part["num_channels"] for part in parts if part.get("num_channels")), 3)
-    if channels not in (1, 3):
+    return {"mode": "L" if _channels(config) == 1 else "RGB", "image_range": config.get("image_range")}
+
+
+def check_channels(config: Mapping[str, Any]) -> None:
+    """Refuses a model for which no image can be read."""
+    if (channels := _channels(config)) not in (1, 3):
         raise ValueError(
             f"The model takes {channels} channels, but images are read in colour, with 3 channels, or in grey, with "
             "1. Train it on rows of your own making, with pixel_values and labels."
         )
-    return {"mode": "RGB" if channels == 3 else "L", "image_range": config.get("image_range")}
+
+
+def _channels(config: Mapping[str, Any]) -> int:
+    parts = (config, config.get("vision_config") or {}, config.get("backbone_config") or {})
+    of_timm = (config.get("model_args") or {}).get("in_chans")
+    return int(of_timm or next((part["num_channels"] for part in parts if part.get("num_channels")), 3))
 
 
 def in_grey(processor: BaseImageProcessor, config: PreTrainedConfig) -> BaseImageProcessor:

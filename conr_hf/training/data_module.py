@@ -52,7 +52,7 @@ class DataModule:
     ) -> None:
         self.args, self.data_collator = args, data_collator
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
-        self.model: PreTrainedModel  # whose saved state is asked where there is no training set
+        self.model: PreTrainedModel | None = None  # whose saved state is asked where there is no training set
         self._own_loss, self._own_distance = compute_loss_func is not None, label_distance is not None
         self._splits: dict[int, LoadedSplit] = {}
         self._streamed_labels: np.ndarray | None = None
@@ -97,8 +97,10 @@ class DataModule:
         self.args.image_range = model.config.to_dict().get("image_range")
 
     def read_options(self) -> dict[str, Any]:
-        """How [`~conr_hf.data.images.to_image`] reads images for the model."""
-        return read_options(self.model.config.to_dict())
+        """How [`~conr_hf.data.images.to_image`] reads images for the model, if it is known."""
+        return read_options(
+            {"image_range": self.args.image_range} if self.model is None else self.model.config.to_dict()
+        )
 
     # ---- Rows and labels -----------------------------------------------------------------------------------------
 
@@ -203,7 +205,7 @@ class DataModule:
         return None if benchmark is None else benchmark.bin_width
 
     def _saved(self) -> tuple[ResolvedConfig, Bins]:
-        saved = load_state(self.model.config._name_or_path)
+        saved = None if self.model is None else load_state(self.model.config._name_or_path)
         if saved is None:
             raise ValueError(
                 "The label scale and the shots come from training labels: give train_dataset, or a model that "

@@ -65,7 +65,7 @@ class DataLoaders:
         """Pixels of one image as the model takes them, `(1, C, H, W)`."""
         data_sets, own = list(self.data.named_datasets().values()), self.data.data_collator is not None
         ready = own or any("pixel_values" in column_names(dataset) for dataset in data_sets)
-        if self.processor is not None and not ready:
+        if self.processor is not None and self.data.model is not None and not ready:
             return dummy_pixels(self.processor, self.data.model.config)
         if not data_sets:
             raise ValueError("Give a data set or processing_class, so that it is known what the model takes in.")

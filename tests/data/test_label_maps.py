@@ -562,7 +562,7 @@ def test_a_negative_label_of_a_map_is_told_with_its_value():
 
 def test_bad_maps_are_inspected_too():
     maps = varied(3)
-    maps[1] = np.full((4, 4), np.nan)
+    maps[1] = np.full((4, 4), np.nan, np.float32)
     found = inspect({"train": rows(maps)}, show_progress=False)
     assert [problem["row"] for problem in found["problems"]["bad_labels"]] == [1]
 
@@ -575,8 +575,10 @@ def test_a_tiff_gives_the_numbers_that_it_stores(dtype, order):
     ends = (-5, 7) if kind.kind == "f" else (np.iinfo(kind).min, np.iinfo(kind).max)
     values = np.linspace(*ends, 12).reshape(3, 4).astype(kind)
     form = {"u": 1, "i": 2, "f": 3}[kind.kind]
-    if kind.itemsize == 1 and order == ">":
-        pytest.skip("a byte has no order")
+    if (dtype, order) == ("u4", ">"):  # which Pillow does not read
+        with pytest.raises(ValueError, match=r"^it is a TIFF of 32-bit integers, which Pillow does not read"):
+            to_map({"bytes": tiff_of(values, form, order), "path": None})
+        return
     found = to_map({"bytes": tiff_of(values, form, order), "path": None})
     assert np.array_equal(found, values.astype(np.float32))
 
