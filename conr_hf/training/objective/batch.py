@@ -57,10 +57,10 @@ class Batch:
         return (torch.where(own, shares, 0) / (self.views * self.total)).repeat_interleave(self.views)
 
 
-# Networks that channels-last pixels make faster: at 224 pixels on a CPU a step of timm's ResNet-50 takes 0.87 of its time,
-# ResNeXt-50 0.85, EfficientNet-Lite0 0.62, B0 0.70, MobileNetV3 0.67, RegNetY-004 0.91; of transformers' ResNet-50 0.89
-# and EfficientNet-B0 0.69. A transformer gains nothing, and others nobody measured: with some unusual convolutions
-# torch's CPU backend ends the process (pytorch#136348).
+# Networks that channels-last pixels make faster: at 224 pixels on a CPU a step of timm's ResNet-50 takes 0.87 of its
+# time, ResNeXt-50 0.85, EfficientNet-Lite0 0.62, B0 0.70, MobileNetV3 0.67, RegNetY-004 0.91; of transformers'
+# ResNet-50 0.89 and EfficientNet-B0 0.69. A transformer gains nothing, and others nobody measured: with some unusual
+# convolutions torch's CPU backend ends the process (pytorch#136348).
 _FASTER_CHANNELS_LAST = (
     *(timm.models.ResNet, timm.models.EfficientNet, timm.models.MobileNetV3, timm.models.RegNet),
     *(ResNetPreTrainedModel, EfficientNetPreTrainedModel),
