@@ -10,6 +10,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from conr_hf.data.images import to_image
 from conr_hf.inference.conformal import PredictionIntervals, load_intervals
+from conr_hf.models.image_processors import check_channels, read_options
 from conr_hf.models.safe_loading import map_loader
 from conr_hf.models.saved import target_names
 
@@ -22,7 +23,8 @@ class ImageRegressionPipeline(ImageClassificationPipeline):
 
     It takes what other image pipelines take, a path, a URL, a PIL image or an array of shape `(H, W, 3)`, or many of
     them, with `batch_size`, `device` and so on as there; and images as they are elsewhere in this package: upright
-    by their EXIF orientation, and grey values of 16 bits scaled to 8.
+    by their EXIF orientation, grey for a model of one channel, and numbers of 16 bits scaled to 8, from the
+    `image_range` that the model was trained with.
 
     Args:
         flip (`bool`, *optional*, defaults to `False`):
@@ -59,6 +61,7 @@ class ImageRegressionPipeline(ImageClassificationPipeline):
                 f'"{self.model.config._name_or_path}" predicts maps ({architecture}), where pipeline("{TASK}") '
                 f"predicts numbers. Use {mend}."
             )
+        check_channels(self.model.config.to_dict())
 
     def _sanitize_parameters(
         self, flip: bool | None = None, interval: bool | None = None, timeout: float | None = None
@@ -78,11 +81,10 @@ class ImageRegressionPipeline(ImageClassificationPipeline):
         )
 
     def preprocess(self, image: Any, flip: bool = False, timeout: float | None = None) -> dict[str, Any]:
-        if isinstance(image, torch.Tensor):
-            image = image.numpy()
+        options = read_options(self.model.config.to_dict())
         try:
             is_url = isinstance(image, str) and image.startswith(("http://", "https://"))
-            upright = to_image(load_image(image, timeout=timeout) if is_url else image)
+            upright = to_image(load_image(image, timeout=timeout) if is_url else image, **options)
         except (OSError, ValueError, SyntaxError, TypeError) as error:
             name = f'"{image}"' if isinstance(image, str) else f"A {type(image).__name__}"
             raise ValueError(f"{name} cannot be read as an image: {error}") from error

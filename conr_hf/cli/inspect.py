@@ -48,6 +48,9 @@ def inspect_data(options: Namespace) -> None:
         image_column=options.image_column,
         group_column=options.group_column,
         bin_width=one_or_each(options.bin_width),
+        map_scale=options.map_scale,
+        map_invalid=options.map_invalid,
+        image_range=options.image_range,
     )
     print("\n".join(as_text(found)))
     if options.output is None:
@@ -76,6 +79,16 @@ def as_text(found: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield f"Image sizes: {_listed(found['images']['sizes'])}"
     yield f"Image modes: {_listed(found['images']['modes'])}"
+    if found["images"]["notice"] is not None:
+        yield f"Note: {found['images']['notice']}"
+    if "maps" in found:
+        maps = found["maps"]
+        yield (
+            f"Maps: {_listed(maps['sizes'])}; {maps['valid_share']:.1%} of a map's pixels have a label. Labels, bins "
+            "and shots count pixels."
+        )
+        if maps["notice"] is not None:
+            yield f"Note: {maps['notice']}"
     if "bins" in found:
         for dimension in range(len(found["label_columns"])):
             yield ""
@@ -111,7 +124,8 @@ def _histogram(found: dict[str, Any], dimension: int) -> Iterator[str]:
     step = -(-len(train) // LINES)
     starts = np.arange(0, len(train), step)
     total = np.add.reduceat(train, starts)
-    by_shot = {shot: np.add.reduceat(train * mask, starts) for shot, mask in shot_masks(train).items()}
+    masks = shot_masks(train, found["thresholds"])
+    by_shot = {shot: np.add.reduceat(train * mask, starts) for shot, mask in masks.items()}
     of_others = [np.add.reduceat(found["bins"]["counts"][split][dimension], starts) for split in others]
     column = found["label_columns"][dimension]
     whole = found["splits"][found["training_split"]]["labels"][column]["whole"]
@@ -124,20 +138,25 @@ def _histogram(found: dict[str, Any], dimension: int) -> Iterator[str]:
         bars.append("".join(MARKS[shot] * length for shot, length in lengths.items()))
     header, rule, *lines = format_table(table).splitlines()
     few, many = found["thresholds"]
-    yield f"{header}  in bins of {edges[1] - edges[0]:g}: # many (over {many}), + median, . few (under {few})"
+    shots = f"# many (over {many:,.0f}), + median, . few (under {few:,.0f})"
+    yield f"{header}  in bins of {edges[1] - edges[0]:g}: {shots}"
     yield rule
     for text, bar in zip(lines, bars, strict=True):
         yield f"{text}  {bar}".rstrip()
     yield (
-        f"The fullest bin has {found['imbalance_ratio'][dimension]:,.0f} times as many training rows as the emptiest "
-        f"of the {np.count_nonzero(train):,} that hold any."
+        f"The fullest bin has {found['imbalance_ratio'][dimension]:,.0f} times as many training {_counted(found)} as "
+        f"the emptiest of the {np.count_nonzero(train):,} that hold any."
     )
+
+
+def _counted(found: dict[str, Any]) -> str:
+    return "pixels" if "maps" in found else "rows"
 
 
 def _suggestions(found: dict[str, Any]) -> Iterator[str]:
     suggested = found["suggested"]
     widths = [f"{width:g}" for width in suggested["bin_width"]]
-    yield f"Few shots are {found['few_share']:.1%} of the training rows. For a recipe:"
+    yield f"Few shots are {found['few_share']:.1%} of the training {_counted(found)}. For a recipe:"
     yield f"  label_columns: [{', '.join(found['label_columns'])}]"
     if len(set(widths)) == 1:
         yield f"  bin_width: {widths[0]}"

@@ -128,6 +128,11 @@ def _run(given: list[str]) -> int:
     _add_files(inspect)
     inspect.add_argument("--group_column", help="what should not be in two splits: a person, a photograph")
     inspect.add_argument("--bin_width", type=_width, nargs="+", help="of the label bins (default: a suitable one)")
+    inspect.add_argument("--map_scale", type=float, default=1.0, help="label units in a stored number of a map")
+    inspect.add_argument("--map_invalid", type=float, help="stored number of a map that means there is no label")
+    inspect.add_argument(
+        "--image_range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="black and white of 16-bit images"
+    )
     inspect.add_argument("--unit", default="", help="unit of the labels, for the figure")
     inspect.add_argument("--output", help="folder for labels.png and inspection.json (default: write nothing)")
 

@@ -59,6 +59,8 @@ class ImageCollator:
     map_scale: float = 1.0  # label units in a stored number of a map
     map_invalid: float | None = None  # the stored number of a map that means there is no label
     makes_views: bool = True
+    image_mode: str = "RGB"  # as in `to_image`, and so is image_range
+    image_range: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         signs = [-1.0 if column in self.flipped_columns else 1.0 for column in self.label_columns]
@@ -129,7 +131,7 @@ class ImageCollator:
                 "The images need an image processor: give processing_class=..., as load_regressor returns."
             )
         check_column(self.image_column, list(rows[0]), "The data set", "image_column")
-        images = [to_image(row[self.image_column]) for row in rows]
+        images = [to_image(row[self.image_column], self.image_mode, self.image_range) for row in rows]
         try:
             return _pixel_values(self.processor, images)
         except (RuntimeError, ValueError):

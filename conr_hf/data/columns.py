@@ -16,9 +16,13 @@ import torch
 from PIL import Image
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
-from conr_hf.data.images import describe_error, to_image
+from conr_hf.data.images import decode_image, describe_error, to_image
 from conr_hf.data.label_maps import is_map, truncate
+from conr_hf.utils.distributed import rank
+
+logger = logging.get_logger(__name__)
 
 Row = Mapping[str, Any]
 T = TypeVar("T")
@@ -235,28 +239,61 @@ def check_column(column: str, columns: Sequence[str], name: str, option: str) ->
 
 
 def unreadable_rows(
-    dataset: Dataset[Any], image_column: str, rows: Sequence[int], name: str, show_progress: bool = True
+    dataset: Dataset[Any],
+    image_column: str,
+    rows: Sequence[int],
+    name: str,
+    show_progress: bool = True,
+    image_range: Sequence[float] | None = None,
 ) -> dict[int, str]:
-    """Reads the images of `rows` in threads, and returns by row why one cannot be read."""
+    """
+    Reads the images of `rows` in threads, and returns by row why one cannot be read. Warns where none of them uses
+    more than a quarter of its 16 bits.
+    """
     stored = undecoded(dataset, [image_column])
 
-    def problem(index: int) -> str | None:
+    def read(index: int) -> str | int | None:
         try:
-            to_image(cell_of(dataset, stored[index], index, image_column))
+            return decode_image(cell_of(dataset, stored[index], index, image_column), image_range).largest
         except Exception as error:  # whatever a decoder raises, the row cannot be used
             return f'column "{image_column}": the image cannot be read ({describe_error(error)})'
-        return None
 
-    found = zip(rows, in_threads(problem, dataset, rows, name, show_progress), strict=True)
-    return {row: why for row, why in found if why is not None}
+    found = list(in_threads(read, dataset, rows, name, show_progress))
+    warning = dark_images([largest for largest in found if not isinstance(largest, str)])
+    if warning is not None and rank() == 0:
+        logger.warning(f'{name}, column "{image_column}": {warning}')
+    return {row: why for row, why in zip(rows, found, strict=True) if isinstance(why, str)}
+
+
+def dark_images(largest: Sequence[int | None]) -> str | None:
+    """What to say of images that have 16 bits and use less than a quarter of their range, by their largest numbers."""
+    wide = [number for number in largest if number is not None]
+    if not wide or max(wide) >= 2**14:
+        return None
+    bits = max(max(wide), 1).bit_length()
+    return (
+        f"the images have 16 bits, but no number above {max(wide):,} of 65,535, so models see them almost black. If "
+        f"they hold {bits} bits, set image_range to 0 {2**bits - 1}, or else to the numbers of black and white."
+    )
+
+
+def image_at(dataset: Dataset[Any], index: int, column: str, **options: Any) -> Image.Image:
+    """The image of a row, read with the options of [`~conr_hf.data.images.to_image`]."""
+    return to_image(cell_of(dataset, undecoded(dataset, [column])[index], index, column), **options)
 
 
 def undecoded(dataset: Dataset[Any], columns: Sequence[str]) -> Dataset[Any]:
-    """A data set that does not decode the images of `columns`, so that one too large is refused before it is."""
+    """
+    A data set that does not decode the images of `columns`, so that one too large is refused before it is, and none
+    loses what Pillow cannot hold. Its rows are plain, whatever format was set.
+    """
     unopened: Any = dataset
-    if isinstance(dataset, datasets.Dataset) and dataset.format["type"] is None:
+    if isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom":
+        if dataset.format["type"] is not None:
+            unopened = dataset.with_format(None, columns=dataset.format["columns"])
         for column in columns:
-            if isinstance(dataset.features.get(column), datasets.Image):
+            feature = dataset.features.get(column)
+            if isinstance(feature, datasets.Image) and feature.mode is None:
                 unopened = unopened.cast_column(column, datasets.Image(decode=False))
     return unopened
 

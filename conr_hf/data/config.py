@@ -25,6 +25,10 @@ class DataConfig:
             The stored number, often 0, of a pixel without a label. Pixels that are no finite number have none either.
         image_column (`str`, *optional*, defaults to `"image"`):
             Column of the image.
+        image_range (`list[float]`, *optional*):
+            The stored numbers of black and of white in images of 16 bits, or of floats: `0 4095` for 12 bits in files
+            of 16. What lies outside is black or white; images of 8 bits stay as they are. Saved with the model, whose
+            own it is if unset. Unset: 0 and 65535 of grey.
         num_views (`int`, *optional*, defaults to 2):
             Augmented views of each training image.
         horizontal_flip (`bool`, *optional*, defaults to `False`):
@@ -65,6 +69,7 @@ class DataConfig:
     map_scale: float = 1.0
     map_invalid: float | None = None
     image_column: str = "image"
+    image_range: list[float] | None = None
     num_views: int = 2
     horizontal_flip: bool = False
     flipped_columns: list[str] | None = None
@@ -81,6 +86,12 @@ class DataConfig:
         """Refuses a value that a setting cannot have."""
         check_not_negative(self, "crop_padding")
         check_positive(self, "label_scale", "bin_width", "map_scale")
+        if self.image_range is not None and not (
+            len(self.image_range) == 2 and self.image_range[0] < self.image_range[1]
+        ):
+            raise ValueError(
+                f"image_range is {self.image_range}; give two numbers, of black and then of white, as in 0 4095."
+            )
         if self.num_views < 1:
             raise ValueError(f"num_views is {self.num_views}; it must be 1 or more.")
         if self.crop_padding > 0.5:

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from conr_hf.data.columns import Row, with_numbers
-from conr_hf.data.images import describe_error
+from conr_hf.data.columns import Row, cell_of, undecoded, with_numbers
+from conr_hf.data.images import describe_error, to_image
 from conr_hf.data.sampler import SampledIndex
 
 # A sampled index, its row and, for C-Mixup, its partner's row. In evaluation the row's number takes the index's place;
@@ -18,7 +18,9 @@ SampledExample = tuple[SampledIndex | int | None, Row] | tuple[SampledIndex, Row
 class SampledDataset(Dataset[SampledExample]):
     """
     Rows of a map-style data set, all or those at `indices`, beside the sampled index that asked for them. In their
-    columns of classes stand numbers, as [`~conr_hf.data.columns.class_numbers`] gives them.
+    columns of classes stand numbers, as [`~conr_hf.data.columns.class_numbers`] gives them. The images of an
+    `image_column` are decoded, with `image_range` as in [`~conr_hf.data.images.to_image`]; without such a column
+    images are left as they are.
     """
 
     def __init__(
@@ -27,8 +29,12 @@ class SampledDataset(Dataset[SampledExample]):
         name: str,
         indices: Sequence[int] | np.ndarray | None = None,
         classes: Mapping[str, Sequence[float]] | None = None,
+        image_column: str | None = None,
+        image_range: Sequence[float] | None = None,
     ) -> None:
         self.dataset, self.name, self.classes = dataset, name, classes or {}
+        self.image_column, self.image_range = image_column, image_range
+        self.stored = dataset if image_column is None else undecoded(dataset, [image_column])
         self.indices = range(len(dataset)) if indices is None else indices  # type: ignore[arg-type]
 
     def __len__(self) -> int:
@@ -46,7 +52,11 @@ class SampledDataset(Dataset[SampledExample]):
 
     def _row(self, row: int) -> Row:
         try:
-            return with_numbers(self.dataset[row], self.classes)
+            stored, column = with_numbers(self.stored[row], self.classes), self.image_column
+            if column is None or column not in stored:
+                return stored
+            cell = cell_of(self.dataset, stored, row, column)
+            return {**stored, column: to_image(cell, image_range=self.image_range)}
         except Exception as error:  # whatever a decoder raises
             raise ValueError(
                 f"{self.name}, row {row:,}: the image cannot be read: {describe_error(error)}."

@@ -14,6 +14,7 @@ from PIL import Image
 from conr_hf.data.columns import (
     cell_of,
     check_column,
+    dark_images,
     has_labels,
     in_threads,
     label_names,
@@ -21,9 +22,10 @@ from conr_hf.data.columns import (
     read_labels,
     undecoded,
 )
-from conr_hf.data.images import describe_error, to_image
+from conr_hf.data.config import DataConfig
+from conr_hf.data.images import decode_image, describe_error
 from conr_hf.data.local import unused_splits
-from conr_hf.data.map_statistics import has_maps
+from conr_hf.data.map_statistics import ReadMap, has_maps, read_maps, subsample_evenly, zeros_without_meaning
 from conr_hf.data.splits import SPLITS
 from conr_hf.imbalance import Bins, density_weights, make_bins
 from conr_hf.imbalance.bins import FloatArray
@@ -43,6 +45,9 @@ def inspect(
     image_column: str = "image",
     group_column: str | None = None,
     bin_width: float | Sequence[float] | None = None,
+    map_scale: float = 1.0,
+    map_invalid: float | None = None,
+    image_range: Sequence[float] | None = None,
     show_progress: bool = True,
 ) -> dict[str, Any]:
     """
@@ -51,7 +56,11 @@ def inspect(
     Rows are counted from 0 in each split. Shots and outliers go by the training labels: those of the split `"train"`,
     or of the first one if there is none. Only duplicates that are equal pixel for pixel, once decoded, are found.
     `group_column` holds what should not be in two splits: a person, a photograph. Without `bin_width`, in label units,
-    bins are as [`suggest_bin_width`] has them.
+    bins are as [`suggest_bin_width`] has them. `map_scale`, `map_invalid` and `image_range` are as in
+    [`~conr_hf.data.config.DataConfig`].
+
+    Where the labels are maps, labels, bins and shots are those of labelled pixels, of up to 10 million in each split;
+    thresholds are 20 and 100 times the pixels of a map, and outliers are not looked for.
 
     Returns:
         `dict`, ready for JSON. In label units where it is about labels:
@@ -64,7 +73,10 @@ def inspect(
           holds any; `few_share`, the share of training labels with few shots;
         - `suggested`: `bin_width`, `conr_window`, `conr_push_scale` and the smallest and largest `weights` of
           `sqrt_inverse`;
-        - `images`: how many there are of each of the `sizes` and `modes`;
+        - `images`: how many there are of each of the `sizes` and `modes`; and `notice`, what to say of those that use
+          little of their 16 bits, or `None`;
+        - `maps`, of labels that are maps: how many there are of each of the `sizes`, `valid_share`, the mean share of
+          labelled pixels, and `notice`, what to say of labels that are 0, or `None`;
         - `problems`, lists: `unreadable_images` and `bad_labels` (split, row, reason), `duplicates_across` and
           `duplicates_within` splits (each a list of split and row), `groups_across` (group, rows by split),
           `rows_without_group`, `outliers` (split, row, column, label, robust z: the distance from the median over
@@ -87,9 +99,21 @@ def inspect(
     labels: dict[str, FloatArray] = {}
     problems: dict[str, list[Any]] = {kind: [] for kind in PROBLEMS}
     problems["unused_splits"] = [{"split": split, "rows": count} for split, count in unused_splits(data).items()]
+    settings = DataConfig(
+        columns,
+        map_scale=map_scale,
+        map_invalid=map_invalid,
+        image_range=None if image_range is None else list(image_range),
+    )
+    settings.check_data("label")
+    maps: dict[str, list[ReadMap]] = {}
     for split in labelled:
-        read, wrong = read_labels(data[split], columns, f'split "{split}"')
-        labels[split] = read[:, None] if read.ndim == 1 else read  # (N, T)
+        rows, name = data[split], f'split "{split}"'
+        if len(rows) and has_maps(rows, columns, name):
+            labels[split], maps[split], wrong = _read_maps(rows, name, settings, show_progress)
+        else:
+            read, wrong = read_labels(rows, columns, name)
+            labels[split] = read[:, None] if read.ndim == 1 else read  # (N, T)
         problems["bad_labels"] += [{"split": split, "row": row, "reason": wrong[row]} for row in sorted(wrong)]
     width = labels[training].shape[1]
     labels = {split: labels.get(split, np.full((len(rows), width), np.nan)) for split, rows in data.items()}
@@ -104,15 +128,20 @@ def inspect(
         "training_split": training,
         "label_columns": columns,
         "splits": {
-            split: {"rows": len(values), "labels": _label_figures(known[split], columns)}
-            for split, values in labels.items()
+            split: {"rows": len(data[split]), "labels": _label_figures(known[split], columns)} for split in labels
         },
     }
     if len(known[training]):
-        found |= _density(known, training, bin_width, found["splits"])
-        problems["outliers"] = _outliers(labels, known[training], columns)
+        few, many = THRESHOLDS
+        pixels = len(known[training]) / len(maps[training]) if training in maps else 1.0
+        found |= _density(known, training, bin_width, (few * pixels, many * pixels), found["splits"])
+        if not maps:
+            problems["outliers"] = _outliers(labels, known[training], columns)
+    if maps:
+        found["maps"] = _map_figures(maps, zeros_without_meaning(known[training][:, 0], map_invalid))
     pictures = {
-        split: _read_images(rows, image_column, f"images of {split}", show_progress) for split, rows in data.items()
+        split: _read_images(rows, image_column, f"images of {split}", image_range, show_progress)
+        for split, rows in data.items()
     }
     found["images"] = _image_figures(pictures, problems)
     if group_column is not None:
@@ -154,6 +183,7 @@ class _Picture(NamedTuple):
     size: str
     mode: str
     digest: bytes
+    largest: int | None  # number, of 16 bits
 
 
 def _check(
@@ -161,11 +191,6 @@ def _check(
 ) -> None:
     if label_columns:
         label_values(dict.fromkeys(rows.column_names), label_columns, name)
-    if len(rows) and label_columns and has_maps(rows, label_columns, name):
-        raise ValueError(
-            f'{name}: the labels in column "{label_columns[0]}" are maps, which are not inspected. Training checks '
-            "every map before it starts."
-        )
     for option, column in (("image_column", image_column), ("group_column", group_column)):
         if column is not None:
             check_column(column, rows.column_names, name, option)
@@ -183,13 +208,17 @@ def _label_figures(labels: FloatArray, columns: list[str]) -> dict[str, Any]:
 
 
 def _density(
-    known: dict[str, FloatArray], training: str, bin_width: float | Sequence[float] | None, splits: dict[str, Any]
+    known: dict[str, FloatArray],
+    training: str,
+    bin_width: float | Sequence[float] | None,
+    thresholds: tuple[float, float],
+    splits: dict[str, Any],
 ) -> dict[str, Any]:
     """What follows from the bins of the training labels; the shots of every split are put into `splits`."""
     suggested = [suggest_bin_width(values) for values in known[training].T]
-    bins = make_bins(known[training], suggested if bin_width is None else bin_width)
+    bins = make_bins(known[training], suggested if bin_width is None else bin_width, thresholds=thresholds)
     for split, labels in known.items():
-        masks = shot_masks(bins.train_count_of(labels))
+        masks = shot_masks(bins.train_count_of(labels), thresholds)
         splits[split]["shots"] = {shot: int(mask.sum()) for shot, mask in masks.items()}
     label_range = float(np.ptp(known[training], axis=0).mean())
     weights = density_weights(known[training], bins, "sqrt_inverse")
@@ -197,7 +226,7 @@ def _density(
         "bins": {**bins.to_dict(), "counts": {split: _bin_counts(labels, bins) for split, labels in known.items()}},
         "imbalance_ratio": [float(counts.max() / counts[counts > 0].min()) for counts in bins.train_counts],
         "few_share": splits[training]["shots"]["few"] / len(known[training]),
-        "thresholds": list(THRESHOLDS),
+        "thresholds": list(thresholds),
         "suggested": {
             "bin_width": suggested,
             "conr_window": 0.01 * label_range,  # as ConRConfig derives both
@@ -225,7 +254,32 @@ def _outliers(labels: dict[str, FloatArray], train: FloatArray, columns: list[st
     return sorted(found, key=lambda outlier: -abs(outlier["robust_z"]))
 
 
-def _read_images(rows: datasets.Dataset, column: str, name: str, show_progress: bool) -> list[_Picture | str]:
+def _read_maps(
+    rows: datasets.Dataset, name: str, settings: DataConfig, show_progress: bool
+) -> tuple[FloatArray, list[ReadMap], dict[int, str]]:
+    """Labels of pixels, `(P, 1)`, the maps they are from, and why others cannot be read, by row."""
+    rows = rows.with_format(None).select_columns(settings.label_columns)
+    read = read_maps(rows, range(len(rows)), name, settings, with_images=False, show_progress=show_progress)
+    maps = {row: one for row, one in read.items() if isinstance(one, ReadMap)}
+    kept = list(subsample_evenly(maps, {row: one.valid for row, one in maps.items()}).values())
+    values = np.concatenate([np.empty(0), *(one.values for one in kept)])
+    return values[:, None], kept, {row: one for row, one in read.items() if isinstance(one, str)}
+
+
+def _map_figures(maps: dict[str, list[ReadMap]], notice: str | None) -> dict[str, Any]:
+    every = [one for of_split in maps.values() for one in of_split]
+    sizes = Counter(f"{width} x {height}" for height, width in (one.size for one in every))
+    shares = [one.valid / (one.size[0] * one.size[1]) for one in every]
+    return {
+        "sizes": dict(sizes.most_common()),
+        "valid_share": float(np.mean(shares)) if shares else 0.0,
+        "notice": notice,
+    }
+
+
+def _read_images(
+    rows: datasets.Dataset, column: str, name: str, image_range: Sequence[float] | None, show_progress: bool
+) -> list[_Picture | str]:
     """Every image, or why it cannot be read."""
     rows = rows.with_format(None).select_columns(column)
     stored = undecoded(rows, [column])
@@ -233,12 +287,12 @@ def _read_images(rows: datasets.Dataset, column: str, name: str, show_progress: 
     def read(index: int) -> _Picture | str:
         try:
             cell = cell_of(rows, stored[index], index, column)
-            image = to_image(cell)
+            image, largest = decode_image(cell, image_range)
             mode = _mode(cell, image)
         except Exception as error:  # whatever a decoder raises, the image cannot be read
             return describe_error(error)
         size = f"{image.width} x {image.height}"
-        return _Picture(size, mode, hashlib.blake2b(size.encode() + image.tobytes(), digest_size=16).digest())
+        return _Picture(size, mode, hashlib.blake2b(size.encode() + image.tobytes(), digest_size=16).digest(), largest)
 
     return list(in_threads(read, rows, range(len(rows)), name, show_progress))
 
@@ -268,7 +322,9 @@ def _image_figures(pictures: dict[str, list[_Picture | str]], problems: dict[str
             problems["duplicates_across"].append(equal)
         elif len(equal) > 1:
             problems["duplicates_within"].append(equal)
-    return {"sizes": dict(sizes.most_common()), "modes": dict(modes.most_common())}
+    read = [picture for of_split in pictures.values() for picture in of_split if isinstance(picture, _Picture)]
+    notice = dark_images([picture.largest for picture in read])
+    return {"sizes": dict(sizes.most_common()), "modes": dict(modes.most_common()), "notice": notice}
 
 
 def _check_groups(data: Mapping[str, datasets.Dataset], column: str, problems: dict[str, list[Any]]) -> None:

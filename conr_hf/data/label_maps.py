@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
-from conr_hf.data.images import open_image
+from conr_hf.data.images import open_image, stored_numbers
 
 SUFFIXES = (".npy", ".png", ".tif", ".tiff")
 _NPY = b"\x93NUMPY"
@@ -86,7 +86,7 @@ def _stored(cell: Any) -> npt.NDArray[Any]:
             raise ValueError(
                 f"it is an image of mode {cell.mode}, where a map has one grey value of 8 to 32 bits a pixel"
             )
-        return np.asarray(ImageOps.exif_transpose(cell))
+        return stored_numbers(cell)
     if isinstance(cell, torch.Tensor):
         cell = cell.detach().cpu()
         return np.asarray(cell.float() if cell.dtype == torch.bfloat16 else cell)

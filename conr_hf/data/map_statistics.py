@@ -9,11 +9,15 @@ import datasets
 import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Dataset, IterableDataset
+from transformers.utils import logging
 
-from conr_hf.data.columns import cell_of, in_threads, undecoded
+from conr_hf.data.columns import cell_of, dark_images, in_threads, undecoded
 from conr_hf.data.config import DataConfig
-from conr_hf.data.images import Size, describe_error, format_size, to_image
+from conr_hf.data.images import Size, decode_image, describe_error, format_size
 from conr_hf.data.label_maps import is_map, to_map
+from conr_hf.utils.distributed import rank
+
+logger = logging.get_logger(__name__)
 
 MOST_PIXELS = 10_000_000  # whose labels are kept in memory, of all maps of a data set
 
@@ -24,6 +28,7 @@ class ReadMap(NamedTuple):
     size: Size
     valid: int
     values: npt.NDArray[np.float32]
+    largest: int | None = None  # number in its image, if that has 16 bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,15 +84,15 @@ def read_maps(
     unopened = undecoded(dataset, [column for column in (image_column, label_column) if column is not None])
 
     def read(index: int) -> ReadMap | str:
-        size, problem = None, "it cannot be read"
+        size, largest, problem = None, None, "it cannot be read"
         try:
             row = unopened[index]
             if "pixel_values" in row:
                 size = np.shape(row["pixel_values"])[-2:]
             elif image_column is not None:
                 problem = f'column "{image_column}": the image cannot be read'
-                image = to_image(cell_of(dataset, row, index, image_column))
-                size = image.height, image.width
+                decoded = decode_image(cell_of(dataset, row, index, image_column), args.image_range)
+                size, largest = (decoded.image.height, decoded.image.width), decoded.largest
             column = label_column if label_column in row else "labels"
             problem = f'column "{column}": the map cannot be read'
             labels = to_map(cell_of(dataset, row, index, column), args.map_scale, args.map_invalid)
@@ -102,7 +107,7 @@ def read_maps(
                 f'column "{column}": its map has {format_size(labels.shape)} pixels and its image '
                 f"{format_size(size)}; a map must cover its image, in the same aspect"
             )
-        return ReadMap((labels.shape[0], labels.shape[1]), len(valid), valid)
+        return ReadMap((labels.shape[0], labels.shape[1]), len(valid), valid, largest)
 
     found: dict[int, ReadMap | str] = {}
     total = held = 0
@@ -118,7 +123,18 @@ def read_maps(
             maps = {row: subsample(row, kept, int(kept.valid * share) + 2) for row, kept in maps.items()}
             found |= maps
             held = sum(len(kept.values) for kept in maps.values())
+    warning = dark_images([one.largest for one in found.values() if isinstance(one, ReadMap)])
+    if warning is not None and rank() == 0:
+        logger.warning(f'{name}, column "{image_column}": {warning}')
     return found
+
+
+def zeros_without_meaning(values: npt.NDArray[np.floating[Any]], invalid: float | None) -> str | None:
+    """What to say where many of the labels of pixels are the least, 0, and no number is said to mean "no label"."""
+    share = float((values == 0).mean()) if len(values) else 0.0
+    if invalid is not None or share < 0.01 or values.min() < 0:
+        return None
+    return f"{share:.0%} of the labelled pixels are 0. If 0 means that there is no label, set map_invalid to 0."
 
 
 def subsample_evenly(maps: Mapping[int, ReadMap], valid: Mapping[int, int]) -> dict[int, ReadMap]:

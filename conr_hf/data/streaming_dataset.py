@@ -1,6 +1,6 @@
 """From a stream to a training epoch: the same rows in the same places however many processes and workers read them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,7 @@ class StreamingDataset(IterableDataset[SampledExample]):
     processes: int
     drop_last: bool
     skip_bad_rows: bool
+    image_range: Sequence[float] | None = None  # as in `to_image`
 
     def __post_init__(self) -> None:
         self._classes = {} if self.image_column is None else class_numbers(self.stream, self.label_columns, self.name)
@@ -161,7 +162,7 @@ class StreamingDataset(IterableDataset[SampledExample]):
         # What is not in the row but in a file elsewhere, as the Hub's folders of images are.
         if isinstance(cell, dict) and cell.get("bytes") is None and "://" in (cell.get("path") or ""):
             cell = datasets.Image().decode_example(cell)
-        return {**row, column: to_image(cell)}
+        return {**row, column: to_image(cell, image_range=self.image_range)}
 
     def _first_readable(self) -> Row:
         for row in _rows(self.stream):

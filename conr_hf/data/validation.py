@@ -19,7 +19,14 @@ from conr_hf.data.columns import (
 )
 from conr_hf.data.config import DataConfig
 from conr_hf.data.images import format_size
-from conr_hf.data.map_statistics import MapStatistics, ReadMap, has_maps, read_maps, subsample_evenly
+from conr_hf.data.map_statistics import (
+    MapStatistics,
+    ReadMap,
+    has_maps,
+    read_maps,
+    subsample_evenly,
+    zeros_without_meaning,
+)
 from conr_hf.imbalance import Bins, label_columns
 from conr_hf.utils.distributed import gather_objects, rank, world_size
 
@@ -61,7 +68,8 @@ def valid_rows(
     if with_images:
         check_column(args.image_column, column_names(dataset, name), name, "image_column")
         mine = range(rank(), count, world_size())
-        unreadable = unreadable_rows(dataset, args.image_column, mine, name, rank() == 0 and show_progress)
+        shows = rank() == 0 and show_progress
+        unreadable = unreadable_rows(dataset, args.image_column, mine, name, shows, args.image_range)
         for theirs in gather_objects(unreadable):
             wrong = {**theirs, **wrong}
     report_invalid_rows(wrong, count, name, args.skip_bad_rows)
@@ -95,6 +103,9 @@ def valid_maps(
     indices = np.array(sorted(maps))
     kept = [maps[row] for row in indices.tolist()]
     values, counts = np.concatenate([one.values for one in kept]), np.array([len(one.values) for one in kept])
+    notice = zeros_without_meaning(values, args.map_invalid) if name == "train_dataset" else None
+    if notice is not None and rank() == 0:
+        logger.warning(f'{name}, column "{args.label_columns[0]}": {notice}')
     valid_pixels, sizes = np.array([one.valid for one in kept]), np.array([one.size for one in kept])
     return indices, MapStatistics(values, counts, valid_pixels, sizes)
 

@@ -116,6 +116,7 @@ def _base(results: Mapping[str, Any], config: Mapping[str, Any], options: ModelC
         "id": hub_id if is_hub_id(hub_id) else None,
         "license": None if known is None else known.license,
         "scratch": options.finetuned_from is None and not results["recipe"].get("pretrained", True),
+        "fine_tuned": options.finetuned_from is not None or bool(results["recipe"].get("model")),
         "timm": not model_types.isdisjoint(("timm_wrapper", "timm_backbone")),
     }
 

@@ -9,8 +9,7 @@ import datasets
 import numpy as np
 import numpy.typing as npt
 
-from conr_hf.data.columns import label_values
-from conr_hf.data.images import to_image
+from conr_hf.data.columns import image_at, label_values
 from conr_hf.data.label_maps import to_map
 from conr_hf.imbalance import Bins
 from conr_hf.inference.predict_dense import predicted_map
@@ -133,10 +132,11 @@ def draw_maps(
     processor: Any = trainer.processing_class
     images, labels, predictions = [], [], []
     for row in errors.shown:
-        images.append(to_image(dataset[row][trainer.args.image_column]))
+        images.append(image_at(dataset, row, trainer.args.image_column, **trainer.data.read_options()))
         labels.append(_label_map(trainer, dataset[row], split))
         predictions.append(trainer.resolved.clip(predicted_map(model, processor, images[-1], labels[-1].shape)))
     names, title = [f"row {row}" for row in errors.shown], f"{target}: maps of the {split} split"
+    images = [image.convert("RGB") for image in images]
     map_pictures(images, labels, predictions, folder / MAPS, title=title, names=names, **texts)
 
 

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import BaseImageProcessor, PreTrainedModel, TimmWrapperConfig
 
+from conr_hf.models.image_processors import read_options
 from conr_hf.models.saved import load_saved, saved_unit, target_names
 from conr_hf.training.conr_state import load_state
 from conr_hf.utils.files import check_writable
@@ -52,7 +53,8 @@ def export(model_name: str, form: str, output: str | None) -> Path:
         )
     if form == "onnx" and sum(weight.nbytes for weight in model.parameters()) > LARGEST_ONNX:
         raise ValueError(f'"{model_name}" has over 2 GB, which no ONNX file holds. Use --format torch-export.')
-    batches = [_pixels(processor, size) for size in BATCH_SIZES]
+    options = read_options(model.config.to_dict())
+    batches = [_pixels(processor, size, options["mode"]) for size in BATCH_SIZES]
     expected = [predictor(pixels) for pixels in batches]
     facts = _facts(model, processor, saved_unit(model_name))
     with TemporaryDirectory(dir=path.parent) as scratch:
@@ -85,16 +87,18 @@ def _path(model_name: str, form: str, output: str | None) -> Path:
     return path
 
 
-def _pixels(processor: BaseImageProcessor, size: int) -> Tensor:
+def _pixels(processor: BaseImageProcessor, size: int, mode: str) -> Tensor:
     noise = np.random.default_rng(size).integers(0, 256, (size, 64, 64, 3), dtype=np.uint8)
-    pixels: Tensor = processor(images=[Image.fromarray(image) for image in noise], return_tensors="pt")["pixel_values"]
+    images = [Image.fromarray(image).convert(mode) for image in noise]
+    pixels: Tensor = processor(images=images, return_tensors="pt")["pixel_values"]
     return pixels
 
 
 def _facts(model: PreTrainedModel, processor: BaseImageProcessor, unit: str) -> dict[str, str]:
     """Metadata for users of the file, as strings: lists and the processor's settings in JSON."""
     # Mean and std from the pixel values of black and white, as processors name their settings differently.
-    sides = [Image.new("RGB", (64, 64), colour) for colour in ("black", "white")]
+    options = read_options(model.config.to_dict())
+    sides = [Image.new(options["mode"], (64, 64), colour) for colour in ("black", "white")]
     black, white = processor(images=sides, return_tensors="pt")["pixel_values"]
     std = 1 / (white - black).mean(dim=(1, 2))
     mean = -black.mean(dim=(1, 2)) * std
@@ -104,6 +108,8 @@ def _facts(model: PreTrainedModel, processor: BaseImageProcessor, unit: str) -> 
         "image_size": json.dumps(list(black.shape[1:])),
         "mean": json.dumps([round(value, 5) for value in mean.tolist()]),
         "std": json.dumps([round(value, 5) for value in std.tolist()]),
+        "image_mode": options["mode"],
+        "image_range": json.dumps(options["image_range"]),
         "image_processor": processor.to_json_string(),
     }
 

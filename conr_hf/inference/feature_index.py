@@ -62,8 +62,9 @@ def write_index(
     if not largest <= most:
         raise ValueError(f"features at the head reach {largest:g}; the index holds at most {most:g}.")
     tensors: dict[str, np.ndarray] = {
-        "features": features.astype(np.float16),
-        "labels": label_columns(labels)[drawn[kept]],
+        # safetensors takes an array's memory in the order in which it lies.
+        "features": np.ascontiguousarray(features, np.float16),
+        "labels": np.ascontiguousarray(label_columns(labels)[drawn[kept]]),
     }
     save_file(tensors, folder / FEATURE_INDEX, metadata={"head": args.head or ""})
 
@@ -90,7 +91,7 @@ def similar_labels(
     """A function that returns the labels of the images most similar to the model's last input; none without one."""
     if index is None:
         return list
-    layer = adopt_head(model, dummy_pixels(processor), index.head)
+    layer = adopt_head(model, dummy_pixels(processor, model.config), index.head)
     if (index.labels.shape[1], index.features.shape[1]) != layer.weight.shape:
         raise ValueError("The feature_index.safetensors beside the model is another model's. Remove that file.")
     return lambda: index.nearest_labels(layer.take_features()[0].float().cpu().numpy()).tolist()

@@ -9,9 +9,11 @@ import torch
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from conr_hf.data.columns import cell_of, undecoded
 from conr_hf.data.images import describe_error, to_image
 from conr_hf.models.adopt_head import adopt_head
 from conr_hf.models.factory import dummy_pixels
+from conr_hf.models.image_processors import read_options
 from conr_hf.utils.environment import current_device
 
 BATCH = 64
@@ -36,13 +38,16 @@ def embed(
     """
     device = current_device()
     model.eval().to(device)
-    layer = adopt_head(model, dummy_pixels(processor), head)
+    layer = adopt_head(model, dummy_pixels(processor, model.config), head)
+    options = read_options(model.config.to_dict())
+    stored = undecoded(dataset, [image_column])
     features, kept, reason = [], [], ""
     for start in tqdm(range(0, len(rows), BATCH), f"Features, {name}", leave=False):
         images = []
         for place in range(start, min(start + BATCH, len(rows))):
             try:
-                images.append(to_image(dataset[int(rows[place])][image_column]))
+                row = int(rows[place])
+                images.append(to_image(cell_of(dataset, stored[row], row, image_column), **options))
                 kept.append(place)
             except (OSError, ValueError, SyntaxError) as error:
                 reason = reason or f"row {rows[place]}: {describe_error(error)}"

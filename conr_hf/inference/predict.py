@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from conr_hf.data.images import describe_error, image_files, to_image
 from conr_hf.inference.predict_dense import predict_files
+from conr_hf.models.image_processors import read_options
 from conr_hf.models.saved import load_saved, saved_unit, target_names
 from conr_hf.utils.environment import current_device
 from conr_hf.utils.files import check_writable, writing
@@ -26,14 +27,14 @@ def predict_images(
     files = _image_files(places)
     model, processor = load_saved(model_name)
     model.eval().to(current_device())
-    targets = target_names(model)
+    targets, options = target_names(model), read_options(model.config.to_dict())
     predictions: dict[Path, list[float]] = {}
     unreadable: dict[Path, str] = {}
     for start in tqdm(range(0, len(files), batch_size), "Predicting", disable=len(files) <= batch_size):
         images: dict[Path, Image.Image] = {}
         for file in files[start : start + batch_size]:
             try:
-                images[file] = to_image(str(file))
+                images[file] = to_image(str(file), **options)
             except (OSError, ValueError, SyntaxError) as error:
                 unreadable[file] = describe_error(error)
         if images:

@@ -12,6 +12,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from conr_hf.data.images import describe_error, to_image
 from conr_hf.metrics.validation import DIVERGED
+from conr_hf.models.image_processors import read_options
 from conr_hf.models.outputs import prediction, resized
 from conr_hf.plots import map_pictures
 from conr_hf.utils.environment import current_device
@@ -21,7 +22,7 @@ def predicted_map(
     model: PreTrainedModel, processor: BaseImageProcessor, image: Image.Image, size: tuple[int, int]
 ) -> npt.NDArray[np.float32]:
     """
-    The map in label units that a dense model, in evaluation mode, predicts for an RGB image, interpolated linearly to
+    The map in label units that a dense model, in evaluation mode, predicts for an image, interpolated linearly to
     `size`, height and width.
     """
     pixels = processor(images=[image], return_tensors="pt")["pixel_values"]
@@ -45,11 +46,12 @@ def predict_files(
     """
     _check_names(files, folder)
     model.eval().to(current_device())
+    options = read_options(model.config.to_dict())
     unreadable: dict[Path, str] = {}
     no_pictures = ""
     for file in tqdm(files, "Predicting", disable=len(files) == 1):
         try:
-            image = to_image(str(file))
+            image = to_image(str(file), **options)
         except (OSError, ValueError, SyntaxError) as error:
             unreadable[file] = describe_error(error)
             continue
@@ -59,7 +61,7 @@ def predict_files(
         np.save(folder / f"{file.stem}.npy", found)
         try:
             path = folder / f"{file.stem}.png"
-            map_pictures([image], None, [found], path, unit=unit, title=file.name, target=target)
+            map_pictures([image.convert("RGB")], None, [found], path, unit=unit, title=file.name, target=target)
         except ImportError as error:
             no_pictures = str(error)
     return len(files) - len(unreadable), unreadable, no_pictures

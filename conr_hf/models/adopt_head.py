@@ -111,6 +111,11 @@ def _forward(model: nn.Module, pixel_values: Tensor, layers: dict[str, nn.Module
     was_training, parameter = model.training, next(model.parameters())
     try:
         predicted = prediction(model.eval()(pixel_values=pixel_values.to(parameter.device, parameter.dtype)))
+    except (KeyError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise ValueError(
+            f"{type(model).__name__} does not predict from pixel_values alone ({reason}). Take a model that does."
+        ) from error
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise ValueError(

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 from accelerate import init_empty_weights
 from PIL import Image
@@ -24,10 +25,18 @@ from transformers import (
 from conr_hf.models.adopt_head import AmbiguousHeadError, adopt_head, find_head
 from conr_hf.models.dense import load_map_model
 from conr_hf.models.head import Head
-from conr_hf.models.image_processors import config_image_size, default_processor, resized
+from conr_hf.models.image_processors import (
+    check_channels,
+    config_image_size,
+    default_processor,
+    in_grey,
+    read_options,
+    refuse_patches,
+    resized,
+)
 from conr_hf.models.outputs import predicts_maps
 from conr_hf.models.peft import has_adapter
-from conr_hf.models.safe_loading import UNREADABLE, reason_of, safe_config
+from conr_hf.models.safe_loading import UNREADABLE, not_found, reason_of, safe_config
 from conr_hf.models.sharding import no_zero3_init
 from conr_hf.models.timm_wrapper import (
     check_architecture,
@@ -82,7 +91,8 @@ def load_regressor(
         head (`str`, *optional*):
             Name of the layer that predicts, where the model has several; see `adopt_head`.
         kwargs (*optional*):
-            Passed to `from_pretrained`: `revision`, `token`, `cache_dir`, or fields of the model's configuration.
+            Passed to `from_pretrained`: `revision`, `token`, `cache_dir`, or fields of the model's configuration; of
+            `timm/NAME`, arguments of `timm.create_model`, such as `in_chans=1` for grey images.
 
     Returns:
         `(PreTrainedModel, BaseImageProcessor)`. A checkpoint with T outputs keeps its head; any other gets a new one,
@@ -113,11 +123,15 @@ def load_regressor(
         "label2id": {name: index for index, name in enumerate(names)},
         "problem_type": "regression",
     }
+    kwargs = _without_ours(kwargs, labels)
     hub = {option: value for option, value in kwargs.items() if option in HUB_OPTIONS}
     shown = name_or_path if isinstance(name_or_path, str) else type(name_or_path).__name__
     architecture = timm_architecture(name_or_path)
+    model_args = {} if architecture is None else {name: kwargs[name] for name in kwargs if name not in HUB_OPTIONS}
     if architecture is not None:
         check_architecture(architecture)
+        if model_args and task == "depth":
+            raise ValueError(f'{next(iter(model_args))} is not taken with timm/NAME and task="depth". Leave it out.')
     elif weights is not None:
         raise ValueError(f'weights="{weights}" needs a timm model; "{shown}" does not start with "timm/".')
     fresh: set[str] | None = None  # weights that came from nowhere; None: all of them
@@ -133,10 +147,10 @@ def load_regressor(
     elif isinstance(name_or_path, PreTrainedConfig):
         model, processor = _from_config(name_or_path, labels, image_size)
     elif architecture is not None and weights is not None:
-        model, processor, fresh = timm_model_of_file(architecture, labels, weights, image_size)
+        model, processor, fresh = timm_model_of_file(architecture, labels, weights, image_size, model_args)
         _check_all_fit(fresh, model, weights)
     elif architecture is not None and not pretrained:
-        model, processor = new_timm_model(architecture, labels, image_size)
+        model, processor = new_timm_model(architecture, labels, image_size, model_args)
     else:
         name = hub_name(architecture) if architecture is not None else name_or_path
         try:
@@ -145,19 +159,31 @@ def load_regressor(
                 config = AutoConfig.from_pretrained(name, trust_remote_code=False, **kwargs)
                 model, processor = _from_config(config, labels, image_size, name)
             else:
-                model, fresh = _from_pretrained(name, labels, **kwargs)
+                given = {**hub, "model_args": model_args} if model_args else kwargs
+                model, fresh = _from_pretrained(name, labels, **given)
                 processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False, **hub)
-                processor = resized(processor, model.config, image_size)
         except UNREADABLE as error:
-            raise ValueError(f'"{shown}" could not be loaded: {reason_of(error)}. {_SOURCES}') from error
+            hint = f"Did you mean timm/{shown}? " if timm.is_model(shown.partition(".")[0]) else ""
+            raise ValueError(f'"{shown}" could not be loaded: {not_found(name, error)}. {hint}{_SOURCES}') from error
+        if pretrained:
+            processor = resized(in_grey(processor, model.config), model.config, image_size)
     _renew(model, processor, fresh, head)
     return model, processor
 
 
-def dummy_pixels(processor: BaseImageProcessor) -> Tensor:
-    """One image as the model gets it from `processor`: a `torch.Tensor` of shape `(1, C, H, W)` of noise."""
+def dummy_pixels(processor: BaseImageProcessor, config: PreTrainedConfig) -> Tensor:
+    """
+    One image as a model of this configuration gets it from `processor`: a `torch.Tensor` of shape `(1, C, H, W)` of
+    noise. A processor that makes anything else of images is refused.
+    """
+    check_channels(config.to_dict())
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    pixels: Tensor = processor(images=[Image.fromarray(noise)], return_tensors="pt")["pixel_values"]
+    image = Image.fromarray(noise).convert(read_options(config.to_dict())["mode"])
+    made: Any = processor(images=[image], return_tensors="pt")
+    pixels: Tensor | None = made.get("pixel_values")
+    if pixels is None or pixels.ndim != 4:
+        refuse_patches(processor, ", ".join(f"{name} of shape {tuple(each.shape)}" for name, each in made.items()))
+    assert pixels is not None
     return pixels
 
 
@@ -186,6 +212,18 @@ def check_matches_config(model: PreTrainedModel) -> None:
             f"{type(model).__name__} has other layers than its configuration makes ({', '.join(changed[:4])}), so its "
             "checkpoints would not load in plain transformers. Change the model by its configuration."
         )
+
+
+def _without_ours(kwargs: dict[str, Any], labels: dict[str, Any]) -> dict[str, Any]:
+    """`kwargs` without what is set here; refuses another value of it."""
+    dtype = {"dtype": torch.float32, "torch_dtype": torch.float32}
+    ours: dict[str, Any] = {"ignore_mismatched_sizes": True, "output_loading_info": False, **dtype, **labels}
+    for name, value in ours.items():
+        given = kwargs.get(name, value)
+        if given not in (value, str(value).removeprefix("torch.")):
+            mend = "Name what is predicted with target" if name in labels else "Leave it out"
+            raise ValueError(f"{name} is {given!r}, but load_regressor sets it to {value!r}. {mend}.")
+    return {name: value for name, value in kwargs.items() if name not in ours}
 
 
 def _from_pretrained(name: str, labels: dict[str, Any], **kwargs: Any) -> tuple[PreTrainedModel, set[str]]:
@@ -222,27 +260,28 @@ def _from_config(
     config: PreTrainedConfig, labels: dict[str, Any], image_size: int | None, name: str | None = None
 ) -> tuple[PreTrainedModel, BaseImageProcessor]:
     if isinstance(config, TimmWrapperConfig):
-        return new_timm_model(config.architecture, labels, image_size, config)
+        return new_timm_model(config.architecture, labels, image_size, config=config)
     config = type(config).from_dict({**config.to_dict(), **labels})
     config._name_or_path = ""  # no weights are from there
+    config.architectures = config.architectures or []  # some types have several classes, and the first is ours
     if name is not None:
         processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
     else:
         processor, image_size = default_processor(config), image_size or config_image_size(config)
     model = AutoModelForImageClassification.from_config(config, dtype=torch.float32)
-    return model, resized(processor, config, image_size)
+    return model, resized(in_grey(processor, config), config, image_size)
 
 
 def _renew(model: PreTrainedModel, processor: BaseImageProcessor, fresh: set[str] | None, head: str | None) -> None:
     """Draws new output layers from N(0, 0.02) and sets their bias to 0, by which the trainer knows them as fresh."""
-    layers = _output_layers(model)
+    layers, pixels = _output_layers(model), dummy_pixels(processor, model.config)
     if fresh is not None:
         names = [name for name in layers if f"{name}.weight" in fresh]
     elif head is not None:
         names = [head]
     else:
         try:
-            names = [find_head(model, dummy_pixels(processor))]
+            names = [find_head(model, pixels)]
         except AmbiguousHeadError:  # the trainer, which needs one, lists the layers there are
             names = []
     for layer in (layers[name] for name in names if name in layers):

@@ -1,6 +1,7 @@
 """Models of other people, loaded without running code that comes with them."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
@@ -35,6 +36,17 @@ def safe_config(name: str, **hub: Any) -> dict[str, Any]:
     if "checkpoint_path" in (config.get("model_args") or {}):
         raise ValueError("its config.json names a checkpoint_path among model_args, which is never read")
     return config
+
+
+def not_found(name: str, error: Exception) -> str:
+    """Why a model of this name could not be loaded: that there is no such folder is not told as a network's fault."""
+    place = Path(name)
+    if place.exists():
+        return reason_of(error)
+    parts = place.expanduser().parts
+    if len(parts) > 2 or place.is_absolute() or name.startswith((".", "~")) or (parts[1:] and place.parent.is_dir()):
+        return "there is no such folder"
+    return f"there is no such folder, and it is not to be had from the Hub ({reason_of(error)})"
 
 
 def reason_of(error: Exception) -> str:

@@ -6,7 +6,8 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor, PreTrainedModel
 from transformers.utils.hub import cached_file
 
-from conr_hf.models.safe_loading import UNREADABLE, map_loader, reason_of, safe_config
+from conr_hf.models.image_processors import check_channels
+from conr_hf.models.safe_loading import UNREADABLE, map_loader, not_found, safe_config
 from conr_hf.utils.run_folder import results_of
 
 
@@ -21,15 +22,18 @@ def load_saved(name: str, maps: bool = False) -> tuple[PreTrainedModel, BaseImag
             model = (loader or AutoModelForImageClassification).from_pretrained(
                 name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
             )
-            return model, AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+            processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
     except UNREADABLE as error:
         raise ValueError(
-            f'"{name}" is not a saved model: {reason_of(error)}. Give a run folder or a model id.'
+            f'"{name}" is not a saved model: {not_found(name, error)}. Give a run folder or a model id.'
         ) from error
-    raise ValueError(
-        f'"{name}" predicts maps, which conr-hf predict and conr-hf evaluate can use, and {loader.__name__} loads in '
-        "Python, as its model card shows."
-    )
+    if loader is not None and not maps:
+        raise ValueError(
+            f'"{name}" predicts maps, which conr-hf predict and conr-hf evaluate can use, and {loader.__name__} loads '
+            "in Python, as its model card shows."
+        )
+    check_channels(model.config.to_dict())
+    return model, processor
 
 
 def predicts_maps(name: str) -> bool:

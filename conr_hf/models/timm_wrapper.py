@@ -2,11 +2,13 @@
 
 import difflib
 import json
+import logging
 import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 from torch import nn
@@ -20,6 +22,13 @@ from transformers import (
 )
 
 from conr_hf.models.safe_loading import reason_of
+
+# What transformers warns of and no user can change: how it reads and saves the processor of a timm model.
+_NO_NEWS = ("The `save_pretrained` method is disabled", "Requested torchvision backend is not available")
+for _module in ("timm_wrapper.image_processing_timm_wrapper", "auto.image_processing_auto"):
+    logging.getLogger(f"transformers.models.{_module}").addFilter(
+        lambda record: not record.getMessage().startswith(_NO_NEWS)
+    )
 
 
 def timm_architecture(name_or_path: str | PreTrainedConfig) -> str | None:
@@ -49,27 +58,34 @@ def hub_name(architecture: str) -> str:
 
 
 def new_timm_model(
-    architecture: str, labels: dict[str, Any], image_size: int | None, config: TimmWrapperConfig | None = None
+    architecture: str,
+    labels: dict[str, Any],
+    image_size: int | None,
+    model_args: dict[str, Any] | None = None,
+    config: TimmWrapperConfig | None = None,
 ) -> tuple[PreTrainedModel, BaseImageProcessor]:
     """
     A model by timm's own initialisation, and its processor. `labels`: these entries of its configuration;
-    `image_size`: side in pixels of its input, unless its own; `config`: whose settings of timm to take over.
+    `image_size`: side in pixels of its input, unless its own; `model_args`: arguments of `timm.create_model`;
+    `config`: whose settings of timm to take over.
     """
     check_architecture(architecture)
-    model, processor, make = _wrapped(architecture, labels, image_size, config)
+    declared = {} if config is None else config.to_dict()
+    given = {**(declared.get("model_args") or {}), **(model_args or {})}
+    model, processor, make = _wrapped(architecture, labels, image_size, given, declared.get("pretrained_cfg"))
     model.timm_model.load_state_dict(make().state_dict())
     return model, processor
 
 
 def timm_model_of_file(
-    architecture: str, labels: dict[str, Any], weights: str, image_size: int | None
+    architecture: str, labels: dict[str, Any], weights: str, image_size: int | None, model_args: dict[str, Any]
 ) -> tuple[PreTrainedModel, BaseImageProcessor, set[str]]:
     """
     A model with the weights of a file (safetensors, or a PyTorch state dict), its processor, and the names of the
     weights that the file lacks, which start at random. Arguments as in [`new_timm_model`].
     """
     state = read_weights(weights)
-    model, processor, make = _wrapped(architecture, labels, image_size)
+    model, processor, make = _wrapped(architecture, labels, image_size, model_args)
     overlay: dict[str, Any] = {"file": weights}
     classifier = model.config.pretrained_cfg.get("classifier")
     head = state.get(f"{classifier[0] if isinstance(classifier, list | tuple) else classifier}.weight")
@@ -112,14 +128,20 @@ def sized_cfg(cfg: dict[str, Any], side: int) -> dict[str, Any]:
 
 
 def _wrapped(
-    architecture: str, labels: dict[str, Any], image_size: int | None, config: TimmWrapperConfig | None = None
+    architecture: str,
+    labels: dict[str, Any],
+    image_size: int | None,
+    model_args: dict[str, Any],
+    pretrained_cfg: dict[str, Any] | None = None,
 ) -> tuple[Any, BaseImageProcessor, Callable[..., nn.Module]]:
     """The model in its wrapper, its processor, and what makes the model as timm itself does."""
-    model_args = dict(config.model_args or {}) if config is not None else {}
+    model_args = dict(model_args)
     known: Any = timm.get_pretrained_cfg(architecture)
     cfg: dict[str, Any] = known.to_dict() if known is not None else {"architecture": architecture}
-    if config is not None and isinstance(config.pretrained_cfg, dict):
-        cfg = {**cfg, **config.pretrained_cfg}
+    cfg |= pretrained_cfg or {}
+    if (channels := model_args.get("in_chans", 3)) != 3:
+        looks = {name: [float(np.mean(cfg.get(name, 0.5)))] * channels for name in ("mean", "std")}
+        cfg |= {**looks, "input_size": (channels, *cfg.get("input_size", (3, 224, 224))[1:])}
     if image_size is not None:
         cfg = sized_cfg(cfg, image_size)
         if cfg.get("fixed_input_size"):
@@ -127,6 +149,9 @@ def _wrapped(
     cfg = json.loads(json.dumps({key: value for key, value in cfg.items() if key not in ("num_classes", "file")}))
     settings: dict[str, Any] = {"architecture": architecture, "pretrained_cfg": cfg, "model_args": model_args or None}
     # It draws every weight from N(0, 0.02): timm's own initialisation, or a file's weights, must be restored.
-    model = TimmWrapperForImageClassification(TimmWrapperConfig(**settings, **labels))
+    try:
+        model = TimmWrapperForImageClassification(TimmWrapperConfig(**settings, **labels))
+    except TypeError as error:  # of an argument that it does not take
+        raise ValueError(f"timm/{architecture} cannot be made with {model_args}: {reason_of(error)}.") from error
     make = partial(timm.create_model, architecture, num_classes=labels["num_labels"], **model_args)
     return model, TimmWrapperImageProcessor(cfg, architecture=architecture), make

@@ -18,6 +18,7 @@ from conr_hf.data.dataset import SampledDataset
 from conr_hf.data.map_statistics import MapStatistics, has_maps
 from conr_hf.imbalance import Bins, make_bins
 from conr_hf.imbalance.bins import THRESHOLDS
+from conr_hf.models.image_processors import read_options
 from conr_hf.training.config.config import ConRConfig
 from conr_hf.training.config.resolved_config import ResolvedConfig, resolve
 from conr_hf.training.conr_state import load_state
@@ -52,7 +53,7 @@ class DataModule:
         self.args, self.data_collator = args, data_collator
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.unit = ""  # of the labels, where somebody has named it
-        self.model: PreTrainedModel  # whose saved state is asked where there is no training set
+        self.model: PreTrainedModel | None = None  # whose saved state is asked where there is no training set
         self._own_loss, self._own_distance = compute_loss_func is not None, label_distance is not None
         self._splits: dict[int, LoadedSplit] = {}
         self._streamed_labels: np.ndarray | None = None
@@ -93,6 +94,21 @@ class DataModule:
         if isinstance(self.eval_dataset, dict):
             return {f"eval_dataset[{name!r}]": dataset for name, dataset in self.eval_dataset.items()}
         return {} if self.eval_dataset is None else {"eval_dataset": self.eval_dataset}
+
+    # ---- The model, and how it sees images -----------------------------------------------------------------------
+
+    def take_model(self, model: PreTrainedModel) -> None:
+        """The model to train; it keeps the settings' `image_range` with it, or gives its own where they name none."""
+        self.model = model
+        if self.args.image_range is not None:
+            model.config.image_range = list(self.args.image_range)
+        self.args.image_range = model.config.to_dict().get("image_range")
+
+    def read_options(self) -> dict[str, Any]:
+        """How [`~conr_hf.data.images.to_image`] reads images for the model, if it is known."""
+        return read_options(
+            {"image_range": self.args.image_range} if self.model is None else self.model.config.to_dict()
+        )
 
     # ---- Rows and labels -----------------------------------------------------------------------------------------
 
@@ -208,7 +224,7 @@ class DataModule:
         return self.unit or (benchmark.unit if benchmark is not None else "")
 
     def _saved(self) -> tuple[ResolvedConfig, Bins]:
-        saved = load_state(self.model.config._name_or_path)
+        saved = None if self.model is None else load_state(self.model.config._name_or_path)
         if saved is None:
             raise ValueError(
                 "The label scale and the shots come from training labels: give train_dataset, or a model that "
@@ -252,9 +268,11 @@ class DataModule:
         benchmark = None if of_training is None else benchmark_of(dataset, of_training)
         # Rows for a collator of the user's own are as the user has them.
         classes = {} if is_own else class_numbers(dataset, self.args.label_columns, name)
+        images = (self.args.image_column, self.args.image_range) if raw else ()
         asked = [self.args.image_column, *self.args.label_columns, "labels", "pixel_values", "sample_weight"]
         needs_all = is_own or not {self.args.image_column, "pixel_values"} & set(names)
-        rows = SampledDataset(dataset if needs_all else only_columns(dataset, asked), name, indices, classes)
+        asked_rows = dataset if needs_all else only_columns(dataset, asked)
+        rows = SampledDataset(asked_rows, name, indices, classes, *images)
         split = LoadedSplit(rows, labels, maps, benchmark, want_images or not raw)
         self._splits[id(dataset)] = split
         return split

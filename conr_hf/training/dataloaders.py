@@ -44,7 +44,7 @@ class DataLoaders:
         """What makes batches at the present settings."""
         if self.data.data_collator is not None:
             return UserCollator(self.data.data_collator)
-        args = self.args
+        args, options = self.args, self.data.read_options()
         return ImageCollator(
             self.processor,
             args.image_column,
@@ -57,6 +57,8 @@ class DataLoaders:
             args.map_scale,
             args.map_invalid,
             makes_views=args.device.type == "cpu",
+            image_mode=options["mode"],
+            image_range=options["image_range"],
         )
 
     def dummy_pixels(self) -> Tensor:
@@ -64,8 +66,8 @@ class DataLoaders:
         named, own = self.data.named_datasets(), self.data.data_collator is not None
         data_sets = list(named.values())
         ready = own or any("pixel_values" in column_names(dataset, name) for name, dataset in named.items())
-        if self.processor is not None and not ready:
-            return dummy_pixels(self.processor)
+        if self.processor is not None and self.data.model is not None and not ready:
+            return dummy_pixels(self.processor, self.data.model.config)
         if not data_sets:
             raise ValueError("Give a data set or processing_class, so that it is known what the model takes in.")
         first = next(iter(data_sets[0])) if isinstance(data_sets[0], IterableDataset) else data_sets[0][0]
@@ -92,6 +94,7 @@ class DataLoaders:
                 processes=world_size(),
                 drop_last=self.args.dataloader_drop_last,
                 skip_bad_rows=self.args.skip_bad_rows,
+                image_range=self.args.image_range,
             )
             return self.order
         rows, _ = self.data.load_split(dataset, "train_dataset" if is_training else f"{description.lower()} data")

@@ -133,11 +133,10 @@ class ConRTrainer(CheckpointMixin, HubMixin, Trainer):
         )
         self.loaders = DataLoaders(args, self.data, processing_class, self.global_batch)
         self.metrics = ComputeMetrics(self.data, compute_metrics)
-        self.dummy_pixels = self.loaders.dummy_pixels()
         super().__init__(
             model,
             args,
-            self.loaders.collator(),
+            None,
             # A stream has no length until its labels are read: Trainer would ask for max_steps.
             None if self.data.is_stream else train_dataset,
             eval_dataset,
@@ -147,6 +146,9 @@ class ConRTrainer(CheckpointMixin, HubMixin, Trainer):
             compute_loss_func=compute_loss_func,
             **kwargs,
         )
+        if model is not None:
+            self._adopt(self.model)
+        self.data_collator = self.loaders.collator()
         self.train_dataset, self.label_distance = train_dataset, label_distance
         self.model_accepts_loss_kwargs = True
         self.interrupt = callbacks.InterruptCallback(self)
@@ -164,8 +166,6 @@ class ConRTrainer(CheckpointMixin, HubMixin, Trainer):
         # What the head's gradient is multiplied by; kept here since a second train() keeps its optimizer.
         self._head_factor: float | Tensor = 1.0
         check_settings(self, args, self.data, self._made_optimizer)
-        if model is not None:
-            self._adopt(self.model)
 
     # ---- Settings and model --------------------------------------------------------------------------------------
 
@@ -199,8 +199,8 @@ class ConRTrainer(CheckpointMixin, HubMixin, Trainer):
         return model
 
     def _adopt(self, model: Any) -> None:
-        self.head = prepare_model(model, self.dummy_pixels, self.data.label_names, self.args.head)
-        self.data.model = model
+        self.data.take_model(model)
+        self.head = prepare_model(model, self.loaders.dummy_pixels(), self.data.label_names, self.args.head)
         if self.is_map:
             check_dense_settings(self.args, self.processing_class)
         self.metrics.is_map = self.args.batch_eval_metrics = self.is_map
@@ -250,7 +250,7 @@ class ConRTrainer(CheckpointMixin, HubMixin, Trainer):
         )
         if self.args.only_head_trains:
             self._after_training.enter_context(frozen_backbone(self.model, self.head))
-        self._frozen_norms = adapter_norms(self.model, self.head)
+        self._frozen_norms = adapter_norms(self.model, self.head, self.loaders.dummy_pixels)
         trained = trained_names(self.model)
         if self._made_optimizer and trained != self._trained_names:  # of other parameters, by an earlier train()
             self.optimizer = self.lr_scheduler = None

@@ -10,9 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from image_files import pgm_of, png_of_16_bits, tiff_of
 from PIL import Image
 
 from conr_hf.data.columns import read_labels, unreadable_rows
+from conr_hf.data.dataset import SampledDataset
 from conr_hf.data.images import to_image
 from conr_hf.data.local import load_local
 
@@ -74,6 +77,167 @@ def test_thirty_two_bits_have_no_white(dtype):
     content = stored(Image.fromarray(noise(4, 4).astype(dtype)), "TIFF")
     with pytest.raises(ValueError, match="nothing says which number is white"):
         to_image({"bytes": content, "path": None})
+
+
+# ---- A range for images of more than 8 bits -------------------------------------------------------------------------
+
+
+def scaled(values, low, high):
+    """Slowly: number by number."""
+    return np.array([round(255 * min(max((float(v) - low) / (high - low), 0), 1)) for v in values.flat]).reshape(
+        values.shape
+    )
+
+
+TWELVE = noise(5, 7, 3, dtype=np.uint16) % 4096
+WIDE = {
+    "grey PNG": (stored(Image.fromarray(TWELVE[..., 0]), "PNG"), TWELVE[..., 0]),
+    "grey TIFF": (stored(Image.fromarray(TWELVE[..., 0]), "TIFF"), TWELVE[..., 0]),
+    "PGM, white by the type": (pgm_of(TWELVE[..., 0], 65535), TWELVE[..., 0]),
+    "PGM, white in the file": (pgm_of(TWELVE[..., 0], 4095), TWELVE[..., 0]),
+    "colour PNG": (png_of_16_bits(TWELVE), TWELVE),
+    "transparent PNG": (png_of_16_bits(np.dstack([TWELVE, TWELVE[..., 0]])), TWELVE),
+    "colour TIFF, little-endian": (tiff_of(TWELVE, 1), TWELVE),
+    "colour TIFF, big-endian": (tiff_of(TWELVE, 1, ">"), TWELVE),
+    "signed TIFF": (tiff_of(TWELVE[..., 0].astype(np.int16) - 2000, 2), TWELVE[..., 0].astype(int) - 2000),
+    "signed TIFF of 8 bits": (tiff_of(noise(5, 7).astype(np.int8), 2), noise(5, 7).astype(np.int8)),
+    "TIFF of 32 bits": (tiff_of(TWELVE[..., 0].astype(np.uint32) << 20, 1), TWELVE[..., 0].astype(float) * 2**20),
+    "float TIFF": (tiff_of(TWELVE[..., 0].astype(np.float32) / 7, 3), TWELVE[..., 0].astype(np.float32) / 7),
+}
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_a_range_names_black_and_white(name):
+    content, numbers = WIDE[name]
+    low, high = float(np.quantile(numbers, 0.1)), float(np.quantile(numbers, 0.8))  # what lies outside is clipped
+    expected = scaled(numbers, low, high)
+    expected = expected if expected.ndim == 3 else expected[..., None].repeat(3, 2)
+    opened = Image.open(io.BytesIO(content))
+    for cell in ({"bytes": content, "path": None}, opened):
+        assert np.array_equal(np.asarray(to_image(cell, image_range=(low, high))), expected)
+
+
+@pytest.mark.parametrize("name", ["signed TIFF", "signed TIFF of 8 bits", "TIFF of 32 bits", "float TIFF"])
+def test_without_a_range_it_is_not_known_what_is_white(name):
+    kind = {"signed TIFF": "int16", "signed TIFF of 8 bits": "int8", "TIFF of 32 bits": "uint32"}.get(name, "float32")
+    with pytest.raises(ValueError, match=f"^it holds {kind} numbers, and nothing says which number is white: name bl"):
+        to_image({"bytes": WIDE[name][0]})
+
+
+def test_a_range_leaves_eight_bits_as_they_are():
+    """Data sets mix both kinds; and an image that was read is not scaled a second time."""
+    image = Image.fromarray(noise(4, 4, 3))
+    assert np.array_equal(np.asarray(to_image(image, image_range=(0, 4095))), np.asarray(image))
+
+
+def test_the_white_that_a_pgm_names_is_its_white():
+    assert np.array_equal(
+        np.asarray(to_image({"bytes": pgm_of(TWELVE[..., 0], 4095)}, "L")), scaled(TWELVE[..., 0], 0, 4095)
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (png_of_16_bits(TWELVE[..., :2]), "a PNG of 16 bits, of which Pillow keeps 8 in mode RGBA: save it as"),
+        (
+            b"P6\n7 5\n65535\n" + TWELVE.astype(">u2").tobytes(),
+            "a PPM of 16 bits, of which Pillow keeps 8 in mode RGB",
+        ),
+    ],
+)
+def test_what_pillow_cuts_to_eight_bits_is_not_scaled_from_sixteen(content, says):
+    assert to_image({"bytes": content}).size == (7, 5)
+    with pytest.raises(ValueError, match=says):
+        to_image({"bytes": content}, image_range=(0, 4095))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [("f8", "64-bit floats"), ("f2", "16-bit floats"), ("i8", "64-bit integers")]
+)
+def test_the_reason_why_a_tiff_is_not_read(dtype, kind):
+    """It is an image, but not one of Pillow's."""
+    content = tiff_of(np.ones((4, 5), dtype), 3 if dtype[0] == "f" else 2)
+    with pytest.raises(ValueError, match=f"^it is a TIFF of {kind}, which Pillow does not read: save it with 8 or 16"):
+        to_image({"bytes": content})
+    with pytest.raises(OSError, match="cannot identify image file"):
+        to_image({"bytes": b"II*\0 and no more"})
+
+
+# ---- Arrays and tensors ---------------------------------------------------------------------------------------------
+
+COLOURS = noise(6, 7, 3)
+IN_MEMORY = {
+    "array": COLOURS,
+    "floats": COLOURS / 255,
+    "channels first": np.moveaxis(COLOURS, 2, 0),
+    "16 bits": COLOURS.astype(np.uint16) * 257,
+    "tensor": torch.from_numpy(COLOURS).permute(2, 0, 1),
+    "tensor of floats": torch.from_numpy(COLOURS).permute(2, 0, 1) / 255,
+    "tensor, channels last": torch.from_numpy(COLOURS),
+}
+
+
+@pytest.mark.parametrize("name", IN_MEMORY)
+def test_arrays_and_tensors(name):
+    assert np.array_equal(np.asarray(to_image(IN_MEMORY[name])), COLOURS)
+
+
+def test_a_lone_channel_is_grey():
+    for grey in (COLOURS[..., 0], COLOURS[..., :1], torch.from_numpy(COLOURS[None, ..., 0])):
+        assert np.array_equal(np.asarray(to_image(grey, "L")), COLOURS[..., 0])
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (
+            torch.linspace(-2, 2, 48).view(3, 4, 4),
+            "its floats run from -2 to 2, where 0 is black and 1 is white: scale",
+        ),
+        (COLOURS.astype(np.int64), "it holds int64 numbers, and nothing says which number is white"),
+        (np.full((4, 4), np.nan), "it holds NaN or infinite numbers"),
+        (np.zeros((2, 3, 4, 5)), r"it has the shape \(2, 3, 4, 5\), where an image has \(height, width\)"),
+        (np.zeros((6, 7, 5)), r"it has the shape \(6, 7, 5\)"),
+    ],
+)
+def test_arrays_that_are_no_images(value, says):
+    with pytest.raises(ValueError, match=f"^{says}"):
+        to_image(value)
+
+
+@pytest.mark.parametrize("form", ["torch", "numpy"])
+def test_rows_in_a_format_are_read_as_plain_ones(form):
+    cells = [{"bytes": png_of_16_bits(TWELVE), "path": None}] * 2
+    plain = datasets.Dataset.from_dict({"image": cells, "label": [1.0, 2.0]}).cast_column("image", datasets.Image())
+    rows = plain.with_format(form)
+    assert unreadable_rows(rows, "image", [0, 1], "x", show_progress=False, image_range=(0, 4095)) == {}
+    row = SampledDataset(rows, "x", [1], "image", (0, 4095))[0][1]
+    assert np.array_equal(np.asarray(row["image"]), scaled(TWELVE, 0, 4095))
+    assert row["label"] == 2.0
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_images_that_use_little_of_their_bits_are_told(colour, caplog):
+    """Models would see them almost black; one image that is brighter shows that the others are dark."""
+    values = TWELVE if colour else TWELVE[..., 0]
+    write = png_of_16_bits if colour else lambda values: stored(Image.fromarray(values), "PNG")
+    contents = [write(values // 2), write(values), stored(Image.fromarray(noise(4, 4)), "PNG"), b"no image"]
+    rows = datasets.Dataset.from_dict({"image": contents}).cast_column("image", datasets.Image())
+    assert list(unreadable_rows(rows, "image", range(4), "train", show_progress=False)) == [3]
+    most = values.max()
+    assert f'train, column "image": the images have 16 bits, but no number above {most:,} of 65,535' in caplog.text
+    assert "If they hold 12 bits, set image_range to 0 4095, or" in caplog.text
+    caplog.clear()
+    unreadable_rows(rows, "image", range(3), "train", show_progress=False, image_range=(0, 4095))
+    bright = datasets.Dataset.from_dict({"image": [*contents[:2], write(values * 16)]}).cast_column(
+        "image", datasets.Image()
+    )
+    unreadable_rows(bright, "image", range(3), "train", show_progress=False)
+    assert not caplog.text
+
+
+# ---- Kinds of image files -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("form", "allowed"), [("TIFF", 1), ("JPEG", 6)])

@@ -281,3 +281,33 @@ def test_data_that_is_not_there_is_bad_input(tmp_path):
     ended = conr("inspect", tmp_path / "nothing.csv")
     assert ended.code == 2
     assert "neither a folder, a file nor an id" in ended.err
+
+
+def test_sixteen_bits_and_maps(tmp_path):
+    """Photographs beside depths in millimetres, of which 0 is none: inspected with the options of training."""
+    random, rows = np.random.default_rng(0), ["file_name,depth_file_name"]
+    depths = random.integers(800, 4000, (6, 8, 8)).astype(np.uint16)
+    depths[:, :2, :2] = 0
+    for index, depth in enumerate(depths):
+        Image.fromarray(random.integers(0, 1000, (8, 8)).astype(np.uint16)).save(tmp_path / f"{index}.png")
+        Image.fromarray(depth).save(tmp_path / f"depth{index}.png")
+        rows.append(f"{index}.png,depth{index}.png")
+    (tmp_path / "metadata.csv").write_text("\n".join(rows))
+    command = ["inspect", str(tmp_path), "--label_columns", "depth"]
+    assert (
+        "Note: 6% of the labelled pixels are 0. If 0 means that there is no label, set map_invalid to 0."
+        in conr(*command).out
+    )
+    report = conr(*command, "--map_scale", "0.001", "--map_invalid", "0", "--output", str(tmp_path / "out")).out
+    assert "of the labelled pixels are 0" not in report
+    assert "Note: the images have 16 bits, but no number above 9" in report
+    assert "Maps: 8 x 8 (6); 93.8% of a map's pixels have a label." in report
+    found = json.loads((tmp_path / "out" / "inspection.json").read_text())
+    valid = depths[depths > 0] * 0.001
+    figures = found["splits"]["train"]["labels"]["depth"]
+    assert figures["n"] == len(valid) == 360
+    assert figures["mean"] == pytest.approx(valid.mean(), rel=1e-6)
+    assert sum(found["bins"]["train_counts"][0]) == 360
+    assert found["thresholds"] == [20 * 60, 100 * 60]
+    ranged = conr(*command, "--map_invalid", "0", "--image_range", "0", "1000").out
+    assert "the images have 16 bits" not in ranged

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import small
 import torch
+from image_files import tiff_of
 from PIL import Image
 
 from conr_hf.data import map_statistics
@@ -565,6 +566,31 @@ def test_a_negative_label_of_a_map_is_told_with_its_value():
         resolve(args, np.array([1.0, -3.0, 2.0]), of_maps=True)
 
 
-def test_inspecting_maps_is_refused_in_a_sentence():
-    with pytest.raises(ValueError, match=r'^split "train": the labels in column "label" are maps, which are not insp'):
-        inspect({"train": rows(varied(2))})
+def test_bad_maps_are_inspected_too():
+    maps = varied(3)
+    maps[1] = np.full((4, 4), np.nan, np.float32)
+    found = inspect({"train": rows(maps)}, show_progress=False)
+    assert [problem["row"] for problem in found["problems"]["bad_labels"]] == [1]
+
+
+@pytest.mark.parametrize("dtype", ["i1", "u1", "i2", "u2", "i4", "u4", "f4"])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_tiff_gives_the_numbers_that_it_stores(dtype, order):
+    """Pillow reads -5 of 8 bits as 251, and 3,000,000,000 of 32 bits as a negative number."""
+    kind = np.dtype(dtype)
+    ends = (-5, 7) if kind.kind == "f" else (np.iinfo(kind).min, np.iinfo(kind).max)
+    values = np.linspace(*ends, 12).reshape(3, 4).astype(kind)
+    form = {"u": 1, "i": 2, "f": 3}[kind.kind]
+    if (dtype, order) == ("u4", ">"):  # which Pillow does not read
+        with pytest.raises(ValueError, match=r"^it is a TIFF of 32-bit integers, which Pillow does not read"):
+            to_map({"bytes": tiff_of(values, form, order), "path": None})
+        return
+    found = to_map({"bytes": tiff_of(values, form, order), "path": None})
+    assert np.array_equal(found, values.astype(np.float32))
+
+
+def test_a_pgm_gives_the_numbers_that_it_stores():
+    """Pillow scales them to its own white."""
+    values = np.arange(12, dtype=np.uint16).reshape(3, 4) * 300
+    content = b"P5\n4 3\n4095\n" + values.astype(">u2").tobytes()
+    assert np.array_equal(to_map({"bytes": content, "path": None}), values)

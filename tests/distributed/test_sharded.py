@@ -150,7 +150,7 @@ def test_models_are_loaded_whole_under_zero3():
     assert all(parameter.numel() > 0 for parameter in model.parameters())
     model.vit.layernorm.weight.data = torch.empty(0)
     with pytest.raises(ValueError, match=r"vit.layernorm.weight is empty.*Load the model by load_regressor"):
-        adopt_head(model, dummy_pixels(processor))
+        adopt_head(model, dummy_pixels(processor, model.config))
 
 
 def test_what_a_sharded_model_cannot_do_again_is_refused(tmp_path):

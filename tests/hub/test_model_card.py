@@ -613,7 +613,7 @@ def test_a_trainer_writes_a_card_from_what_it_knows(run, tmp_path):
     assert result["dataset"] == {"name": "Ages", "type": "you/ages", "split": "validation"}
     assert result["metrics"][0]["value"] == pytest.approx(errors["eval_mae"])
     assert table(text, "method")["ConR"][0].startswith("weight 0.1; ")
-    assert "Predicts age from an image: `vit`, fine-tuned" in text
+    assert "Predicts age from an image: `vit`, trained" in text
     assert "years" not in text
 
 

@@ -30,7 +30,7 @@ LINKS = {  # name -> the link, and whether the model is one of depth estimation
 
 def made(name):
     model, processor = map_models[name](side=64)
-    return model.eval(), processor, dummy_pixels(processor)
+    return model.eval(), processor, dummy_pixels(processor, model.config)
 
 
 @pytest.mark.parametrize("name", map_models)
@@ -111,7 +111,7 @@ def test_a_saved_model_is_a_vanilla_one(name, saved):
 def test_a_limit_behind_a_relu_is_a_factor():
     """Of a model of relative depth whose configuration has a max_depth."""
     model, processor = load_regressor(_depth_anything_config("relative", max_depth=10), task="depth", image_size=64)
-    pixels = dummy_pixels(processor)
+    pixels = dummy_pixels(processor, model.config)
     head = adopt_head(model, pixels)
     head.start(torch.tensor([40.0]), 20.0, seed=0)
     assert (head.link, head.limit) == ("relu", 10.0)

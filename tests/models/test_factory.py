@@ -1,19 +1,32 @@
 """`load_regressor`: what of a checkpoint is kept, what is new, and what a wrong name gets for an answer."""
 
+import logging
+
 import numpy as np
 import pytest
 import small
 import timm
 import torch
+import transformers
 from safetensors.torch import save_file
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
+    DeiTConfig,
+    DeiTForImageClassification,
+    Siglip2Config,
+    Siglip2ForImageClassification,
+    Siglip2ImageProcessor,
+    TimmWrapperConfig,
     ViTForImageClassification,
     ViTImageProcessor,
 )
 
-from conr_hf import load_regressor
+import conr_hf.pipeline  # noqa: F401 - registers the task
+from conr_hf import adopt_head, load_regressor
+from conr_hf.inference.export import export
+from conr_hf.inference.predict import predict_images
+from conr_hf.models.saved import load_saved
 
 
 def saved_vit(folder, dtype=torch.float32, **changed):
@@ -224,3 +237,132 @@ def test_the_trainer_refuses_a_model_with_another_number_of_targets(tmp_path):
     model, processor = small.models["vit"](["pitch", "yaw"])
     with pytest.raises(ValueError, match=r"predicts 2 values, but label_columns names 1 \(label\)"):
         small.build(model, processor, tmp_path, small.images(4))
+
+
+# ---- Models that people bring ---------------------------------------------------------------------------------------
+
+
+def test_what_load_regressor_sets_itself_may_be_given_too(tmp_path):
+    """Half of the tutorials give ignore_mismatched_sizes."""
+    saved_vit(tmp_path, num_labels=1000)
+    same = {"ignore_mismatched_sizes": True, "num_labels": 1, "dtype": "float32", "id2label": {0: "age"}}
+    assert load_regressor(str(tmp_path), "age", **same)[0].config.num_labels == 1
+    for name, value in {"ignore_mismatched_sizes": False, "num_labels": 3, "dtype": torch.bfloat16}.items():
+        with pytest.raises(ValueError, match=f"^{name} is {value}, but load_regressor sets it to "):
+            load_regressor(str(tmp_path), "age", **{name: value})
+
+
+def test_a_configuration_with_several_classes_makes_the_first():
+    model, _ = load_regressor(DeiTConfig(**small.TRANSFORMER, intermediate_size=32), image_size=32)
+    assert type(model) is DeiTForImageClassification
+
+
+def test_a_configuration_of_timm_needs_no_description_of_weights():
+    model, processor = load_regressor(TimmWrapperConfig(architecture="test_resnet"), "bar", image_size=32)
+    assert model.eval()(pixel_values=pixels(processor)).logits.shape == (3, 1)
+    assert model.config.id2label == {0: "bar"}
+
+
+SIGLIP = {**small.TRANSFORMER, "intermediate_size": 32, "num_patches": 16}
+WORDS = {**SIGLIP, "vocab_size": 10, "bos_token_id": 1, "eos_token_id": 2}
+
+
+@pytest.mark.parametrize("image_size", [None, 32])
+def test_patches_of_any_shape_are_refused(image_size, tmp_path):
+    model = Siglip2ForImageClassification(Siglip2Config(vision_config=SIGLIP, text_config=WORDS))
+    model.save_pretrained(tmp_path)
+    Siglip2ImageProcessor(patch_size=8, max_num_patches=16).save_pretrained(tmp_path)
+    for given in (str(tmp_path), model.config):
+        with pytest.raises(
+            ValueError, match=r"^Siglip2ImageProcessor makes p.* of an image, where training .* a google/siglip2-"
+        ):
+            load_regressor(given, image_size=image_size)
+
+
+def test_a_model_that_needs_more_than_pixels_is_refused():
+    model = Siglip2ForImageClassification(Siglip2Config(vision_config=SIGLIP, text_config=WORDS))
+    with pytest.raises(
+        ValueError, match=r"^Siglip2ForImageClassification does not predict from pixel_values alone \("
+    ):
+        adopt_head(model, torch.zeros(1, 16, 192))
+
+
+@pytest.mark.parametrize("name", ["vit", "timm"])
+def test_a_model_of_one_channel_gets_grey_images(name, tmp_path):
+    if name == "vit":
+        model, processor = load_regressor(small.vit_config(num_channels=1), image_size=32)
+    else:
+        model, processor = load_regressor("timm/test_resnet", pretrained=False, image_size=32, in_chans=1)
+    rows, later = small.images(12), small.images(3, seed=1)
+    trainer = small.build(model, processor, tmp_path, rows, max_steps=1)
+    trainer.train()
+    predicted = trainer.predict(later).predictions
+    trainer.save_model()
+    grey = [row["image"].convert("L") for row in later]
+    again = AutoImageProcessor.from_pretrained(tmp_path)
+    vanilla = AutoModelForImageClassification.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        expected = vanilla(**again(images=grey, return_tensors="pt")).logits[:, 0]
+    np.testing.assert_allclose(predicted, expected, rtol=1e-5)
+    found = transformers.pipeline("image-regression", model=str(tmp_path), image_processor=again)(later[0]["image"])
+    assert found["label"] == pytest.approx(float(predicted[0]), rel=1e-5)
+    grey[0].save(tmp_path / "grey.png")
+    _, of_files, _ = predict_images(str(tmp_path), [str(tmp_path / "grey.png")], 1)
+    assert of_files[tmp_path / "grey.png"][0] == pytest.approx(float(predicted[0]), rel=1e-5)
+    export(str(tmp_path), "torch-export", None)  # which compares it with the model
+
+
+def test_a_model_of_four_channels_is_told_by_its_channels():
+    with pytest.raises(
+        ValueError, match=r"^The model takes 4 channels, but images are read in colour, with 3 channels"
+    ):
+        load_regressor(small.vit_config(num_channels=4))
+
+
+def test_four_channels_of_ones_own_can_be_trained(tmp_path):
+    model = ViTForImageClassification(small.vit_config(num_channels=4, num_labels=1))
+    rows = [{"pixel_values": torch.randn(4, 32, 32), "labels": float(index)} for index in range(4)]
+    assert small.build(model, None, tmp_path, rows, max_steps=1).train().global_step == 1
+
+
+def test_what_timm_does_not_take_is_refused():
+    with pytest.raises(ValueError, match=r"^timm/test_resnet cannot be made with \{'chans': 1\}: .* argument 'chans'"):
+        load_regressor("timm/test_resnet", pretrained=False, chans=1)
+
+
+def test_a_missing_folder_is_no_fault_of_the_network(tmp_path):
+    for load in (load_regressor, load_saved):
+        with pytest.raises(ValueError, match=r"there is no such folder\. Give a"):
+            load(str(tmp_path / "nothing"))
+    with pytest.raises(ValueError, match=r'"resnet10t" could not be loaded: .* Did you mean timm/resnet10t\?'):
+        load_regressor("resnet10t", local_files_only=True)
+
+
+def test_transformers_says_nothing_of_how_it_keeps_the_processor_of_timm(tmp_path, caplog):
+    model, processor = small.models["timm-resnet"]()
+    model.save_pretrained(tmp_path)
+    for module in ("timm_wrapper.image_processing_timm_wrapper", "auto.image_processing_auto"):
+        logger = logging.getLogger(f"transformers.models.{module}")
+        logger.addHandler(caplog.handler)
+        logger.warning_once.cache_clear()
+    processor.save_pretrained(tmp_path)
+    AutoImageProcessor.from_pretrained(tmp_path)
+    assert "disabled" not in caplog.text
+    assert "not available" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [("timm-resnet", torch.channels_last), ("resnet", torch.channels_last), ("convnextv2", torch.contiguous_format)],
+)
+def test_pixels_lie_channels_last_only_where_that_is_known_to_be_good(name, layout, tmp_path):
+    """For other convolutions torch may end the process in the backward pass."""
+    model, processor = small.models[name]()
+    seen = []
+    model.register_forward_pre_hook(lambda _, __, given: seen.append(given["pixel_values"]), with_kwargs=True)
+    trainer = small.build(model, processor, tmp_path, small.images(8), max_steps=1, eval_strategy="no")
+    seen.clear()
+    trainer.train()
+    assert seen
+    for pixels in seen:
+        assert pixels.is_contiguous(memory_format=layout)

@@ -1,12 +1,14 @@
 """Models trained by adapters of PEFT: the head that learns, what is saved, and merged vanilla models."""
 
 import json
+import re
 
 import pytest
 import torch
 from small import build, images, map_models, maps, models
 from transformers import AutoModelForImageClassification, TrainerCallback
 
+from conr_hf import load_regressor
 from conr_hf.models.outputs import predicts_maps
 
 peft = pytest.importorskip("peft")
@@ -165,3 +167,23 @@ def test_the_card_says_that_it_is_an_adapter(trained):
     assert "library_name: peft" in text
     with open(f"{run.args.output_dir}/saved/adapter_config.json", encoding="utf-8") as file:
         assert json.load(file)["modules_to_save"] == [HEADS[trained[0]]]
+
+
+@pytest.mark.parametrize("idle", ["all", "some"])
+def test_an_adapter_that_takes_no_part_is_named(idle, tmp_path, caplog):
+    """SwinV2's attention of timm reads the weight of qkv past the layer: its adapter would never learn."""
+    sizes = {"embed_dim": 12, "depths": (1, 1), "num_heads": (1, 2), "window_size": 2}
+    torch.manual_seed(0)
+    model, processor = load_regressor("timm/swinv2_tiny_window8_256", pretrained=False, image_size=32, **sizes)
+    targets = ["qkv"] if idle == "all" else ["qkv", "proj"]
+    lora = peft.LoraConfig(target_modules=targets, modules_to_save=["timm_model.head.fc"])
+    run = build(peft.get_peft_model(model, lora), processor, tmp_path, images(8), max_steps=1)
+    named = (
+        r"timm_model\.layers\.0\.blocks\.0\.attn\.qkv\.lora_A\.default\.weight, .* have no gradient: the model reads"
+    )
+    if idle == "all":
+        with pytest.raises(ValueError, match=f"^The adapter would learn nothing, as {named}"):
+            run.train()
+    else:
+        run.train()
+        assert re.search(f"A part of the adapter will not learn, as {named}", caplog.text)

@@ -19,6 +19,7 @@ from conr_hf.data.benchmarks.loading import load_benchmark
 from conr_hf.data.benchmarks.registry import BENCHMARKS
 from conr_hf.inference.conformal import load_intervals
 from conr_hf.inference.feature_index import load_index, similar_labels
+from conr_hf.models.image_processors import read_options
 from conr_hf.models.saved import load_saved, saved_unit, target_names
 from conr_hf.training.conr_state import load_state
 from conr_hf.utils.environment import current_device
@@ -43,7 +44,8 @@ MODEL = {model}
 about = json.loads((HERE / "page.json").read_text(encoding="utf-8"))
 targets = [Target(**target) for target in about["targets"]]
 model = AutoModelForImageClassification.from_pretrained(MODEL, dtype=torch.float32)
-predict = predictor(model, AutoImageProcessor.from_pretrained(MODEL), targets, images)
+processor = AutoImageProcessor.from_pretrained(MODEL)
+predict = predictor(model, processor, targets, images, options=about["image_options"])
 demo, look = page(about["title"], targets, predict, HERE / "examples", about["credit"])
 
 if __name__ == "__main__":
@@ -76,13 +78,15 @@ def demo(name: str, *, host: str, port: int | None, max_size: int, examples: str
     model, processor = load_saved(name)
     model.eval().to(current_device())
     targets = saved_targets(name, target_names(model))
-    predict = predictor(model, processor, targets, images, similar_labels(model, processor, load_index(name)))
+    options = read_options(model.config.to_dict())
+    nearest = similar_labels(model, processor, load_index(name))
+    predict = predictor(model, processor, targets, images, nearest, options)
     with TemporaryDirectory() as scratch:
         credit = write_examples(name, examples, Path(scratch))
         blocks, look = page(title_of(name), targets, predict, Path(scratch), credit)
-        options = {"share": False, "show_error": False, "quiet": True, "max_file_size": max_size * 2**20, **look}
+        launch = {"share": False, "show_error": False, "quiet": True, "max_file_size": max_size * 2**20, **look}
         try:
-            _, url, _ = blocks.launch(prevent_thread_lock=True, server_name=host, server_port=port, **options)
+            _, url, _ = blocks.launch(prevent_thread_lock=True, server_name=host, server_port=port, **launch)
         except OSError as error:
             where = f"{host}, port {port}" if port is not None else host
             raise ValueError(f"The demo cannot listen on {where}. Name another --port or --host.") from error
@@ -108,7 +112,8 @@ def export(name: str, folder: str, *, with_model: bool, max_size: int, examples:
         processor.save_pretrained(out / "model")
     for module in (demo_page, images):
         shutil.copy(str(module.__file__), out)
-    write_json(out / "page.json", {"title": title, "credit": credit, "targets": [*map(asdict, targets)]})
+    about = {"title": title, "credit": credit, "targets": [*map(asdict, targets)]}
+    write_json(out / "page.json", {**about, "image_options": read_options(model.config.to_dict())})
     packages = ["torch", "torchvision", "transformers", "gradio", "pillow"]
     packages += ["timm"] if model.config.model_type == "timm_wrapper" else []
     readme = README.format(

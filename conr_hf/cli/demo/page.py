@@ -55,17 +55,23 @@ def number(value: float, span: float) -> str:
 
 
 def predictor(
-    model: Any, processor: Any, targets: Sequence[Target], images: Any, nearest: Callable[[], list[list[float]]] = list
+    model: Any,
+    processor: Any,
+    targets: Sequence[Target],
+    images: Any,
+    nearest: Callable[[], list[list[float]]] = list,
+    options: Mapping[str, Any] | None = None,
 ) -> Predict:
     """
     Returns a function that predicts with a saved model and its processor. `images` is the module `conr_hf.data.images`
-    or a copy of it; `nearest` returns the labels of the training images most similar to the model's last input.
+    or a copy of it, and `options` are those of its `to_image` for the model; `nearest` returns the labels of the
+    training images most similar to the model's last input.
     """
     import torch
 
     def predict(data: bytes) -> tuple[Any, list[Answer]]:
         try:
-            image = images.to_image({"bytes": data})
+            image = images.to_image({"bytes": data}, **(options or {}))
         except (OSError, ValueError, SyntaxError) as error:
             raise ValueError(f"The file cannot be read as an image: {images.describe_error(error)}.") from error
         with torch.inference_mode():

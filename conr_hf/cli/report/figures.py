@@ -10,7 +10,7 @@ import numpy as np
 
 from conr_hf import plots
 from conr_hf.cli.report.finished_run import FinishedRun, training_history
-from conr_hf.data.images import to_image
+from conr_hf.data.columns import image_at
 from conr_hf.data.validation import valid_rows
 from conr_hf.imbalance import label_columns
 from conr_hf.inference.features import embed
@@ -91,7 +91,7 @@ def _draw_worst(section: Section, run: FinishedRun, rows: datasets.Dataset, fold
     images, shown = [], []
     for i in np.argsort(-error, kind="stable")[:WORST].tolist():
         try:
-            images.append(to_image(rows[int(run.rows[i])][run.args.image_column]))
+            images.append(image_at(rows, int(run.rows[i]), run.args.image_column, image_range=run.args.image_range))
             shown.append(i)
         except (OSError, ValueError, SyntaxError):
             section.left_out.append(f"The image of row {run.rows[i]}, one of the worst, cannot be read.")
