@@ -326,6 +326,8 @@ def label_error(cell: Any) -> str | None:
         return f"it holds a list of {len(vector)} numbers; make a column of each, or name it as the only label column"
     if isinstance(cell, bool | np.bool_ | np.datetime64 | np.timedelta64) or (isinstance(cell, str) and "_" in cell):
         return f"{truncate(cell)} is not a number"  # although Python makes one of it
+    if isinstance(cell, str) and re.fullmatch(r"\s*[+-]?\d+,\d+\s*", cell):
+        return f"{truncate(cell)} is not a number; decimals are written with a point"
     try:
         number = float(cell)
     except (TypeError, ValueError, OverflowError):

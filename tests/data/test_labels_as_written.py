@@ -302,7 +302,8 @@ def test_a_row_without_a_class_has_no_label():
 
 
 @pytest.mark.parametrize(
-    "cell", [True, np.True_, np.datetime64(3, "ns"), np.timedelta64(3, "s"), pd.Timestamp(0), "2020-01-01", "1_000"]
+    "cell",
+    [True, np.True_, np.datetime64(3, "ns"), np.timedelta64(3, "s"), pd.Timestamp(0), "2020-01-01", "1_000", "31,5"],
 )
 def test_what_python_would_make_a_number_of_is_none(cell):
     _, wrong = read_labels([{"label": cell}, {"label": 1.0}], ["label"], "x")

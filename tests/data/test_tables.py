@@ -18,6 +18,8 @@ from conr_hf.data.local import load_local
 from conr_hf.data.streaming import load_stream
 from conr_hf.data.tables import read_table
 
+SMALL = "--model timm/test_resnet --pretrained false --max_steps 1 --image_size 32 --use_cpu true --report_to none"
+
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path, monkeypatch):
@@ -51,6 +53,7 @@ def readable(rows, column="image"):
         ("file;age\na.png;31\n", {"file": ["a.png"], "age": [31]}),
         ("file\tage\na.png\t31\n", {"file": ["a.png"], "age": [31]}),
         ("file|age\na.png|31\n", {"file": ["a.png"], "age": [31]}),
+        ("file;age\ra.png;31\r", {"file": ["a.png"], "age": [31]}),
         ("file;age\na, b.png;31,5\n", {"file": ["a, b.png"], "age": ["31,5"]}),
         ('"file; x";"age, y"\n"a;b.png";"31"\n', {"file; x": ["a;b.png"], "age, y": [31]}),
         ('file,note\na.png,"one;\ntwo;three"\n', {"file": ["a.png"], "note": ["one;\ntwo;three"]}),
@@ -294,6 +297,16 @@ def test_values_of_split_are_read_as_they_are_meant():
     }
 
 
+def test_a_split_that_has_the_very_name_goes_before_others():
+    rows = datasets.Dataset.from_dict({"age": [1]})
+    datasets.DatasetDict(dict.fromkeys(("train", "dev", "validation"), rows)).save_to_disk("data")
+    assert list(load_local("data")) == ["train", "dev", "validation"]
+    names = datasets.ClassLabel(names=["test", "train"])
+    rows = datasets.Dataset.from_dict({"age": [1, 2], "split": [0, 1]}).cast_column("split", names)
+    rows.to_parquet("rows.parquet")
+    assert {split: part["age"][:] for split, part in load_local("rows.parquet").items()} == {"train": [2], "test": [1]}
+
+
 def test_splits_that_are_left_out_are_named_and_counted():
     picture("a.png")
     written(
@@ -316,9 +329,6 @@ def test_a_column_of_splits_under_another_name_is_hinted_at(caplog):
     written("rows.csv", "age,Set\n1,train\n2,blue\n")
     load_local("rows.csv")
     assert caplog.text == ""
-
-
-SMALL = "--model timm/test_resnet --pretrained false --max_steps 1 --image_size 32 --use_cpu true --report_to none"
 
 
 @pytest.mark.parametrize("form", ["no column", "empty cells"])
