@@ -26,13 +26,13 @@ def load_data(recipe: Recipe, args: ConRConfig) -> tuple[dict[str, Any], list[st
         targets = recipe.target or ([benchmark.target] if single else list(args.label_columns))
         return data, targets, recipe.unit or (benchmark.unit if own else "")
     assert recipe.data is not None
-    own: dict[str, Any]
+    splits: dict[str, Any]
     if recipe.streaming:
-        own = load_stream(recipe.data, args.image_column, data_config=recipe.data_config)
+        splits = load_stream(recipe.data, args.image_column, data_config=recipe.data_config)
     else:
         files = {"image_folder": recipe.image_folder, "image_suffix": recipe.image_suffix}
-        own = load_local(recipe.data, args.image_column, data_config=recipe.data_config, **files)
-    return own, recipe.target or _targets(own, args), recipe.unit or ""
+        splits = load_local(recipe.data, args.image_column, data_config=recipe.data_config, **files)
+    return splits, recipe.target or _targets(splits, args), recipe.unit or ""
 
 
 def _targets(data: dict[str, Any], args: ConRConfig) -> list[str]:

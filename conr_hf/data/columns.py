@@ -94,6 +94,8 @@ def label_values(row: Row, columns: Sequence[str], name: str) -> list[Any]:
     """
     if all(column in row for column in columns):
         cells = [row[column] for column in columns]
+        if all(type(cell) in (int, float) for cell in cells):  # nearly always
+            return cells
         vectors = [_vector(cell) for cell in cells]
         if len(columns) == 1 and vectors[0]:
             return vectors[0]
@@ -298,11 +300,19 @@ def _label_rows(dataset: Dataset[Any], columns: Sequence[str], show_progress: bo
             return iter([dict.fromkeys(plain.column_names)])
         dataset = plain.select_columns(present)
     if isinstance(dataset, datasets.Dataset) and plain is not None:
-        return iter(dataset)
+        has_images = any(isinstance(feature, datasets.Image) for feature in dataset.features.values())
+        return iter(dataset) if has_images else _in_blocks(dataset)
     if isinstance(dataset, IterableDataset):
         return iter(tqdm(dataset, "Reading labels", leave=False, disable=not show_progress))
     indices = tqdm(range(len(dataset)), "Reading labels", leave=False, disable=not show_progress)  # type: ignore[arg-type]
     return (dataset[index] for index in indices)
+
+
+def _in_blocks(dataset: datasets.Dataset) -> Iterator[Row]:
+    """The rows, many read at once, which takes a tenth of the time."""
+    for block in dataset.iter(batch_size=1000):
+        for cells in zip(*block.values(), strict=True):
+            yield dict(zip(block, cells, strict=True))
 
 
 def _vector(cell: Any) -> list[Any] | None:
@@ -316,6 +326,8 @@ def _vector(cell: Any) -> list[Any] | None:
 
 def label_error(cell: Any) -> str | None:
     """What keeps a label from being a finite number."""
+    if type(cell) is float and math.isfinite(cell):  # nearly always
+        return None
     if cell is None or (isinstance(cell, str) and not cell.strip()):
         return "the label is missing"
     if is_map(cell):

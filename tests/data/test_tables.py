@@ -376,6 +376,12 @@ def test_the_command_line_trains_on_a_column_of_several_numbers():
     labels, wrong = read_labels(load_local("tid/labels.json")["train"], ["label"], "x")
     assert wrong == {}
     assert labels.tolist() == [row["label"] for row in rows]
+    ended = conr("evaluate", "run", "--data", "tid/labels.json", "--split", "train", *files)
+    assert ended.code == 0, ended.err
+    assert "all" in ended.out
+    written("tid/one.csv", "image_id,label\ni0,1.5\n")
+    ended = conr("evaluate", "run", "--data", "tid/one.csv", "--split", "train", *files)
+    assert 'The model predicts 3 values, but a label of split "train" is 1 (label).' in ended.err
     inspected = conr("inspect", "tid/labels.json", *files)
     assert inspected.code == 0, inspected.err
     assert "label_2  train" in inspected.out
