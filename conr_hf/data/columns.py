@@ -61,6 +61,7 @@ def read_labels(dataset: Dataset[Any], columns: Sequence[str], name: str) -> tup
     numbers, widths = array("d"), array("q")  # one row after another, and how many each has
     wrong: dict[int, str] = {}
     texts: list[tuple[int, str, str]] = []
+    numbered: set[str] = set()  # columns that hold numbers, not as texts
     classes = class_numbers(dataset, columns, name)
     for index, row in enumerate(_label_rows(dataset, columns)):
         cells = label_values(with_numbers(row, classes), columns, name)
@@ -73,7 +74,9 @@ def read_labels(dataset: Dataset[Any], columns: Sequence[str], name: str) -> tup
                 numbers.append(float(cell) if problem is None else math.nan)
             if isinstance(cell, str):
                 texts.append((index, column, cell))
-    codes = _codes(texts)
+            elif cell is not None:
+                numbered.add(column)
+    codes = _codes(texts, numbered)
     wrong = {**codes, **wrong}
     counts = np.array(widths)
     found, rows_of = np.unique(counts[counts > 0], return_counts=True)
@@ -137,13 +140,18 @@ def count_labels(dataset: Dataset[Any], columns: Sequence[str], name: str) -> in
     return 1
 
 
-def has_labels(dataset: Dataset[Any], columns: Sequence[str], name: str) -> bool:
-    """Whether there are labels: their columns, or columns of names like theirs, and in these anything."""
+def has_labels(dataset: Dataset[Any], columns: Sequence[str], name: str, known: Sequence[str] = ()) -> bool:
+    """
+    Whether there are labels: their columns, with anything in them; or some of them, or a column of a name like theirs
+    that is none of the `known` ones, which is a mistake to be told.
+    """
     names = column_names(dataset)
     missing = [column for column in columns if column not in names]
     if missing and "labels" not in names:
-        return len(missing) < len(columns) or any(difflib.get_close_matches(column, names, n=1) for column in missing)
-    rows = (label_values(row, columns, name) for row in _label_rows(dataset, columns, show_progress=False))
+        others = [name for name in names if name not in known]
+        return len(missing) < len(columns) or any(difflib.get_close_matches(column, others, n=1) for column in missing)
+    labels = _label_rows(undecoded(dataset, columns), columns, show_progress=False)
+    rows = (label_values(row, columns, name) for row in labels)
     return any(cell is not None for cells in rows for cell in cells)
 
 
@@ -213,14 +221,15 @@ def _check_transform(dataset: Any, columns: Sequence[str], labels: np.ndarray, n
             )
 
 
-def _codes(texts: Sequence[tuple[int, str, str]]) -> dict[int, str]:
+def _codes(texts: Sequence[tuple[int, str, str]], numbered: set[str]) -> dict[int, str]:
     """
     What is wrong with texts such as "007" among 31 and 48, by row: they are codes. Among 031 and 048 they are numbers,
-    of one width. `texts` are the row, the column and the text of all cells that are one.
+    of one width. `texts` are the row, the column and the text of all cells that are one; `numbered` columns hold
+    numbers beside them.
     """
     digits = [re.match(r"\s*[+-]?(\d+)", text) for *_, text in texts]
     widths = {(column, len(found[1])) for (_, column, _), found in zip(texts, digits, strict=True) if found}
-    uneven = {column for column, _ in widths if sum(one == column for one, _ in widths) > 1}
+    uneven = numbered | {column for column, _ in widths if sum(one == column for one, _ in widths) > 1}
     return {
         row: f'column "{column}": {truncate(text)} begins with a zero, as a code does. Write the number without it'
         for (row, column, text), found in zip(texts, digits, strict=True)

@@ -79,7 +79,8 @@ def inspect(
     columns = list(label_columns)
     data = {split: data[split] for split in sorted(data, key=[*SPLITS, *data].index)}
     training = "train" if "train" in data else next(iter(data))
-    labelled = [split for split, rows in data.items() if split == training or has_labels(rows, columns, split)]
+    known = data[training].column_names
+    labelled = [split for split, rows in data.items() if split == training or has_labels(rows, columns, split, known)]
     for split, rows in data.items():
         _check(rows, f'split "{split}"', columns if split in labelled else [], image_column, group_column)
     if not any(len(rows) for rows in data.values()):
@@ -99,18 +100,18 @@ def inspect(
                 f'Labels of split "{training}" have {width} numbers, of split "{split}" {values.shape[1]}.'
             )
     columns = label_names(columns, width)
-    known = {split: values[np.isfinite(values).all(axis=1)] for split, values in labels.items()}
+    numbers = {split: values[np.isfinite(values).all(axis=1)] for split, values in labels.items()}
     found: dict[str, Any] = {
         "training_split": training,
         "label_columns": columns,
         "splits": {
-            split: {"rows": len(values), "labels": _label_figures(known[split], columns)}
+            split: {"rows": len(values), "labels": _label_figures(numbers[split], columns)}
             for split, values in labels.items()
         },
     }
-    if len(known[training]):
-        found |= _density(known, training, bin_width, found["splits"])
-        problems["outliers"] = _outliers(labels, known[training], columns)
+    if len(numbers[training]):
+        found |= _density(numbers, training, bin_width, found["splits"])
+        problems["outliers"] = _outliers(labels, numbers[training], columns)
     pictures = {
         split: _read_images(rows, image_column, f"images of {split}", show_progress) for split, rows in data.items()
     }

@@ -38,7 +38,7 @@ def evaluate(
     parts = ("edges", "train_counts", "thresholds")
     results = {**results, "bins": {part: recorded[part] for part in parts}, "baseline_median": {}}
     if trainer.is_map:
-        for split in unlabelled or {}:
+        for split in (unlabelled or {}) if trainer.is_world_process_zero() else ():
             print(f"\nSplit {split} has no labels and is left out; conr-hf predict writes its maps.")
         return evaluate_maps(trainer, splits, targets[0], unit, results, folder)
     without_labels: dict[str, tuple[np.ndarray, np.ndarray]] = {}

@@ -224,6 +224,11 @@ def test_the_label_of_a_stream_is_the_one_written_or_its_row_is_named(tmp_path, 
             list(rows)
 
 
+def test_a_code_among_numbers_is_named():
+    _, wrong = read_labels([{"label": 31}, {"label": "007"}, {"label": "0.5"}], ["label"], "x")
+    assert wrong == {1: 'column "label": "007" begins with a zero, as a code does. Write the number without it'}
+
+
 @pytest.mark.parametrize("load", [load_csv, load_json, load_jsonl, load_folder])
 def test_ids_stay_as_they_are_written(tmp_path, load):
     """Persons 7 and 007 would become one, and be in two splits or in none."""

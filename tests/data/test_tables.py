@@ -333,18 +333,16 @@ def test_a_column_of_splits_under_another_name_is_hinted_at(caplog):
 
 @pytest.mark.parametrize("form", ["no column", "empty cells"])
 def test_a_test_split_without_labels_is_predicted_and_not_scored(form):
-    """As Kaggle gives it: PetFinder's train.csv with train/, test.csv with test/."""
+    """As Kaggle gives it: train.csv with train/, test.csv with test/; no column image is taken for a misspelt age."""
     for row in range(8):
         picture(f"pet/train/{row:03}.jpg", row)
     for row in range(3):
         picture(f"pet/test/{row:03}.jpg", 20 + row)
-    written("pet/train.csv", "Id,Pawpularity,set\n" + "".join(f"{row:03},{20 + row},x\n" for row in range(8)))
-    label = ("", "") if form == "no column" else (",Pawpularity", ",")
+    written("pet/train.csv", "Id,age,image\n" + "".join(f"{row:03},{20 + row},x\n" for row in range(8)))
+    label = (",image", ",x") if form == "no column" else (",age", ",")
     written("pet/test.csv", f"Id{label[0]}\n" + "".join(f"{row:03}{label[1]}\n" for row in range(3)))
-    files = ["--image_column", "Id", "--image_suffix", ".jpg"]
-    ended = conr(
-        "train", "--data", "pet", "--label_columns", "Pawpularity", *files, "--output_dir", "run", *SMALL.split()
-    )
+    files = ["--image_column", "Id", "--image_suffix", "jpg"]
+    ended = conr("train", "--data", "pet", "--label_columns", "age", *files, "--output_dir", "run", *SMALL.split())
     assert ended.code == 0, ended.err
     assert "Split test has no labels: its 3 rows are predicted, without errors." in ended.out
     assert "test" not in json.loads(Path("run/results.json").read_text())
@@ -356,7 +354,7 @@ def test_a_test_split_without_labels_is_predicted_and_not_scored(form):
     ended = conr("report", "run")
     assert ended.code == 2
     assert 'predicted split "test" without labels' in ended.err
-    inspected = conr("inspect", "pet", "--label_columns", "Pawpularity", *files)
+    inspected = conr("inspect", "pet", "--label_columns", "age", *files)
     assert inspected.code == 0, inspected.err
     assert "Problems: none found." in inspected.out
 
