@@ -30,14 +30,14 @@ def load_data(recipe: Recipe, args: ConRConfig) -> tuple[dict[str, Any], list[st
         return with_validation(data, recipe, args), targets, recipe.unit or (benchmark.unit if own else "")
     if recipe.data is None:  # of a run of ConRTrainer, which cannot know where its rows are from
         raise ValueError('The recipe names neither data nor a benchmark. Add "data: ..." to it.')
-    own_data: dict[str, Any]
+    splits: dict[str, Any]
     if recipe.streaming:
-        own_data = load_stream(recipe.data, args.image_column, data_config=recipe.data_config)
+        splits = load_stream(recipe.data, args.image_column, data_config=recipe.data_config)
     else:
         files = {"image_folder": recipe.image_folder, "image_suffix": recipe.image_suffix}
-        own_data = load_local(recipe.data, args.image_column, data_config=recipe.data_config, **files)
-    targets = recipe.target or _targets(own_data, args)
-    return with_validation(own_data, recipe, args), targets, recipe.unit or ""
+        splits = load_local(recipe.data, args.image_column, data_config=recipe.data_config, **files)
+    targets = recipe.target or _targets(splits, args)
+    return with_validation(splits, recipe, args), targets, recipe.unit or ""
 
 
 def _targets(data: dict[str, Any], args: ConRConfig) -> list[str]:

@@ -57,7 +57,9 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
             print(f'Split "{split}" ({count:,} rows) is left out; splits are train, validation and test.')
     held_out: dict[str, Any] = {split: data[split] for split in ("validation", "test") if split in data}
     unlabelled: dict[str, Any] = {}  # predicted at the end, without errors
-    if "test" in held_out and not has_labels(held_out["test"], args.label_columns, "test"):
+    if "test" in held_out and not has_labels(
+        held_out["test"], args.label_columns, "test", column_names(data["train"])
+    ):
         rows = held_out.pop("test")
         columns = [column for column in args.label_columns if column in rows.column_names]
         unlabelled["test"] = rows.remove_columns(columns)

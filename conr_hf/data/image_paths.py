@@ -39,6 +39,8 @@ def with_images(
     """
     if image_column not in rows.column_names:
         return rows
+    if image_suffix is not None and "." not in image_suffix:
+        image_suffix = f".{image_suffix}"
     feature = rows.features[image_column]
     order, decode = rows.column_names, True
     kind = feature.dtype if isinstance(feature, datasets.Value) else type(feature).__name__

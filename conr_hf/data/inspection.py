@@ -91,7 +91,8 @@ def inspect(
     columns = list(label_columns)
     data = {split: data[split] for split in sorted(data, key=[*SPLITS, *data].index)}
     training = "train" if "train" in data else next(iter(data))
-    labelled = [split for split, rows in data.items() if split == training or has_labels(rows, columns, split)]
+    known = data[training].column_names
+    labelled = [split for split, rows in data.items() if split == training or has_labels(rows, columns, split, known)]
     for split, rows in data.items():
         _check(rows, f'split "{split}"', columns if split in labelled else [], image_column, group_column)
     if not any(len(rows) for rows in data.values()):
@@ -123,22 +124,22 @@ def inspect(
                 f'Labels of split "{training}" have {width} numbers, of split "{split}" {values.shape[1]}.'
             )
     columns = label_names(columns, width)
-    known = {split: values[np.isfinite(values).all(axis=1)] for split, values in labels.items()}
+    numbers = {split: values[np.isfinite(values).all(axis=1)] for split, values in labels.items()}
     found: dict[str, Any] = {
         "training_split": training,
         "label_columns": columns,
         "splits": {
-            split: {"rows": len(data[split]), "labels": _label_figures(known[split], columns)} for split in labels
+            split: {"rows": len(data[split]), "labels": _label_figures(numbers[split], columns)} for split in labels
         },
     }
-    if len(known[training]):
+    if len(numbers[training]):
         few, many = THRESHOLDS
-        pixels = len(known[training]) / len(maps[training]) if training in maps else 1.0
-        found |= _density(known, training, bin_width, (few * pixels, many * pixels), found["splits"])
+        pixels = len(numbers[training]) / len(maps[training]) if training in maps else 1.0
+        found |= _density(numbers, training, bin_width, (few * pixels, many * pixels), found["splits"])
         if not maps:
-            problems["outliers"] = _outliers(labels, known[training], columns)
+            problems["outliers"] = _outliers(labels, numbers[training], columns)
     if maps:
-        found["maps"] = _map_figures(maps, zeros_without_meaning(known[training][:, 0], map_invalid))
+        found["maps"] = _map_figures(maps, zeros_without_meaning(numbers[training][:, 0], map_invalid))
     pictures = {
         split: _read_images(rows, image_column, f"images of {split}", image_range, show_progress)
         for split, rows in data.items()

@@ -116,7 +116,10 @@ def split_by_column(rows: datasets.Dataset) -> datasets.DatasetDict:
         return datasets.DatasetDict({"train": rows})
     column = "split" if "split" in columns else columns[0]
     splits: dict[str, list[int]] = {}
-    for index, cell in enumerate(rows[column]):
+    feature, cells = rows.features[column], rows[column]
+    if isinstance(feature, datasets.ClassLabel):
+        cells = [None if cell is None else feature.names[cell] for cell in cells]
+    for index, cell in enumerate(cells):
         name = NO_SPLIT if cell is None else str(cell).strip().lower() or NO_SPLIT
         splits.setdefault(SPLITS.get(name, name), []).append(index)
     order = sorted(splits, key=[*SPLITS.values(), *splits].index)
@@ -124,12 +127,14 @@ def split_by_column(rows: datasets.Dataset) -> datasets.DatasetDict:
 
 
 def name_splits(splits: Mapping[Any, Any]) -> dict[str, Any]:
-    """The splits by the names that they have here."""
+    """The splits by the names that they have here; `dev` beside `validation` stays what it is."""
     named: dict[str, Any] = {}
-    for theirs, rows in splits.items():
-        ours = SPLITS.get(str(theirs).lower(), str(theirs))
+    names = {str(theirs): rows for theirs, rows in splits.items()}
+    for theirs, rows in names.items():
+        ours = SPLITS.get(theirs.lower(), theirs)
+        ours = theirs if ours in names else ours
         if ours in named:
-            raise ValueError(f"several of its splits, {', '.join(map(str, splits))}, are read as {ours}. Rename one")
+            raise ValueError(f"several of its splits, {', '.join(names)}, are read as {ours}. Rename one")
         named[ours] = rows
     return named
 
@@ -241,7 +246,8 @@ def _with_files(rows: datasets.Dataset, table: Path, find: FindImages, image_col
 
 
 def _in_order(splits: Mapping[str, datasets.Dataset]) -> datasets.DatasetDict:
-    return datasets.DatasetDict({split: splits[split] for split in sorted(splits, key=[*SPLITS.values()].index)})
+    order = sorted(splits, key=[*SPLITS.values(), *splits].index)
+    return datasets.DatasetDict({split: splits[split] for split in order})
 
 
 def _with_images_of(splits: Mapping[Any, datasets.Dataset], find: FindImages, folder: Path) -> datasets.DatasetDict:
@@ -288,9 +294,11 @@ def _configuration(
         splits = name_splits(datasets.load_dataset(path, name, revision=revision))
         return datasets.DatasetDict(splits) if find is None else _with_images_of(splits, find, Path(path))
     # `datasets` itself would read some texts as numbers, and round numbers.
-    files = datasets.DownloadManager().download_and_extract(builder.config.data_files)
+    manager = datasets.DownloadManager()
+    files = manager.download_and_extract(builder.config.data_files)
     tables = {
-        split: [read_table(Path(file), kind).data.table for file in of_split] for split, of_split in files.items()
+        split: [read_table(Path(file), kind).data.table for file in manager.iter_files(of_split)]
+        for split, of_split in files.items()
     }
     joined = {split: datasets.Dataset(_joined(parts)) for split, parts in name_splits(tables).items()}
     if find is not None:

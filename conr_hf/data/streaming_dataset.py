@@ -179,10 +179,11 @@ def _undecoded(stream: IterableDataset[Any], column: str | None) -> IterableData
     """The stream without decoding its images, where it would; those of other columns nobody needs."""
     if column is None or not isinstance(stream, datasets.IterableDataset):
         return stream
+    unopened: Any = stream
     for name, feature in (stream.features or {}).items():
         if isinstance(feature, datasets.Image):
-            stream = stream.cast_column(name, datasets.Image(decode=False))
-    return stream
+            unopened = unopened.cast_column(name, datasets.Image(decode=False))
+    return unopened
 
 
 def _rows(stream: IterableDataset[Any]) -> Iterator[Row]:

@@ -84,8 +84,8 @@ def _read_csv(text: str) -> pa.Table:
 
 def _layout(text: str) -> tuple[int, str]:
     """How many lines stand before the header of a CSV file, and what separates its cells."""
-    lines = text[:_LOOKED_AT].split("\n")
-    if marked := re.fullmatch(r"sep=(.)\r?", lines[0]):  # as Excel writes it
+    lines = re.split("\r\n|\r|\n", text[:_LOOKED_AT])
+    if marked := re.fullmatch("sep=(.)", lines[0]):  # as Excel writes it
         return 1, marked[1]
     comments = len(list(itertools.takewhile(lambda line: line.startswith("#") or not line.strip(), lines)))
     for skipped in (0, comments):  # a header may begin with "#" too

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from conr_hf.data.columns import count_labels, label_names
 from conr_hf.data.map_statistics import has_maps
 from conr_hf.inference.conformal import SMALLEST, coverage_table, make_intervals, write_intervals
 from conr_hf.inference.evaluate_dense import evaluate_maps
@@ -39,6 +40,8 @@ def evaluate(
     parts = ("edges", "train_counts", "thresholds")
     results = {**results, "bins": {part: recorded[part] for part in parts}, "baseline_median": {}, "fit": {}}
     if trainer.is_map:
+        for split in (unlabelled or {}) if trainer.is_world_process_zero() else ():
+            print(f"\nSplit {split} has no labels and is left out; conr-hf predict writes its maps.")
         return evaluate_maps(trainer, splits, targets[0], unit, results, folder)
     without_labels: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for split, rows in (unlabelled or {}).items():
@@ -46,7 +49,13 @@ def evaluate(
         without_labels[split] = np.asarray(trainer.data.load_split(rows, split)[0].indices), values
     predictions: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
     medians: dict[str, np.ndarray] = {}
+    outputs = trainer.head.weight.shape[0]
     for split, rows in splits.items():
+        if (width := count_labels(rows, columns, split)) != outputs:
+            raise ValueError(
+                f'The model predicts {outputs} values, but a label of split "{split}" is {width} '
+                f"({', '.join(label_names(columns, width))}). Name the labels with label_columns."
+            )
         output = trainer.predict(rows, metric_key_prefix=split)
         labels = np.asarray(output.label_ids)
         indices = np.asarray(trainer.data.load_split(rows, split)[0].indices)

@@ -301,14 +301,17 @@ def check_precision(model: nn.Module) -> None:
             )
 
 
-def prepare_model(model: nn.Module, pixel_values: Tensor, columns: Sequence[str], head_name: str | None) -> Head:
+def prepare_model(
+    model: nn.Module, pixel_values: Tensor, columns: Sequence[str] | None, head_name: str | None
+) -> Head:
     """
     Makes a model ready for training, in place: adopts its head, which it returns, and refuses what could not be
-    trained or saved right. `columns`: the T label columns; other arguments as in [`adopt_head`].
+    trained or saved right. `columns`: the T label columns, if they are known; other arguments as in [`adopt_head`].
     """
     check_precision(model)
     head = adopt_head(model, pixel_values, head_name)
-    if (outputs := head.weight.shape[0]) != len(columns):
+    outputs = head.weight.shape[0]
+    if columns is not None and outputs != len(columns):
         raise ValueError(
             f"The model predicts {outputs} values, but label_columns names {len(columns)} ({', '.join(columns)}). "
             "Load it with load_regressor(..., target=...), one target for each column."

@@ -79,11 +79,15 @@ class DataModule:
         return any(has_maps(dataset, self.args.label_columns, name) for name, dataset in first)
 
     @property
-    def label_names(self) -> list[str]:
-        """A name for each label dimension: the label columns, or the only one, numbered, where it holds several."""
+    def label_names(self) -> list[str] | None:
+        """
+        A name for each label dimension: the label columns, or the only one, numbered, where it holds several; `None`
+        where no data tells how many.
+        """
         columns = self.args.label_columns
-        counts = [count_labels(dataset, columns, name) for name, dataset in list(self.named_datasets().items())[:1]]
-        return label_names(columns, counts[0] if counts else len(columns))
+        for name, dataset in self.named_datasets().items():
+            return label_names(columns, count_labels(dataset, columns, name))
+        return columns if len(columns) > 1 else None
 
     def named_datasets(self) -> dict[str, Dataset[Row]]:
         """The data sets that there are, by the names that messages call them."""

@@ -224,6 +224,11 @@ def test_the_label_of_a_stream_is_the_one_written_or_its_row_is_named(tmp_path, 
             list(rows)
 
 
+def test_a_code_among_numbers_is_named():
+    _, wrong = read_labels([{"label": 31}, {"label": "007"}, {"label": "0.5"}], ["label"], "x")
+    assert wrong == {1: 'column "label": "007" begins with a zero, as a code does. Write the number without it'}
+
+
 @pytest.mark.parametrize("load", [load_csv, load_json, load_jsonl, load_folder])
 def test_ids_stay_as_they_are_written(tmp_path, load):
     """Persons 7 and 007 would become one, and be in two splits or in none."""
@@ -302,7 +307,8 @@ def test_a_row_without_a_class_has_no_label():
 
 
 @pytest.mark.parametrize(
-    "cell", [True, np.True_, np.datetime64(3, "ns"), np.timedelta64(3, "s"), pd.Timestamp(0), "2020-01-01", "1_000"]
+    "cell",
+    [True, np.True_, np.datetime64(3, "ns"), np.timedelta64(3, "s"), pd.Timestamp(0), "2020-01-01", "1_000", "31,5"],
 )
 def test_what_python_would_make_a_number_of_is_none(cell):
     _, wrong = read_labels([{"label": cell}, {"label": 1.0}], ["label"], "x")

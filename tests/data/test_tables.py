@@ -18,6 +18,8 @@ from conr_hf.data.local import load_local
 from conr_hf.data.streaming import load_stream
 from conr_hf.data.tables import read_table
 
+SMALL = "--model timm/test_resnet --pretrained false --max_steps 1 --image_size 32 --use_cpu true --report_to none"
+
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path, monkeypatch):
@@ -51,6 +53,7 @@ def readable(rows, column="image"):
         ("file;age\na.png;31\n", {"file": ["a.png"], "age": [31]}),
         ("file\tage\na.png\t31\n", {"file": ["a.png"], "age": [31]}),
         ("file|age\na.png|31\n", {"file": ["a.png"], "age": [31]}),
+        ("file;age\ra.png;31\r", {"file": ["a.png"], "age": [31]}),
         ("file;age\na, b.png;31,5\n", {"file": ["a, b.png"], "age": ["31,5"]}),
         ('"file; x";"age, y"\n"a;b.png";"31"\n', {"file; x": ["a;b.png"], "age, y": [31]}),
         ('file,note\na.png,"one;\ntwo;three"\n', {"file": ["a.png"], "note": ["one;\ntwo;three"]}),
@@ -294,6 +297,16 @@ def test_values_of_split_are_read_as_they_are_meant():
     }
 
 
+def test_a_split_that_has_the_very_name_goes_before_others():
+    rows = datasets.Dataset.from_dict({"age": [1]})
+    datasets.DatasetDict(dict.fromkeys(("train", "dev", "validation"), rows)).save_to_disk("data")
+    assert list(load_local("data")) == ["train", "dev", "validation"]
+    names = datasets.ClassLabel(names=["test", "train"])
+    rows = datasets.Dataset.from_dict({"age": [1, 2], "split": [0, 1]}).cast_column("split", names)
+    rows.to_parquet("rows.parquet")
+    assert {split: part["age"][:] for split, part in load_local("rows.parquet").items()} == {"train": [2], "test": [1]}
+
+
 def test_splits_that_are_left_out_are_named_and_counted():
     picture("a.png")
     written(
@@ -318,23 +331,18 @@ def test_a_column_of_splits_under_another_name_is_hinted_at(caplog):
     assert caplog.text == ""
 
 
-SMALL = "--model timm/test_resnet --pretrained false --max_steps 1 --image_size 32 --use_cpu true --report_to none"
-
-
 @pytest.mark.parametrize("form", ["no column", "empty cells"])
 def test_a_test_split_without_labels_is_predicted_and_not_scored(form):
-    """As Kaggle gives it: PetFinder's train.csv with train/, test.csv with test/."""
+    """As Kaggle gives it: train.csv with train/, test.csv with test/; no column image is taken for a misspelt age."""
     for row in range(8):
         picture(f"pet/train/{row:03}.jpg", row)
     for row in range(3):
         picture(f"pet/test/{row:03}.jpg", 20 + row)
-    written("pet/train.csv", "Id,Pawpularity,set\n" + "".join(f"{row:03},{20 + row},x\n" for row in range(8)))
-    label = ("", "") if form == "no column" else (",Pawpularity", ",")
+    written("pet/train.csv", "Id,age,image\n" + "".join(f"{row:03},{20 + row},x\n" for row in range(8)))
+    label = (",image", ",x") if form == "no column" else (",age", ",")
     written("pet/test.csv", f"Id{label[0]}\n" + "".join(f"{row:03}{label[1]}\n" for row in range(3)))
-    files = ["--image_column", "Id", "--image_suffix", ".jpg"]
-    ended = conr(
-        "train", "--data", "pet", "--label_columns", "Pawpularity", *files, "--output_dir", "run", *SMALL.split()
-    )
+    files = ["--image_column", "Id", "--image_suffix", "jpg"]
+    ended = conr("train", "--data", "pet", "--label_columns", "age", *files, "--output_dir", "run", *SMALL.split())
     assert ended.code == 0, ended.err
     assert "Split test has no labels: its 3 rows are predicted, without errors." in ended.out
     assert "test" not in json.loads(Path("run/results.json").read_text())
@@ -346,7 +354,7 @@ def test_a_test_split_without_labels_is_predicted_and_not_scored(form):
     ended = conr("report", "run")
     assert ended.code == 2
     assert 'predicted split "test" without labels' in ended.err
-    inspected = conr("inspect", "pet", "--label_columns", "Pawpularity", *files)
+    inspected = conr("inspect", "pet", "--label_columns", "age", *files)
     assert inspected.code == 0, inspected.err
     assert "Problems: none found." in inspected.out
 
@@ -366,6 +374,12 @@ def test_the_command_line_trains_on_a_column_of_several_numbers():
     labels, wrong = read_labels(load_local("tid/labels.json")["train"], ["label"], "x")
     assert wrong == {}
     assert labels.tolist() == [row["label"] for row in rows]
+    ended = conr("evaluate", "run", "--data", "tid/labels.json", "--split", "train", *files)
+    assert ended.code == 0, ended.err
+    assert "all" in ended.out
+    written("tid/one.csv", "image_id,label\ni0,1.5\n")
+    ended = conr("evaluate", "run", "--data", "tid/one.csv", "--split", "train", *files)
+    assert 'The model predicts 3 values, but a label of split "train" is 1 (label).' in ended.err
     inspected = conr("inspect", "tid/labels.json", *files)
     assert inspected.code == 0, inspected.err
     assert "label_2  train" in inspected.out
