@@ -117,6 +117,7 @@ def _base(results: Mapping[str, Any], config: Mapping[str, Any], options: ModelC
         "license": None if known is None else known.license,
         "scratch": options.finetuned_from is None and not results["recipe"].get("pretrained", True),
         "fine_tuned": options.finetuned_from is not None or bool(results["recipe"].get("model")),
+        "image_range": ", ".join(f"{end:g}" for end in config.get("image_range") or ()),
         "timm": not model_types.isdisjoint(("timm_wrapper", "timm_backbone")),
     }
 

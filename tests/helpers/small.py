@@ -61,10 +61,10 @@ def calls_of(monkeypatch, module, name):
     calls = multiprocessing.get_context("fork").Value("i", 0)
     really = vars(module)[name]
 
-    def counted(*args):
+    def counted(*args, **options):
         with calls:
             calls.value += 1
-        return really(*args)
+        return really(*args, **options)
 
     monkeypatch.setattr(module, name, counted)
     return calls

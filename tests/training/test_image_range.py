@@ -42,6 +42,7 @@ def run(contents, tmp_path_factory):
     trainer = small.build(model, processor, folder, rows, max_steps=2, image_range=RANGE)
     trainer.train()
     trainer.save_model()
+    trainer.create_model_card()
     return folder, rows, trainer.predict(rows).predictions
 
 
@@ -77,6 +78,12 @@ def test_every_way_to_use_the_model_reads_its_range(run, contents, tmp_path):
     head = model.timm_model.fc
     with torch.no_grad():
         assert float(head(torch.from_numpy(features))[0]) == pytest.approx(predictions[3], rel=1e-4)
+
+
+def test_the_card_names_the_range(run):
+    text = (run[0] / "README.md").read_text()
+    assert "`conr_hf.data.to_image(path, image_range=(100, 4095))`" in text
+    assert "`test_resnet`, trained on" in text  # from scratch: never fine-tuned
 
 
 def test_a_model_is_trained_further_in_its_range(run, tmp_path):
