@@ -53,7 +53,7 @@ def describe_fit(found: dict[str, Any], mae: float, targets: list[str], unit: st
             f"predictions{name} vary by {of_predictions:.4g}{of_unit} where labels vary by {of_labels:.4g}{r2}"
         )
         if of_predictions < HARDLY * of_labels:
-            still.append(f"{of_predictions:.3g} beside {of_labels:.3g}{of_unit}{name}")
+            still.append(f"{of_predictions:.4g} beside {of_labels:.4g}{of_unit}{name}")
     text = f"By their standard deviation, {'; '.join(said)}."
     constant, best = found["best_constant"], found["best_constant_mae"]
     if best is not None:

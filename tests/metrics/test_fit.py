@@ -50,7 +50,7 @@ def test_predictions_that_hardly_vary_have_learnt_nothing():
     labels = np.linspace(0, 10, 50)
     text, problem = said(5 + 0.05 * (labels - 5), labels)
     assert "vary by 0.1473 bar where labels vary by 2.945" in text
-    assert "has not learnt: its predictions hardly vary (standard deviation 0.147 beside 2.95 bar)" in problem
+    assert "has not learnt: its predictions hardly vary (standard deviation 0.1473 beside 2.945 bar)" in problem
     both = np.stack([labels, 5 + 0.05 * (labels - 5)], axis=1)
     _, problem = said(both, np.stack([labels, labels], axis=1))
     assert "of heat" in problem
