@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from conr_hf.data.columns import cell_of, check_column, in_threads, label_values, read_labels, undecoded
@@ -16,7 +15,7 @@ from conr_hf.data.images import describe_error, to_image
 from conr_hf.data.map_statistics import has_maps
 from conr_hf.data.splits import SPLITS
 from conr_hf.imbalance import Bins, density_weights, make_bins
-from conr_hf.imbalance.bins import FloatArray
+from conr_hf.imbalance.bins import FloatArray, default_bin_width
 from conr_hf.metrics import THRESHOLDS, shot_masks
 
 OUTLIER_Z = 6.0
@@ -41,7 +40,7 @@ def inspect(
     Rows are counted from 0 in each split. Shots and outliers go by the training labels: those of the split `"train"`,
     or of the first one if there is none. Only duplicates that are equal pixel for pixel, once decoded, are found.
     `group_column` holds what should not be in two splits: a person, a photograph. Without `bin_width`, in label units,
-    bins are as [`suggest_bin_width`] has them.
+    bins are as wide as [`~conr_hf.imbalance.bins.default_bin_width`] has them, as in training.
 
     Returns:
         `dict`, ready for JSON. In label units where it is about labels:
@@ -96,36 +95,6 @@ def inspect(
     return {**found, "problems": problems}
 
 
-def suggest_bin_width(labels: npt.ArrayLike) -> float:
-    """
-    A round bin width, in label units, for training labels of one dimension, `(N,)`.
-
-    The narrowest of 1, 2, 5, 10, 20 ... or their decimal fractions, from a hundredth of the range up, with which no
-    more than half of the labels lie in bins of few shots; but no wider than a tenth of the range, and of whole labels
-    at least 1. It is 1 where all labels are equal.
-
-    Example:
-        >>> suggest_bin_width([20 + i % 61 for i in range(2000)])  # 61 ages with 33 people each
-        1.0
-        >>> suggest_bin_width([20 + i % 61 for i in range(300)])  # with 5 people each
-        5.0
-    """
-    values = np.asarray(labels, dtype=np.float64)
-    span = float(np.ptp(values))
-    if span == 0:
-        return 1.0
-    finest = max(span / 100, 1.0) if (values == np.rint(values)).all() else span / 100
-    power = int(np.floor(np.log10(finest)))
-    widths = [float(f"{step}e{power + up}") for up in range(3) for step in (1, 2, 5)]
-    widths = [width for width in widths if width >= finest * (1 - 1e-9)]
-    fitting = [width for width in widths if width <= span / 10] or widths[:1]
-    for width in fitting:
-        bins = make_bins(values, width)
-        if shot_masks(bins.train_count_of(values))["few"].mean() <= 0.5:
-            return width
-    return fitting[-1]
-
-
 class _Picture(NamedTuple):
     size: str
     mode: str
@@ -161,7 +130,7 @@ def _density(
     known: dict[str, FloatArray], training: str, bin_width: float | Sequence[float] | None, splits: dict[str, Any]
 ) -> dict[str, Any]:
     """What follows from the bins of the training labels; the shots of every split are put into `splits`."""
-    suggested = [suggest_bin_width(values) for values in known[training].T]
+    suggested = [default_bin_width(values) for values in known[training].T]
     bins = make_bins(known[training], suggested if bin_width is None else bin_width)
     for split, labels in known.items():
         masks = shot_masks(bins.train_count_of(labels))

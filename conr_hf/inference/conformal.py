@@ -48,6 +48,8 @@ class PredictionIntervals:
     calibrated_on: str  # the calibration split
     groups: dict[str, list[Group]]  # of each target, ascending, without gaps
     coverage_by_shot: dict[str, dict[str, dict[str, dict[str, Any]]]]
+    label_min: Sequence[float] | None = None  # the smallest label that there can be, of each target
+    label_max: Sequence[float] | None = None
 
     def half_widths(self, predictions: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """Half the width of the interval around each of the predictions, `(N, T)`."""
@@ -58,6 +60,17 @@ class PredictionIntervals:
             widths = np.array([group.half_width for group in groups])
             columns.append(widths[np.searchsorted(starts, column, side="right")])
         return np.stack(columns, axis=1)
+
+    def ends(
+        self, predictions: npt.NDArray[Any]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Predictions, `(N, T)`, and both ends of their intervals, all cut off where there can be no labels."""
+        unset = np.full(len(self.targets), np.inf)
+        lowest = -unset if self.label_min is None else np.array(self.label_min, np.float64)
+        highest = unset if self.label_max is None else np.array(self.label_max, np.float64)
+        middle = predictions.astype(np.float64).clip(lowest, highest)
+        widths = self.half_widths(middle)
+        return middle, (middle - widths).clip(lowest, highest), (middle + widths).clip(lowest, highest)
 
 
 def calibrate(

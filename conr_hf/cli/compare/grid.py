@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from conr_hf.cli.compare.lock import lock_folder
-from conr_hf.cli.recipe import options_of, packaged, read_recipe
+from conr_hf.cli.recipe import options_of, overridden, packaged, read_recipe
 from conr_hf.cli.yaml_loader import read_yaml
 from conr_hf.training.checkpoints import last_complete_checkpoint
 from conr_hf.utils.files import check_writable
@@ -98,7 +98,7 @@ def read_comparison(path: str, output_dir: str | None = None) -> Comparison:
 def _recipes(listed: Any, of_all: dict[str, Any], path: str) -> dict[str, dict[str, Any]]:
     """Options of each recipe by its name: those of its file, then `of_all`, then its own changes."""
     if isinstance(listed, list) and listed and all(isinstance(name, str) for name in listed):
-        return {Path(name).stem: {**options_of(name), **of_all} for name in listed}
+        return {Path(name).stem: overridden(options_of(name), of_all) for name in listed}
     if not isinstance(listed, dict) or not listed:
         raise ValueError(
             f"{path}: recipes is {listed!r}; it must be a list of files, as in recipes: [quickstart.yaml], or name "
@@ -112,7 +112,7 @@ def _recipes(listed: Any, of_all: dict[str, Any], path: str) -> dict[str, dict[s
                 "{recipe: quickstart.yaml, num_train_epochs: 24}."
             )
         others = {option: value for option, value in changed.items() if option != "recipe"}
-        recipes[str(name)] = {**options_of(changed["recipe"]), **of_all, **others}
+        recipes[str(name)] = overridden(overridden(options_of(changed["recipe"]), of_all), others)
     return recipes
 
 
@@ -123,7 +123,7 @@ def plan(comparison: Comparison) -> list[Run]:
     """
     runs = []
     for seed, recipe, method in itertools.product(comparison.seeds, comparison.recipes, comparison.methods):
-        options = {**comparison.recipes[recipe], **comparison.methods[method], "seed": seed}
+        options = overridden(comparison.recipes[recipe], comparison.methods[method]) | {"seed": seed}
         run = Run(recipe, method, seed, _folder(comparison, recipe, method, seed), options)
         first = options.get("stage_one")
         if first in comparison.methods:  # trained earlier in this comparison
