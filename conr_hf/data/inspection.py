@@ -15,7 +15,7 @@ from conr_hf.data.images import describe_error, to_image
 from conr_hf.data.map_statistics import has_maps
 from conr_hf.data.splits import SPLITS
 from conr_hf.imbalance import Bins, density_weights, make_bins
-from conr_hf.imbalance.bins import FloatArray, default_bin_width
+from conr_hf.imbalance.bins import FloatArray, suggest_bin_width
 from conr_hf.metrics import THRESHOLDS, shot_masks
 
 OUTLIER_Z = 6.0
@@ -40,7 +40,7 @@ def inspect(
     Rows are counted from 0 in each split. Shots and outliers go by the training labels: those of the split `"train"`,
     or of the first one if there is none. Only duplicates that are equal pixel for pixel, once decoded, are found.
     `group_column` holds what should not be in two splits: a person, a photograph. Without `bin_width`, in label units,
-    bins are as wide as [`~conr_hf.imbalance.bins.default_bin_width`] has them, as in training.
+    bins are as wide as [`~conr_hf.imbalance.bins.suggest_bin_width`] has them, as in training.
 
     Returns:
         `dict`, ready for JSON. In label units where it is about labels:
@@ -130,7 +130,7 @@ def _density(
     known: dict[str, FloatArray], training: str, bin_width: float | Sequence[float] | None, splits: dict[str, Any]
 ) -> dict[str, Any]:
     """What follows from the bins of the training labels; the shots of every split are put into `splits`."""
-    suggested = [default_bin_width(values) for values in known[training].T]
+    suggested = [suggest_bin_width(values) for values in known[training].T]
     bins = make_bins(known[training], suggested if bin_width is None else bin_width)
     for split, labels in known.items():
         masks = shot_masks(bins.train_count_of(labels))

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -117,7 +118,7 @@ def with_images(rows: datasets.Dataset, image_column: str, folder: Path) -> data
     if kind in ("string", "large_string"):
         paths = _inside(rows[image_column], image_column, folder)
         decode = not any(path is not None and path.lower().endswith(".npy") for path in paths)
-        rows = rows.remove_columns(image_column).add_column(image_column, paths)
+        rows = _replaced(rows, image_column, paths)
     elif kind in ("dict", "Image"):
         rows = _with_paths_inside(rows, image_column, folder)
     return rows.select_columns(order).cast_column(image_column, datasets.Image(decode=decode))
@@ -220,4 +221,10 @@ def _with_paths_inside(rows: datasets.Dataset, column: str, folder: Path) -> dat
     names = pc.if_else(pc.is_valid(content), None, pc.struct_field(cells, "path")).to_pylist()
     paths = pa.array(_inside(names, column, folder), pa.string())
     stored = pa.StructArray.from_arrays([content, paths], ["bytes", "path"])
-    return rows.remove_columns(column).add_column(column, stored)
+    return _replaced(rows, column, stored)
+
+
+def _replaced(rows: datasets.Dataset, column: str, cells: Any) -> datasets.Dataset:
+    """Rows with other cells in a column, which then comes last; it may be the only one."""
+    new = f"{column} "
+    return rows.add_column(new, cells).remove_columns(column).rename_column(new, column)

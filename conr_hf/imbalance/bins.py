@@ -197,7 +197,7 @@ def make_bins(
         train_labels (`array_like` or `torch.Tensor` of shape `(N,)` or `(N, T)`): Training labels, in label units.
         bin_width (`float` or a sequence of T `float`, *optional*):
             Width of the bins, in label units; a single number serves every dimension. Unset: as
-            [`default_bin_width`] has it for each dimension.
+            [`suggest_bin_width`] has it for each dimension.
         edges (ascending numbers, or a sequence of T such, *optional*):
             Bin edges, in label units, in place of `bin_width`; a single list serves every dimension.
         thresholds (`tuple[float, float]`, *optional*, defaults to `(20, 100)`): As in [`Bins`].
@@ -237,7 +237,7 @@ def make_bins(
     return Bins(empty.edges, counts, tolerance, thresholds)
 
 
-def default_bin_width(labels: npt.ArrayLike | Tensor) -> float:
+def suggest_bin_width(labels: npt.ArrayLike | Tensor) -> float:
     """
     The width of bins that nobody gave, in inspection, splitting and training alike: a round number, in label units.
 
@@ -249,9 +249,9 @@ def default_bin_width(labels: npt.ArrayLike | Tensor) -> float:
         labels (`array_like` or `torch.Tensor` of shape `(N,)`): Labels of one dimension, in label units.
 
     Example:
-        >>> default_bin_width([20 + i % 61 for i in range(2000)])  # 61 ages with 33 people each
+        >>> suggest_bin_width([20 + i % 61 for i in range(2000)])  # 61 ages with 33 people each
         1.0
-        >>> default_bin_width([20 + i % 61 for i in range(300)])  # with 5 people each
+        >>> suggest_bin_width([20 + i % 61 for i in range(300)])  # with 5 people each
         5.0
     """
     values = label_columns(labels)[:, 0]
@@ -302,7 +302,7 @@ def _edges_of_width(labels: FloatArray, width: float, tolerance: float) -> Float
 
 def _widths_per_dimension(bin_width: float | Sequence[float] | None, columns: FloatArray) -> FloatArray:
     if bin_width is None:
-        return np.array([default_bin_width(column) for column in columns.T])
+        return np.array([suggest_bin_width(column) for column in columns.T])
     widths: FloatArray = np.array(bin_width, dtype=np.float64)
     if widths.ndim == 0:
         widths = np.full(columns.shape[1], widths)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from conr_hf.imbalance import Bins, label_columns, make_bins
-from conr_hf.imbalance.bins import default_bin_width
+from conr_hf.imbalance.bins import suggest_bin_width
 
 
 def slow_bin(label: float, edges: np.ndarray, tolerance: float) -> int:
@@ -69,13 +69,13 @@ def test_agrees_with_a_look_at_every_edge(seed):
     ],
 )
 def test_an_unset_width_is_round_and_leaves_half_of_the_labels_common(labels, width):
-    assert default_bin_width(labels) == width
+    assert suggest_bin_width(labels) == width
     assert np.diff(make_bins(labels).edges[0]) == pytest.approx(width)
 
 
 def test_an_unset_width_follows_the_unit_and_each_dimension():
     labels = np.random.default_rng(0).exponential(1.5, 600)
-    widths = [default_bin_width(labels * factor) for factor in (1, 10, 0.01)]
+    widths = [suggest_bin_width(labels * factor) for factor in (1, 10, 0.01)]
     assert widths == pytest.approx([widths[0], 10 * widths[0], 0.01 * widths[0]])
     both = make_bins(np.stack([labels, 100 * labels], axis=1))
     assert [edges[1] - edges[0] for edges in both.edges] == pytest.approx([widths[0], 100 * widths[0]])
