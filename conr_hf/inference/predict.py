@@ -48,7 +48,7 @@ class Predictions:
 def predict_images(model_name: str, places: Sequence[str], batch_size: int) -> Predictions:
     """Predictions of a saved model for image files, or folders of them, searched with their subfolders."""
     files = [str(file) for file in _image_files(places)]
-    images = ((file, {"image": file}, partial(to_image, file)) for file in files)
+    images = ((file, {"image": file}, partial(str, file)) for file in files)
     return _predict(model_name, images, len(files), batch_size)
 
 
@@ -83,7 +83,7 @@ def write_predicted(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
         os.replace(unfinished, path)
 
 
-_Images = Iterator[tuple[str, dict[str, Any], Callable[[], Image.Image]]]  # what messages and tables name it, and it
+_Images = Iterator[tuple[str, dict[str, Any], Callable[[], Any]]]  # what messages and tables name it, and its cell
 
 
 def _predict(model_name: str, images: _Images, total: int, batch_size: int) -> Predictions:
@@ -92,9 +92,9 @@ def _predict(model_name: str, images: _Images, total: int, batch_size: int) -> P
     found = Predictions(target_names(model))
     for _ in tqdm(range(0, total, batch_size), "Predicting", disable=total <= batch_size):
         batch: list[Image.Image] = []
-        for name, described, read in islice(images, batch_size):
+        for name, described, cell in islice(images, batch_size):
             try:
-                batch.append(read())
+                batch.append(to_image(cell()))
                 found.images.append(described)
             except (OSError, ValueError, SyntaxError) as error:
                 found.unreadable[name] = describe_error(error)
@@ -112,11 +112,7 @@ def _images_of(splits: Mapping[str, datasets.Dataset], column: str) -> _Images:
             row = stored[index]
             path = row[column].get("path") if isinstance(row[column], dict) else None
             described = {"split": split, "row": index, "image": path or ""}
-            yield f"{split}, row {index:,}", described, partial(_image_of, rows, row, index, column)
-
-
-def _image_of(rows: datasets.Dataset, row: Mapping[str, Any], index: int, column: str) -> Image.Image:
-    return to_image(cell_of(rows, row, index, column))
+            yield f"{split}, row {index:,}", described, partial(cell_of, rows, row, index, column)
 
 
 def _image_files(places: Sequence[str]) -> list[Path]:

@@ -23,9 +23,8 @@ def load_saved(name: str, maps: bool = False) -> tuple[PreTrainedModel, BaseImag
             )
             return model, AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
     except UNREADABLE as error:
-        where = "" if Path(name).exists() else "there is no such folder, and from the Hub, "
         raise ValueError(
-            f'"{name}" is not a saved model: {where}{reason_of(error)}. Give a run folder or a model id.'
+            f'"{name}" is not a saved model: {reason_of(error)}. Give a run folder or a model id.'
         ) from error
     raise ValueError(
         f'"{name}" predicts maps, which conr-hf predict and conr-hf evaluate can use, and {loader.__name__} loads in '

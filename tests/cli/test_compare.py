@@ -125,7 +125,7 @@ def test_each_run_tells_how_far_it_is_and_each_table_is_shown_once(whole):
     parts = re.split(r"\[\d/3\] .*\n", printed)[1:]
     assert len(parts) == 3
     for part in parts:
-        assert re.search(r"^  step \d+ of 24, .*; about \d+ (s|min) left", part, re.MULTILINE), part
+        assert re.search(r"^  step \d+ of 24, about \d+ (s|min) left.*: .*MAE", part, re.MULTILINE), part
         assert part.count("small, test: MAE, mean") == 1
     assert printed.splitlines()[-1].startswith("Written: ")
 
@@ -267,10 +267,10 @@ def test_a_run_shows_its_last_line_and_how_long_it_takes_yet(tmp_path, clock):
 
     assert "left" not in after(1, "Trains with base loss l1")
     first = after(19, "epoch  1.00  step    10  MAE 5.5 m (few-shot 9)")
-    assert first.startswith("  epoch 1 of 8, MAE 5.5 m (few-shot 9); about 2 min left")
-    assert after(10, "epoch  2.00  step    20  MAE 5").endswith("about 1 min left, 4 min with the 2 after it")
-    assert after(10, "epoch  3.00  step    30  MAE 4").endswith("about 50 s left, 4 min with the 2 after it")
-    assert after(5, "noise").endswith("about 45 s left, 4 min with the 2 after it")
+    assert first == "  epoch 1 of 8, about 2 min left (8 min with the 2 after it): MAE 5.5 m (few-shot 9)"
+    assert after(10, "epoch  2.00  step    20  MAE 5").endswith("about 1 min left (4 min with the 2 after it): MAE 5")
+    assert after(10, "epoch  3.00  step    30  MAE 4").endswith("about 50 s left (4 min with the 2 after it): MAE 4")
+    assert after(5, "noise").endswith("about 45 s left (4 min with the 2 after it): MAE 4")
 
 
 def test_steps_stages_and_resumed_runs_are_told_too(tmp_path, clock):
@@ -280,12 +280,12 @@ def test_steps_stages_and_resumed_runs_are_told_too(tmp_path, clock):
     of_stages = progress.RunProgress(log, {"num_train_epochs": 2, "stage_one": "{}"}, False, 0, [])
     clock[0] += 10
     log.write_text("Stage one\nepoch  1.00  step    60  MAE 3\n")
-    assert of_steps.text() == "  step 60 of 100, MAE 3"  # resumed: nobody knows yet how fast it is
-    assert of_stages.text() == "  stage 1 of 2, epoch 1 of 2, MAE 3; about 30 s left"
+    assert of_steps.text() == "  step 60 of 100: MAE 3"  # resumed: nobody knows yet how fast it is
+    assert of_stages.text() == "  stage 1 of 2, epoch 1 of 2, about 30 s left: MAE 3"
     clock[0] += 10
     log.write_text(log.read_text() + "\nStage two\nepoch  1.00  step    80  MAE 3\n")
-    assert of_steps.text() == "  step 80 of 100, MAE 3; about 10 s left"
-    assert of_stages.text().startswith("  stage 2 of 2, epoch 1 of 2, MAE 3; about 5 s left")
+    assert of_steps.text() == "  step 80 of 100, about 10 s left: MAE 3"
+    assert of_stages.text() == "  stage 2 of 2, epoch 1 of 2, about 5 s left: MAE 3"
 
 
 def test_where_no_line_can_be_replaced_there_is_one_a_minute(tmp_path, clock, capsys):

@@ -61,7 +61,7 @@ class RunProgress:
             place, done = f"stage {len(stages)} of 2, {place}", (len(stages) - 1 + done) / 2
         if not self._points or done > self._points[-1][1]:
             self._points.append((time.monotonic(), done))
-        return f"  {place}, {found}{self._left()}"
+        return f"  {place}{self._left()}: {found}"
 
     def _left(self) -> str:
         # The first point is before the libraries and the data are loaded, which later ones are not held back by.
@@ -72,8 +72,8 @@ class RunProgress:
         left = max((1 - done) * (last - then) / (done - before) - (now - last), 0.0)
         known = [*self.seconds, now - self._begun + left]
         whole = left + self.others * sum(known) / len(known)
-        more = f", {_duration(whole)} with the {self.others} after it" if self.others else ""
-        return f"; about {_duration(left)} left{more}"
+        more = f" ({_duration(whole)} with the {self.others} after it)" if self.others else ""
+        return f", about {_duration(left)} left{more}"
 
 
 def _duration(seconds: float) -> str:

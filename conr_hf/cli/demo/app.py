@@ -148,9 +148,12 @@ def saved_targets(name: str, targets: Sequence[str]) -> list[Target]:
         facts: dict[str, Any] = {"unit": saved_unit(name)}
         if state is not None:
             facts |= {"edges": state[1].edges[place].tolist(), "train_counts": state[1].train_counts[place].tolist()}
+            facts["thresholds"] = list(state[1].thresholds)
         if intervals is not None:
             groups = [vars(group) for group in intervals.groups[target]]
             facts |= {"unit": intervals.unit, "coverage": intervals.coverage, "groups": groups}
+            bounds = {"label_min": intervals.label_min, "label_max": intervals.label_max}
+            facts |= {name: of_targets[place] for name, of_targets in bounds.items() if of_targets is not None}
         found.append(Target(target, **facts))
     return found
 
