@@ -5,6 +5,7 @@ import difflib
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 
 
@@ -185,3 +186,4 @@ def quiet_libraries() -> None:
     datasets.disable_progress_bars()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")  # of several processes

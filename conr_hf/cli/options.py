@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from conr_hf.utils.fields import argument_help
 
@@ -106,7 +106,7 @@ def help_text() -> str:
 def _described(name: str, text: str, option: Option) -> list[str]:
     default = option.default.strip("[]'").replace(" / ", "/").replace("True", "true").replace("False", "false")
     text += f" (default: {default})" if default not in ("", "None") and "Unset:" not in text else ""
-    look = {"width": 119, "subsequent_indent": " " * 28, "break_on_hyphens": False}
+    look: dict[str, Any] = {"width": 119, "subsequent_indent": " " * 28, "break_on_hyphens": False}
     head = f"  --{name} {option.kind}"
     if len(head) < 28:
         return textwrap.wrap(text, initial_indent=head.ljust(28), **look)

@@ -185,24 +185,26 @@ def _snippet(model_name: str, processor: BaseImageProcessor, facts: dict[str, st
     is tried out, else with the processor.
     """
     imports, predict = loading.splitlines()
+    mode = facts.get("image_mode", "RGB")
     size, mean, std = (json.loads(facts[name]) for name in ("image_size", "mean", "std"))
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8))
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)).convert(mode)
     expected = processor(images=[noise], return_tensors="pt")["pixel_values"][0].numpy()
-    side, kinds = size[0], (Image.Resampling.BICUBIC, Image.Resampling.BILINEAR)
-    cut = f"image.crop([round((s - {side}) / 2) + at for at in (0, {side}) for s in image.size])"
-    for kind in kinds:
+    side = size[0]
+    cut = f"image = image.crop([round((s - {side}) / 2) + at for at in (0, {side}) for s in image.size])"
+    for kind in (Image.Resampling.BICUBIC, Image.Resampling.BILINEAR) if mode == "RGB" else ():
         stretched = (size[1], size[0])
         scaled = [s * side // min(noise.size) for s in noise.size]
-        middle = [round((s - side) / 2) + at for at in (0, side) for s in scaled]
+        left, top = (round((s - side) / 2) for s in scaled)
+        sides = f"[s * {side} // min(image.size) for s in image.size]"
+        shrunk = f"image = image.resize({sides}, Image.Resampling.{kind.name})"
         ways = {
             f"image = image.resize({stretched}, Image.Resampling.{kind.name})": noise.resize(stretched, kind),
-            f"image = image.resize([s * {side} // min(image.size) for s in image.size], Image.Resampling.{kind.name})\n"
-            f"image = {cut}": noise.resize(scaled, kind).crop(middle),
+            f"{shrunk}\n{cut}": noise.resize(scaled, kind).crop((left, top, left + side, top + side)),
         }
         for way, image in ways.items():
             pixels = ((np.asarray(image) / 255 - mean) / std).transpose(2, 0, 1)
             if pixels.shape == expected.shape and np.abs(pixels - expected).mean() < 0.02:
-                lines = (
+                lines = [
                     "import numpy",
                     imports,
                     "from PIL import Image, ImageOps",
@@ -212,17 +214,18 @@ def _snippet(model_name: str, processor: BaseImageProcessor, facts: dict[str, st
                     f"pixels = ((numpy.asarray(image) / 255 - {mean}) / {std}).transpose(2, 0, 1)",
                     'pixels = pixels[None].astype("float32")',
                     predict,
-                )
+                ]
                 return "\n".join(lines)
-    lines = (
+    lines = [
         imports,
         "from transformers import AutoImageProcessor",
         "from transformers.image_utils import load_image",
         "",
         f"processor = AutoImageProcessor.from_pretrained({model_name!r})",
-        'pixels = processor(images=[load_image("image.png")], return_tensors="pt")["pixel_values"].numpy()',
+        f'image = load_image("image.png").convert("{mode}")',
+        'pixels = processor(images=[image], return_tensors="pt")["pixel_values"].numpy()',
         predict,
-    )
+    ]
     return "\n".join(lines)
 
 

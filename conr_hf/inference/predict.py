@@ -36,7 +36,8 @@ class Predictions:
 
     def columns(self, intervals: PredictionIntervals | None = None) -> dict[str, list[Any]]:
         """The images and a column for each target, ready for a table; with `intervals` also both of their ends."""
-        values, ends = np.array(self.values), {}
+        values = np.array(self.values)
+        ends: dict[str, list[Any]] = {}
         if intervals is not None:
             values, low, high = intervals.ends(values)
             for place, target in enumerate(self.targets):

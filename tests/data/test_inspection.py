@@ -13,8 +13,10 @@ from command_line import conr, photos, relabel
 from PIL import Image
 from small import images
 
-from conr_hf import ConRConfig
+import conr_hf
+from conr_hf import ConRConfig, load_benchmark
 from conr_hf.cli.inspect import as_text
+from conr_hf.cli.recipe import read_recipe
 from conr_hf.data.inspection import inspect
 from conr_hf.data.splits import split_counts
 from conr_hf.imbalance import make_bins
@@ -102,6 +104,17 @@ def test_inspection_splits_and_training_have_bins_of_one_width():
     assert [count.high - count.low for count in counts] == pytest.approx([width] * len(counts))
     args = ConRConfig("unused", report_to="none", disable_tqdm=True)
     assert np.diff(DataModule(args, rows, None, None).bins.edges[0]) == pytest.approx(width)
+
+
+@pytest.mark.parametrize("name", ["quickstart", "best"])
+def test_bins_of_the_benchmarks_are_those_that_their_recipes_were_run_with(name):
+    card = Path(conr_hf.__file__).parents[1] / "model_cards" / name / "results.json"
+    if not card.is_file():
+        pytest.skip("conr_hf is installed; there are no model cards")
+    saved = json.loads(card.read_text())["bins"]
+    _, args, _ = read_recipe([name, "--report_to", "none", "--disable_tqdm", "true"])
+    bins = DataModule(args, load_benchmark("earth-elevation")["train"], None, None).bins
+    assert [bins.edges[0].tolist(), bins.train_counts[0].tolist()] == [saved["edges"][0], saved["train_counts"][0]]
 
 
 def test_duplicates_are_found_whatever_file_they_are_in():
