@@ -826,7 +826,7 @@ def test_processes_that_do_not_train_together(monkeypatch, data, tmp_path):
         (["predict", "RUN", "DATA", "--output", "x.txt"], ['"x.txt" must end in .csv or .json']),
         (
             ["predict", "no/model", "DATA"],
-            ['"no/model" is not a saved model: there is no such folder', "or a model id"],
+            ['"no/model" is not a saved model', "Give a run folder or a model id"],
         ),
         (["predict", "RUN"], ["Name what to predict", "--data"]),
         (["predict", "RUN", "DATA", "--data", "DATA"], ["Name what to predict", "--data"]),
