@@ -1,9 +1,11 @@
 """What each command of `conr-hf` does, with the libraries that it needs and no others; an exit code where not 0."""
 
 import argparse
+import difflib
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 
 
@@ -27,45 +29,24 @@ def train(given: list[str]) -> None:
 
 
 def evaluate(options: argparse.Namespace) -> None:
+    check_model(options.model)
+    quiet_libraries()
     from conr_hf.cli.evaluate import evaluate_saved
 
     evaluate_saved(options)
 
 
 def predict(options: argparse.Namespace) -> int:
-    from conr_hf.inference.predict import predict_images, predict_maps, write_predicted
-    from conr_hf.models.saved import predicts_maps
-    from conr_hf.utils.files import check_writable
-    from conr_hf.utils.tables import format_table
+    check_model(options.model)
+    quiet_libraries()
+    from conr_hf.cli.predict import predict_saved
 
-    if predicts_maps(options.model):
-        count, unreadable, no_pictures = predict_maps(options.model, options.images, options.output)
-        what = "arrays (.npy)" if no_pictures else "arrays (.npy) and pictures (.png)"
-        print(f"{count} map{'s' * (count != 1)} written to {options.output}, as {what}")
-        if no_pictures:
-            print(f"No pictures: {no_pictures}")
-        return _print_unreadable(unreadable)
-    if options.output is not None:
-        if Path(options.output).suffix not in (".csv", ".json"):
-            raise ValueError(f'--output "{options.output}" must end in .csv or .json.')
-        check_writable(str(Path(options.output).parent))
-    targets, predictions, unreadable = predict_images(options.model, options.images, options.batch_size)
-    if options.output is not None:
-        write_predicted(Path(options.output), targets, predictions)
-        print(f"{len(predictions)} prediction{'s' * (len(predictions) != 1)} written to {options.output}")
-    elif predictions:
-        rows = [[str(path), *(f"{value:.5g}" for value in values)] for path, values in predictions.items()]
-        print(format_table([["image", *targets], *rows]))
-    return _print_unreadable(unreadable)
-
-
-def _print_unreadable(unreadable: dict[Path, str]) -> int:
-    for path, reason in unreadable.items():
-        print(f"conr-hf: {path} cannot be read: {reason}.", file=sys.stderr)
-    return 2 if unreadable else 0
+    return predict_saved(options)
 
 
 def export(options: argparse.Namespace) -> None:
+    check_model(options.model)
+    quiet_libraries()
     from conr_hf.inference.export import export
 
     export(options.model, options.format, options.output)
@@ -91,18 +72,25 @@ def compare(options: argparse.Namespace) -> int:
 
 
 def report(options: argparse.Namespace) -> None:
+    for run in options.runs:
+        check_run(run)
+    quiet_libraries()
     from conr_hf.cli.report.report import report
 
     report(options.runs, options.split, options.output)
 
 
 def card(options: argparse.Namespace) -> None:
+    check_run(options.run)
+    quiet_libraries()
     from conr_hf.hub.model_card import write_card
 
     print(f"Written to {write_card(options.run, options.template)}")
 
 
 def push(options: argparse.Namespace) -> None:
+    check_run(options.run)
+    quiet_libraries()
     from conr_hf.hub.push import push_run
 
     print(f"Pushed to {push_run(options.run, options.model_id, options.private, options.revision).repo_url}")
@@ -135,6 +123,8 @@ def env(options: argparse.Namespace) -> None:
 def demo(options: argparse.Namespace) -> None:
     if options.with_model and options.export is None:
         raise ValueError("--with_model copies the model into a Space; add --export FOLDER.")
+    check_model(options.model)
+    quiet_libraries()
     from conr_hf.cli.demo import app
 
     given = {"max_size": options.max_size, "examples": options.examples}
@@ -145,15 +135,47 @@ def demo(options: argparse.Namespace) -> None:
 
 
 def inspect(options: argparse.Namespace) -> None:
+    import datasets
+
     from conr_hf.cli.inspect import inspect_data
 
+    datasets.disable_progress_bars()
     inspect_data(options)
 
 
 def split(options: argparse.Namespace) -> None:
+    import datasets
+
     from conr_hf.cli.split import write_split
 
+    datasets.disable_progress_bars()
     write_split(options)
+
+
+def check_model(name: str) -> None:
+    """Refuses the name of a saved model that can only be a folder, and is none; an id on the Hub passes."""
+    path = Path(name)
+    could_be_an_id = not name.startswith((".", "/", "~", "\\", "runs/")) and len(path.parts) <= 2
+    is_in_a_folder_here = len(path.parts) == 2 and path.parent.is_dir()
+    if path.is_file():
+        raise ValueError(f'"{name}" is a file, not a saved model. Give the folder of a run, or a model id.')
+    if not path.exists() and (is_in_a_folder_here or not could_be_an_id):
+        raise ValueError(f'There is no folder "{name}".{_near_folder(path)} Give a run folder or a model id.')
+
+
+def check_run(name: str) -> None:
+    """Refuses the folder of a finished run that is not there."""
+    if not Path(name).is_dir():
+        raise ValueError(
+            f'"{name}" is not a run: there is no such folder.{_near_folder(Path(name))} Give a folder that conr-hf '
+            "train wrote."
+        )
+
+
+def _near_folder(path: Path) -> str:
+    beside = [other.name for other in path.parent.iterdir() if other.is_dir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, beside, n=1)
+    return f' Did you mean "{path.parent / near[0]}"?' if near else ""
 
 
 def quiet_libraries() -> None:
@@ -164,3 +186,4 @@ def quiet_libraries() -> None:
     datasets.disable_progress_bars()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")  # of several processes

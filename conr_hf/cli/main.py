@@ -1,6 +1,7 @@
 """`conr-hf`: train, evaluate, predict, demo, export, compare, report, card, push, inspect, split, recipes, env."""
 
 import argparse
+import difflib
 import sys
 from collections.abc import Sequence
 from fractions import Fraction
@@ -9,10 +10,16 @@ from conr_hf.cli import commands
 
 EXAMPLES = """examples:
   conr-hf train recipes/quickstart.yaml --conr_weight 0.1
-  conr-hf evaluate runs/quickstart --benchmark earth-elevation
+  conr-hf evaluate runs/quickstart
   conr-hf predict runs/quickstart photos/ --output heights.csv
   conr-hf report runs/quickstart
   conr-hf demo runs/quickstart
+
+on images of your own, with their labels in a table:
+  conr-hf inspect gauges.csv --label_columns bar
+  conr-hf split gauges.csv --label_columns bar --output gauges
+  conr-hf train recipes/own-data.yaml --data gauges --label_columns bar --unit bar --output_dir runs/gauges
+  conr-hf predict runs/gauges new.csv --interval --output readings.csv
 
 `conr-hf train --help` lists every option of a recipe."""
 
@@ -62,24 +69,30 @@ def _run(given: list[str]) -> int:
 
     evaluate = subparsers.add_parser("evaluate", help="errors of a saved model, per shot")
     evaluate.add_argument("model", help="run folder, checkpoint or Hub id")
-    source = evaluate.add_mutually_exclusive_group(required=True)
-    source.add_argument("--benchmark", help="a benchmark, such as earth-elevation")
-    source.add_argument("--data", help="your own data: folder of images, table, or Hub id")
+    source = evaluate.add_mutually_exclusive_group()
+    source.add_argument("--benchmark", help="a benchmark, such as earth-elevation (default: the run's own data)")
+    source.add_argument("--data", help="your own data: folder of images, table, or Hub id (default: the run's own)")
     evaluate.add_argument("--benchmark_source", help="where you have the benchmark: folder, file or Hub id")
     evaluate.add_argument("--streaming", action="store_true", help="do not download the training split")
     evaluate.add_argument("--split", default="test", help="which split (default: test)")
-    evaluate.add_argument("--image_column", default="image")
-    _add_files(evaluate)
-    evaluate.add_argument("--label_columns", nargs="+", help="columns of the label (default: the model's own)")
+    _image_column(evaluate, default=None)
+    _image_files(evaluate)
+    _label_columns(evaluate, "columns of the label (default: the model's own)", default=None)
     evaluate.add_argument("--batch_size", type=_positive, default=64)
     evaluate.add_argument("--skip_bad_rows", action="store_true", help="leave out rows that cannot be read")
     evaluate.add_argument("--map_scale", type=float, help="label units in a map's stored number (default: the run's)")
     evaluate.add_argument("--map_invalid", type=float, help="stored number of a map's pixel without a label")
     evaluate.add_argument("--output", help="folder for results.json, predictions.csv (or maps.png) and density.png")
 
-    predict = subparsers.add_parser("predict", help="predictions for images")
+    predict = subparsers.add_parser("predict", help="predictions for images, or for the images of a data set")
     predict.add_argument("model", help="run folder, checkpoint or Hub id")
-    predict.add_argument("images", nargs="+", help="image files, or folders of them", metavar="IMAGE|FOLDER")
+    what = "image files, or folders of them; or a table (.csv, .jsonl, .parquet) that names or holds images"
+    predict.add_argument("images", nargs="*", help=what, metavar="IMAGE|FOLDER|TABLE")
+    predict.add_argument("--data", help="in place of images: a data set, which may be a folder or a Hub id")
+    predict.add_argument("--split", help="of a table or data set, this split alone (default: all)")
+    _image_column(predict)
+    _image_files(predict)
+    predict.add_argument("--interval", action="store_true", help="the ends of each prediction's interval too")
     predict.add_argument("--output", help="write to this .csv or .json file, not the terminal; for maps, the folder")
     predict.add_argument("--batch_size", type=_positive, default=32)
 
@@ -90,7 +103,8 @@ def _run(given: list[str]) -> int:
 
     compare = subparsers.add_parser("compare", help="train methods x seeds, and set them side by side")
     compare.add_argument("comparison", help="YAML file: recipes, methods, seeds")
-    compare.add_argument("--output_dir", help="where runs and tables go (default: the file's)")
+    where = "where runs and tables go (default: the file's)"
+    compare.add_argument("--output_dir", "--output", metavar="FOLDER", help=where)
 
     report = subparsers.add_parser("report", help="pictures of finished runs, and what their features say")
     report.add_argument("runs", nargs="+", help="folders that conr-hf train wrote", metavar="RUN")
@@ -123,11 +137,11 @@ def _run(given: list[str]) -> int:
 
     inspect = subparsers.add_parser("inspect", help="what is in a data set, and what is wrong with it")
     inspect.add_argument("data", help="your own data: folder of images, table, or Hub id", metavar="DATA")
-    inspect.add_argument("--label_columns", nargs="+", default=["label"], metavar="COLUMN")
-    inspect.add_argument("--image_column", default="image")
-    _add_files(inspect)
-    inspect.add_argument("--group_column", help="what should not be in two splits: a person, a photograph")
-    inspect.add_argument("--bin_width", type=_width, nargs="+", help="of the label bins (default: a suitable one)")
+    _label_columns(inspect)
+    _image_column(inspect)
+    _image_files(inspect)
+    _group_column(inspect)
+    _bin_width(inspect)
     inspect.add_argument("--map_scale", type=float, default=1.0, help="label units in a stored number of a map")
     inspect.add_argument("--map_invalid", type=float, help="stored number of a map that means there is no label")
     inspect.add_argument(
@@ -136,31 +150,66 @@ def _run(given: list[str]) -> int:
     inspect.add_argument("--unit", default="", help="unit of the labels, for the figure")
     inspect.add_argument("--output", help="folder for labels.png and inspection.json (default: write nothing)")
 
-    split = subparsers.add_parser("split", help="balanced validation and test sets, written as Parquet")
+    split = subparsers.add_parser("split", help="validation and test sets that hold rare labels like common ones")
     split.add_argument("data", help="your own data: folder of images, table, or Hub id", metavar="DATA")
-    split.add_argument("--label", nargs="+", required=True, metavar="COLUMN", help="columns of the label")
-    split.add_argument("--out", required=True, metavar="FOLDER", help="where the Parquet files and README.md go")
-    split.add_argument("--group", help="column of what must not be in two splits: a person, a photograph")
-    split.add_argument("--id", help="column with a different value in each row, so that their order does not matter")
+    _label_columns(split)
+    _image_column(split)
+    _group_column(split)
+    different = "column with a different value in each row, so that their order does not matter"
+    split.add_argument("--id_column", "--id", metavar="COLUMN", help=different)
+    where = "where the Parquet files and README.md go"
+    split.add_argument("--output", "--out", required=True, metavar="FOLDER", help=where)
     split.add_argument("--cap", type=_positive, default=30, help="most rows of a bin in test (default: 30)")
     split.add_argument("--share", type=_fraction, default=1 / 3, help="largest share of a bin in test (default: 1/3)")
-    split.add_argument("--bin_width", type=_width, nargs="+", help="of the label bins (default: range / 100)")
+    _bin_width(split)
     split.add_argument("--seed", type=int, default=42)
-    split.add_argument("--image_column", default="image")
-    _add_files(split)
+    _image_files(split)
     split.add_argument("--overwrite", action="store_true", help="replace files that an earlier split left there")
 
     subparsers.add_parser("env", help="what a bug report needs")
+    if given and not given[0].startswith("-"):
+        _check_command(given[0], list(subparsers.choices), parser)
     options = parser.parse_args(given, argparse.Namespace(given=given))
-    if options.command not in ("compare", "env", "recipes"):
-        commands.quiet_libraries()
     return getattr(commands, options.command)(options) or 0  # a function for each command, of its name
 
 
-def _add_files(parser: argparse.ArgumentParser) -> None:
+def _check_command(name: str, known: list[str], parser: argparse.ArgumentParser) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f'Did you mean "{near[0]}"?' if near else f"Choose from {', '.join(known)}."
+        parser.error(f"invalid choice: '{name}' is no command. {hint}")
+
+
+# ---- Options that several commands share ----------------------------------------------------------------------------
+
+
+def _label_columns(
+    parser: argparse.ArgumentParser,
+    about: str = "columns of the label (default: label)",
+    default: Sequence[str] | None = ("label",),
+) -> None:
+    parser.add_argument("--label_columns", "--label", nargs="+", default=default, metavar="COLUMN", help=about)
+
+
+def _image_column(parser: argparse.ArgumentParser, default: str | None = "image") -> None:
+    about = "column of the image (default: image)" if default else "column of the image (default: the run's, or image)"
+    parser.add_argument("--image_column", default=default, metavar="COLUMN", help=about)
+
+
+def _image_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image_folder", help="folder that paths of images are relative to (default: the table's)")
     parser.add_argument("--image_suffix", help="ending of the images, as in .png, of names without")
     parser.add_argument("--data_config", help="which of the data's configurations, if its card names several")
+
+
+def _group_column(parser: argparse.ArgumentParser) -> None:
+    about = "column of what must not be in two splits: a person, a photograph"
+    parser.add_argument("--group_column", "--group", metavar="COLUMN", help=about)
+
+
+def _bin_width(parser: argparse.ArgumentParser) -> None:
+    about = "of the label bins, one for all or one for each label column (default: a width that suits the labels)"
+    parser.add_argument("--bin_width", type=_width, nargs="+", metavar="WIDTH", help=about)
 
 
 def _width(text: str) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from conr_hf.utils.fields import argument_help
 
@@ -23,12 +23,55 @@ CLASSES = {  # by module; a later class overrides an earlier one, as in inherita
 }
 
 
+_FIRST = ("data", "label_columns", "image_column", "unit")  # of their group
+_MODEL = ("model", "pretrained", "weights", "image_size", "head")
+_OUTPUT = ("output_dir", "overwrite_output_dir", "feature_index", "model_card_template")
+_COMMON = {  # of the options that are TrainingArguments' own, those that a run begins with, by group
+    "Training": {
+        "num_train_epochs": "Passes over the training images.",
+        "max_steps": "Steps in place of epochs; -1: as many as the epochs take.",
+        "per_device_train_batch_size": "Images in a step, on each device.",
+        "per_device_eval_batch_size": "Images that are evaluated at once, on each device.",
+        "learning_rate": "Learning rate at its highest.",
+        "weight_decay": "Weight decay of the optimizer.",
+        "warmup_steps": "Steps in which the learning rate rises from 0; below 1, their share of all steps.",
+        "lr_scheduler_type": "How the learning rate falls.",
+        "bf16": "Mixed precision in bfloat16.",
+        "gradient_accumulation_steps": "Batches whose gradients make one step.",
+        "dataloader_num_workers": "Processes that read images.",
+        "seed": "Of the weights, the order of the images and their views.",
+        "use_cpu": "Leave a GPU alone.",
+    },
+    "Output": {
+        "output_dir": "Folder of the run. Unset: runs/NAME, after the recipe's file.",
+        "resume_from_checkpoint": "true goes on from the folder's last checkpoint; or the folder of one.",
+        "save_total_limit": "Checkpoints to keep, the best one among them. Unset: all.",
+        "logging_steps": "Steps between the lines of training.",
+        "report_to": "tensorboard, trackio, mlflow, wandb, or several of them.",
+        "push_to_hub": "Send the finished run to the Hub.",
+        "hub_model_id": "Where to: owner/name. Unset: the folder's name.",
+    },
+}
+_USAGE = """\
+usage: conr-hf train RECIPE.yaml [--option value ...]
+
+Trains a recipe, a YAML file or the name of one that comes with the package (conr-hf recipes); every option beats the
+file's, and null leaves one of the file's out. On images of your own, named with their labels in a table:
+
+  conr-hf train recipes/own-data.yaml --data gauges.csv --label_columns pressure --unit bar
+
+R is the range of the training labels, the largest less the smallest, and s their standard deviation; both are in label
+units, so that 0.6 s is six tenths of a standard deviation."""
+
+
 class Option(NamedTuple):
     """An option of `conr-hf train`."""
 
     default: str  # as the source has it
     choices: list[str]  # empty where any value of the option's type is one
     help: str  # on one line; empty for an option that is TrainingArguments' own
+    kind: str  # what is written behind it
+    group: str  # of the help text
 
 
 @cache
@@ -41,22 +84,50 @@ def train_options() -> dict[str, Option]:
         texts = argument_help(ast.get_docstring(definition) or "") if module.startswith("conr_hf.") else {}
         for node in definition.body:
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id[0] != "_":
-                field = node.target.id
-                options[field] = Option(_default(node.value), _choices(node.annotation, module), texts.get(field, ""))
+                field, choices = node.target.id, _choices(node.annotation, module)
+                kind = "{" + ",".join(choices) + "}" if 0 < len(choices) < 10 else _kind(ast.unparse(node.annotation))
+                options[field] = Option(_default(node.value), choices, texts.get(field, ""), kind, _group(field, name))
     return options
 
 
 def help_text() -> str:
-    """What `conr-hf train --help` prints: the options of a recipe and of ConR, with their defaults."""
-    lines = ["usage: conr-hf train RECIPE.yaml [--option value ...]", ""]
-    lines += ["s is the standard deviation of the training labels, R their range.", ""]
-    for name, option in train_options().items():
-        if option.help:
-            default = f" (default: {option.default})" if option.default not in ("", "None") else ""
-            text = f"{f'--{name}':25} {option.help}{default}"
-            lines += textwrap.wrap(text, 119, initial_indent="  ", subsequent_indent=" " * 28, break_on_hyphens=False)
-    more = "and every field of transformers.TrainingArguments: --learning_rate, --num_train_epochs, --bf16, ..."
-    return "\n".join([*lines, "", more])
+    """What `conr-hf train --help` prints: the options of a recipe and of ConR in groups, with their defaults."""
+    lines = [_USAGE]
+    for group in ("Data", "Model", "ConR", "Other methods", "Training", "Output"):
+        lines += ["", f"{group}:"]
+        known = {name: option for name, option in train_options().items() if option.group == group}
+        common = _COMMON.get(group, {})
+        texts = common | {name: option.help for name, option in known.items() if option.help}
+        for name, text in sorted(texts.items(), key=lambda item: item[0] not in _FIRST):
+            lines += _described(name, text, train_options()[name])
+    return "\n".join([*lines, "", "And every other field of transformers.TrainingArguments."])
+
+
+def _described(name: str, text: str, option: Option) -> list[str]:
+    default = option.default.strip("[]'").replace(" / ", "/").replace("True", "true").replace("False", "false")
+    text += f" (default: {default})" if default not in ("", "None") and "Unset:" not in text else ""
+    look: dict[str, Any] = {"width": 119, "subsequent_indent": " " * 28, "break_on_hyphens": False}
+    head = f"  --{name} {option.kind}"
+    if len(head) < 28:
+        return textwrap.wrap(text, initial_indent=head.ljust(28), **look)
+    return [head, *textwrap.wrap(text, initial_indent=" " * 28, **look)]
+
+
+def _group(name: str, of: str) -> str:
+    if name in (*_MODEL, *_OUTPUT):
+        return "Model" if name in _MODEL else "Output"
+    if name.startswith("conr_"):
+        return "ConR"
+    of_class = {"Recipe": "Data", "DataConfig": "Data", "MethodConfig": "Other methods"}
+    return "Training" if name == "stage_one" else of_class.get(of, "Training")
+
+
+def _kind(annotation: str) -> str:
+    """What is written behind an option of a type, as help texts call it."""
+    names = {"bool": "true|false", "int": "INT", "float": "NUMBER", "list[str]": "NAME ...", "list[int]": "INT ..."}
+    names |= {"list[float]": "NUMBER ..."}
+    first = annotation.partition(" | ")[0]
+    return names.get(first, "TEXT")
 
 
 def check_options(flags: Sequence[str], place: str) -> None:
@@ -85,6 +156,14 @@ def option_name(written: str) -> str:
     return name if name in train_options() else name.removeprefix("no_")
 
 
+def unsets(name: str, values: Sequence[object]) -> bool:
+    """Whether the `values` of an option leave it unset: `null`, or `none` where that is none of its values."""
+    option = train_options().get(name)
+    if option is None or len(values) != 1:
+        return False
+    return values[0] == "null" or (values[0] == "none" and not option.choices and name != "report_to")
+
+
 def one_or_each(widths: Sequence[float] | None) -> float | Sequence[float] | None:
     """Bin widths as they are given to `--bin_width`: one alone is that of every label dimension."""
     return widths[0] if widths is not None and len(widths) == 1 else widths
@@ -93,8 +172,10 @@ def one_or_each(widths: Sequence[float] | None) -> float | Sequence[float] | Non
 def _default(value: ast.expr | None) -> str:
     if isinstance(value, ast.Constant):
         return str(value.value)
-    if isinstance(value, ast.Call):  # field(default_factory=lambda: ...)
-        return "".join(ast.unparse(word.value.body) for word in value.keywords if isinstance(word.value, ast.Lambda))
+    if isinstance(value, ast.Call):  # field(default=...) or field(default_factory=lambda: ...)
+        given = {word.arg: word.value for word in value.keywords}
+        made = given.get("default_factory")
+        return ast.unparse(made.body) if isinstance(made, ast.Lambda) else _default(given.get("default"))
     return ast.unparse(value) if value is not None else ""
 
 

@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
-from conr_hf.cli.options import check_options, option_name
+from conr_hf.cli.options import check_options, option_name, unsets
 from conr_hf.cli.yaml_loader import read_yaml
 from conr_hf.utils.fields import warn_without_effect, with_help
 
@@ -85,17 +85,21 @@ class Recipe:
 def read_recipe(arguments: Sequence[str]) -> tuple[Recipe, "ConRConfig", dict[str, Any]]:
     """
     Reads `RECIPE.yaml --option value ...`, a file or the name of a recipe of the package; the command line overrides
-    it.
+    it. `--data` takes the place of the file's benchmark, and `--benchmark` that of its data; `null`, or `none` where
+    that is no value of the option, leaves an option of the file out.
 
     Returns the recipe, the settings, and by name every option that was set or is ours, except tokens: a recipe that
     repeats the run even if defaults change. Raises a `ValueError` for an option or a value that does not exist.
     """
     rest = list(arguments)
     path = rest.pop(0) if rest and not rest[0].startswith("--") else None
-    options = flags_of(options_of(path)) if path is not None else []
     file = path or "command line"
-    check_options(options, file)
+    rest, unset = _without_unset(rest)
     check_options(rest, "command line")
+    left_out = (*unset, *_replaced(_names(rest)))
+    in_file = {} if path is None else options_of(path)
+    options = flags_of({name: value for name, value in in_file.items() if name not in left_out})
+    check_options(options, file)
     # Only now, as importing them takes seconds.
     from transformers import HfArgumentParser
 
@@ -166,12 +170,14 @@ def names() -> list[str]:
 
 def packaged(name: str) -> Path:
     """The path of a recipe that comes with the package; without one of that name, a `ValueError` with the nearest."""
-    wanted = PureWindowsPath(name).as_posix().removeprefix("recipes/").removesuffix(".yaml") + ".yaml"
-    if wanted not in names():
-        near = difflib.get_close_matches(wanted, names(), n=1)
-        hint = f"Did you mean {near[0]}?" if near else "conr-hf recipes lists those that come with the package."
+    wanted = PureWindowsPath(name).as_posix().removeprefix("recipes/").removesuffix(".yaml")
+    if f"{wanted}.yaml" not in names():
+        beside = [str(path) for path in Path(name).parent.glob("*.yaml")] if Path(name).parent.is_dir() else []
+        known = {file.removesuffix(".yaml"): file for file in (*names(), *beside)}  # .yaml alone would make them alike
+        near = difflib.get_close_matches(wanted, known, n=1)
+        hint = f"Did you mean {known[near[0]]}?" if near else "conr-hf recipes lists those that come with the package."
         raise ValueError(f'There is no recipe "{name}". {hint}')
-    return FOLDER / wanted
+    return FOLDER / f"{wanted}.yaml"
 
 
 def copy(name: str, destination: str) -> Path:
@@ -197,11 +203,41 @@ def options_of(path: str) -> dict[str, Any]:
     return options
 
 
+def overridden(options: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Options with changes to them; `data` takes the place of a `benchmark`, and a benchmark that of data."""
+    replaced = _replaced([name for name, value in changes.items() if value is not None])
+    return {name: value for name, value in options.items() if name not in replaced} | changes
+
+
+def _replaced(given: Sequence[str]) -> list[str]:
+    """What a recipe says of its data that does not hold for the data that are `given` in their place."""
+    if "data" in given and "benchmark" not in given:
+        return ["benchmark", "benchmark_source"]
+    return ["data"] if "benchmark" in given and "data" not in given else []
+
+
+def _without_unset(flags: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A command line without the options that it unsets, as in `--unit null`, and the names of these."""
+    given: list[list[str]] = []  # each option with its values
+    for word in flags:
+        if word.startswith("--") or not given:
+            given.append([])
+        given[-1].append(word)
+    kept, unset = list[str](), list[str]()
+    for option, *values in given:
+        name, _, value = option[2:].partition("=")
+        if unsets(option_name(name), [value, *values] if value else values):
+            unset.append(option_name(name))
+        else:
+            kept += [option, *values]
+    return kept, unset
+
+
 def flags_of(options: dict[str, Any]) -> list[str]:
     """Options as they are written on a command line."""
     flags = []
     for name, value in options.items():
-        if value is None:
+        if value is None or unsets(name, [value]):
             continue
         if value is False and name.endswith("_strategy"):
             value = "no"  # what YAML reads as false

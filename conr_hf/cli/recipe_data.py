@@ -9,13 +9,13 @@ from conr_hf.cli.recipe import Recipe
 from conr_hf.data.benchmarks.loading import load_benchmark
 from conr_hf.data.benchmarks.registry import BENCHMARKS
 from conr_hf.data.columns import count_labels, label_names, read_labels
-from conr_hf.data.inspection import suggest_bin_width
 from conr_hf.data.local import load_local
 from conr_hf.data.map_statistics import has_maps
 from conr_hf.data.splits import dir_split
 from conr_hf.data.streaming import label_stream, load_stream, read_histogram
 from conr_hf.data.validation import streamed_labels
 from conr_hf.imbalance import Bins
+from conr_hf.imbalance.bins import suggest_bin_width
 from conr_hf.training.config.config import ConRConfig
 
 

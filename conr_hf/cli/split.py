@@ -17,7 +17,7 @@ from datasets.table import embed_table_storage
 from conr_hf.cli.options import one_or_each
 from conr_hf.data.columns import check_column, label_names, read_labels, unreadable_rows
 from conr_hf.data.local import load_local
-from conr_hf.data.splits import SPLITS, BinCount, dir_split, key_cells, split_counts
+from conr_hf.data.splits import SPLITS, BinCount, advised_cap, dir_split, is_balanced, key_cells, split_counts
 from conr_hf.imbalance.bins import FloatArray
 from conr_hf.utils.files import check_writable
 from conr_hf.utils.tables import format_bin, format_table, markdown_table
@@ -25,7 +25,7 @@ from conr_hf.utils.tables import format_bin, format_table, markdown_table
 CARD = """\
 # {name}, split for imbalanced regression
 
-{rows:,} rows of `{name}`; validation and test are balanced over `{labels}`, training keeps its long tail.
+{rows:,} rows of `{name}`. {about}
 
 {splits}
 
@@ -51,14 +51,14 @@ def write_split(options: Namespace) -> None:
 
     The Parquet files hold the images themselves and no path but the name of each file. A column `split` is left out.
     """
-    out, label = Path(options.out), options.label
+    out, label = Path(options.output), options.label_columns
     existing = [name for name in (*(f"{split}.parquet" for split in SPLITS), "README.md") if (out / name).exists()]
     if existing and not options.overwrite:
         raise ValueError(
-            f'"{out}" has {", ".join(existing)} already. Name another folder with --out, or replace them with '
+            f'"{out}" has {", ".join(existing)} already. Name another folder with --output, or replace them with '
             "--overwrite."
         )
-    check_writable(options.out)
+    check_writable(options.output)
     files = {"image_folder": options.image_folder, "image_suffix": options.image_suffix}
     data = load_local(options.data, options.image_column, data_config=options.data_config, **files)
     named = {split: f'split "{split}"' if len(data) > 1 else f'"{options.data}"' for split in data}
@@ -67,25 +67,34 @@ def write_split(options: Namespace) -> None:
         _refuse(read_labels(rows, label, named[split])[1], named[split])
     quotas = {"cap": options.cap, "share": options.share, "bin_width": one_or_each(options.bin_width)}
     pooled = _pooled(data, label)
-    splits = dir_split(pooled, label, group=options.group, id_column=options.id, seed=options.seed, **quotas)
+    splits = dir_split(
+        pooled, label, group=options.group_column, id_column=options.id_column, seed=options.seed, **quotas
+    )
     for split, rows in data.items():
         _refuse(unreadable_rows(rows, options.image_column, range(len(rows)), named[split]), named[split])
     sizes = {split: _write_parquet(part, out / f"{split}.parquet") for split, part in splits.items()}
     labels = {split: read_labels(rows, label, split)[0].reshape(len(rows), -1) for split, rows in splits.items()}
     names = label_names(label, next(iter(labels.values())).shape[1])
     bins = _named_bins(labels, names, split_counts(splits, label, **quotas))
-    table = _split_table(splits, labels, names, options.group, bins)
-    how = _how(options, bins)
+    table = _split_table(splits, labels, names, options.group_column, bins)
+    how = f"{_how(options, bins)} {_balance(options, bins)}"
     (out / "README.md").write_text(_card(splits, options, table, how, bins, sizes), encoding="utf-8")
     if len(data) > 1:
         print(f"The splits it came with are pooled: {', '.join(f'{name} {len(data[name]):,}' for name in data)}.\n")
     print(format_table(table))
     print(f"\n{how}")
+    for warning in _warnings(options, bins):
+        print(f"Warning: {warning}")
     print(f"Written to {out}: {', '.join(f'{split}.parquet' for split in splits)}, and README.md with every bin.")
 
 
 def _check_columns(rows: datasets.Dataset, name: str, options: Namespace) -> None:
-    for option, columns in (("--label", options.label), ("--group", [options.group]), ("--id", [options.id])):
+    columns_of = {
+        "--label_columns": options.label_columns,
+        "--group_column": [options.group_column],
+        "--id_column": [options.id_column],
+    }
+    for option, columns in columns_of.items():
         for column in columns:
             if column is not None:
                 check_column(column, rows.column_names, name, option)
@@ -154,7 +163,7 @@ def _how(options: Namespace, bins: dict[str, BinCount]) -> str:
         f"In bins of width {' and '.join(widths.values())}, validation and test get a share of {options.share:.3g} of "
         f"a bin's rows each, rounded down and at most {options.cap} (the bin's quota); training gets the rest."
     )
-    if options.group is None:
+    if options.group_column is None:
         return text
     misses = {
         (split, name): abs(count.rows[split] - count.quota)
@@ -163,21 +172,53 @@ def _how(options: Namespace, bins: dict[str, BinCount]) -> str:
     }
     split, name = max(misses, key=misses.__getitem__)
     return (
-        f'{text} No "{options.group}" is in two splits, so quotas are met as nearly as whole groups allow: on average '
-        f"{np.mean(list(misses.values())):.2g} rows off, at most {misses[split, name]}: {split} has "
+        f'{text} No "{options.group_column}" is in two splits, so quotas are met as nearly as whole groups allow: on '
+        f"average {np.mean(list(misses.values())):.2g} rows off, at most {misses[split, name]}: {split} has "
         f"{bins[name].rows[split]} rows of {name} where the quota is {bins[name].quota}."
     )
+
+
+def _balance(options: Namespace, bins: dict[str, BinCount]) -> str:
+    """Whether validation and test are balanced, and what of them is, in a sentence."""
+    labels, capped = "`, `".join(options.label_columns), sum(count.quota == options.cap for count in bins.values())
+    if is_balanced(list(bins.values()), options.cap):
+        return (
+            f"Validation and test are balanced over `{labels}`: {capped} of {len(bins)} bins give {options.cap} rows "
+            "to each, and rarer ones what their share allows."
+        )
+    return (
+        f"Validation and test are not balanced over `{labels}`, but about as long-tailed as the data: of {len(bins)} "
+        f"bins {capped or 'none'} {'is' if capped == 1 else 'are'} large enough for the cap of {options.cap}."
+    )
+
+
+def _kept(bins: dict[str, BinCount]) -> float:
+    """The share of the rows that training keeps."""
+    return sum(count.rows["train"] for count in bins.values()) / sum(sum(c.rows.values()) for c in bins.values())
+
+
+def _warnings(options: Namespace, bins: dict[str, BinCount]) -> list[str]:
+    counts, problems = list(bins.values()), []
+    if not is_balanced(counts, options.cap):
+        problems.append(f"the cap of {options.cap} hardly acts, so that validation and test are not balanced")
+    if _kept(bins) < 0.5:
+        problems.append(f"training keeps {_kept(bins):.0%} of the rows, less than half")
+    if not problems:
+        return []
+    cap = advised_cap(counts, options.share)
+    mend = f"--cap {cap} mends that" if cap is not None else "there are too few rows to mend that with another --cap"
+    return [f"{'; and '.join(problems)}; {mend}."]
 
 
 def _command(options: Namespace) -> str:
     """The command line that repeats the split, with names of folders and files instead of their paths."""
     data = Path(options.data).name if Path(options.data).exists() else options.data
-    words = ["conr-hf", "split", data, "--label", *options.label]
-    for name, value in (("group", options.group), ("id", options.id)):
+    words = ["conr-hf", "split", data, "--label_columns", *options.label_columns]
+    for name, value in (("group_column", options.group_column), ("id_column", options.id_column)):
         words += [f"--{name}", value] if value is not None else []
     fraction = Fraction(options.share).limit_denominator(1000)
     share = str(fraction) if float(fraction) == options.share else repr(options.share)
-    words += ["--out", Path(options.out).name, "--cap", str(options.cap), "--share", share]
+    words += ["--output", Path(options.output).name, "--cap", str(options.cap), "--share", share]
     if options.bin_width is not None:
         words += ["--bin_width", *(f"{width:g}" for width in options.bin_width)]
     return shlex.join([*words, "--seed", str(options.seed), "--image_column", options.image_column])
@@ -193,7 +234,7 @@ def _card(
 ) -> str:
     name = Path(options.data).name
     info = [{"name": split, "num_bytes": sizes[split], "num_examples": len(rows)} for split, rows in splits.items()]
-    written = sum(Path(options.out, f"{split}.parquet").stat().st_size for split in splits)
+    written = sum(Path(options.output, f"{split}.parquet").stat().st_size for split in splits)
     files = [{"split": split, "path": f"{split}.parquet"} for split in splits]
     facts: dict[str, Any] = {
         "pretty_name": f"{name}, split for imbalanced regression",
@@ -206,7 +247,7 @@ def _card(
     text = CARD.format(
         name=name,
         rows=sum(len(rows) for rows in splits.values()),
-        labels="`, `".join(options.label),
+        about=f"{_balance(options, bins)} Training keeps {_kept(bins):.0%} of the rows.",
         splits=markdown_table(table),
         how=how,
         command=_command(options),

@@ -49,8 +49,8 @@ class DataConfig:
             refer to labels times s over their dimension's standard deviation. Errors stay in label units: choose the
             best model by a metric of your own if their mean says little.
         bin_width (`float`, *optional*):
-            Width of the bins of density and shots. Unset: the benchmark's, else R / 100, for integer labels rounded
-            up.
+            Width of the bins of density and shots. Unset: the benchmark's, else what `conr-hf inspect` recommends for
+            the training labels: a round number from R / 100 up to R / 10 with which half of them are not few-shot.
         shot_thresholds (`list[float]`, *optional*):
             Two numbers: few-shot labels have fewer training labels in their bin than the first, many-shot ones more
             than the second. Of maps they count maps: both are multiplied by a map's pixels. Unset: the benchmark's,

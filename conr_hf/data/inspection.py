@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from conr_hf.data.columns import (
@@ -28,7 +27,7 @@ from conr_hf.data.local import unused_splits
 from conr_hf.data.map_statistics import ReadMap, has_maps, read_maps, subsample_evenly, zeros_without_meaning
 from conr_hf.data.splits import SPLITS
 from conr_hf.imbalance import Bins, density_weights, make_bins
-from conr_hf.imbalance.bins import FloatArray
+from conr_hf.imbalance.bins import FloatArray, suggest_bin_width
 from conr_hf.metrics import THRESHOLDS, shot_masks
 
 OUTLIER_Z = 6.0
@@ -56,8 +55,8 @@ def inspect(
     Rows are counted from 0 in each split. Shots and outliers go by the training labels: those of the split `"train"`,
     or of the first one if there is none. Only duplicates that are equal pixel for pixel, once decoded, are found.
     `group_column` holds what should not be in two splits: a person, a photograph. Without `bin_width`, in label units,
-    bins are as [`suggest_bin_width`] has them. `map_scale`, `map_invalid` and `image_range` are as in
-    [`~conr_hf.data.config.DataConfig`].
+    bins are as wide as [`~conr_hf.imbalance.bins.suggest_bin_width`] has them, as in training. `map_scale`,
+    `map_invalid` and `image_range` are as in [`~conr_hf.data.config.DataConfig`].
 
     Where the labels are maps, labels, bins and shots are those of labelled pixels, of up to 10 million in each split;
     thresholds are 20 and 100 times the pixels of a map, and outliers are not looked for.
@@ -148,36 +147,6 @@ def inspect(
     if group_column is not None:
         _check_groups(data, group_column, problems)
     return {**found, "problems": problems}
-
-
-def suggest_bin_width(labels: npt.ArrayLike) -> float:
-    """
-    A round bin width, in label units, for training labels of one dimension, `(N,)`.
-
-    The narrowest of 1, 2, 5, 10, 20 ... or their decimal fractions, from a hundredth of the range up, with which no
-    more than half of the labels lie in bins of few shots; but no wider than a tenth of the range, and of whole labels
-    at least 1. It is 1 where all labels are equal.
-
-    Example:
-        >>> suggest_bin_width([20 + i % 61 for i in range(2000)])  # 61 ages with 33 people each
-        1.0
-        >>> suggest_bin_width([20 + i % 61 for i in range(300)])  # with 5 people each
-        5.0
-    """
-    values = np.asarray(labels, dtype=np.float64)
-    span = float(np.ptp(values))
-    if span == 0:
-        return 1.0
-    finest = max(span / 100, 1.0) if (values == np.rint(values)).all() else span / 100
-    power = int(np.floor(np.log10(finest)))
-    widths = [float(f"{step}e{power + up}") for up in range(3) for step in (1, 2, 5)]
-    widths = [width for width in widths if width >= finest * (1 - 1e-9)]
-    fitting = [width for width in widths if width <= span / 10] or widths[:1]
-    for width in fitting:
-        bins = make_bins(values, width)
-        if shot_masks(bins.train_count_of(values))["few"].mean() <= 0.5:
-            return width
-    return fitting[-1]
 
 
 class _Picture(NamedTuple):

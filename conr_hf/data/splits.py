@@ -1,4 +1,4 @@
-"""Balanced validation and test sets from any labelled data set."""
+"""Validation and test sets that hold rare labels like common ones, from any labelled data set."""
 
 import itertools
 import math
@@ -143,6 +143,26 @@ def split_counts(
         rows = {name: int(of_bins[place]) for name, of_bins in counts.items()}
         found.append(BinCount(dimension, float(low), float(high), int(quotas[place]), rows))
     return found
+
+
+def is_balanced(counts: Sequence[BinCount], cap: int) -> bool:
+    """
+    Whether validation and test hold rare labels like common ones, as far as these can: at least half of their quotas
+    are those of bins where the cap acts, and which are therefore held equally often. Where it acts nowhere, each bin
+    gives its share, and validation and test have the long tail of the data.
+    """
+    return 2 * sum(count.quota for count in counts if count.quota == cap) >= sum(count.quota for count in counts)
+
+
+def advised_cap(counts: Sequence[BinCount], share: float) -> int | None:
+    """The greatest cap that balances validation and test and leaves training half of the rows; `None` without one."""
+    sizes = np.array([sum(count.rows.values()) for count in counts])
+    uncapped = np.floor(sizes * share + 1e-9).astype(np.int64)
+    for cap in range(int(uncapped.max(initial=0)), 0, -1):
+        quotas = np.minimum(uncapped, cap)
+        if 4 * quotas.sum() <= sizes.sum() and 2 * quotas[quotas == cap].sum() >= quotas.sum():
+            return cap
+    return None
 
 
 def _labels(dataset: datasets.Dataset, label: str | Sequence[str]) -> FloatArray:

@@ -196,8 +196,8 @@ def make_bins(
     Args:
         train_labels (`array_like` or `torch.Tensor` of shape `(N,)` or `(N, T)`): Training labels, in label units.
         bin_width (`float` or a sequence of T `float`, *optional*):
-            Width of the bins, in label units; a single number serves every dimension. Unset: a hundredth of the
-            dimension's range, rounded up to a whole number where all its labels are whole; 1 where the range is 0.
+            Width of the bins, in label units; a single number serves every dimension. Unset: as
+            [`suggest_bin_width`] has it for each dimension.
         edges (ascending numbers, or a sequence of T such, *optional*):
             Bin edges, in label units, in place of `bin_width`; a single list serves every dimension.
         thresholds (`tuple[float, float]`, *optional*, defaults to `(20, 100)`): As in [`Bins`].
@@ -213,8 +213,8 @@ def make_bins(
         >>> bins = make_bins([0.1, 0.2, 0.3, 0.3], bin_width=0.1)
         >>> bins.train_counts
         (array([1, 1, 2]),)
-        >>> make_bins([18, 30, 30, 71]).edges[0][:4]  # whole labels: a hundredth of the range, rounded up to 1
-        array([18., 19., 20., 21.])
+        >>> make_bins([18, 30, 30, 71]).edges[0][:4]  # of so few labels most are few-shot in any bins
+        array([15., 20., 25., 30.])
     """
     columns = label_columns(train_labels, "train_labels")
     if len(columns) == 0:
@@ -235,6 +235,38 @@ def make_bins(
         for t, e in enumerate(empty.edges)
     )
     return Bins(empty.edges, counts, tolerance, thresholds)
+
+
+def suggest_bin_width(labels: npt.ArrayLike | Tensor) -> float:
+    """
+    The width of bins that nobody gave, in inspection, splitting and training alike: a round number, in label units.
+
+    The narrowest of 1, 2, 5, 10, 20 ... or their decimal fractions, from a hundredth of the range up, with which no
+    more than half of the labels lie in bins of fewer than 20; but no wider than a tenth of the range, and of whole
+    labels at least 1. It is 1 where all labels are equal.
+
+    Args:
+        labels (`array_like` or `torch.Tensor` of shape `(N,)`): Labels of one dimension, in label units.
+
+    Example:
+        >>> suggest_bin_width([20 + i % 61 for i in range(2000)])  # 61 ages with 33 people each
+        1.0
+        >>> suggest_bin_width([20 + i % 61 for i in range(300)])  # with 5 people each
+        5.0
+    """
+    values = label_columns(labels)[:, 0]
+    span = float(np.ptp(values))
+    if span == 0:
+        return 1.0
+    finest = max(span / 100, 1.0) if (values == np.rint(values)).all() else span / 100
+    power = int(np.floor(np.log10(finest)))
+    widths = [float(f"{step}e{power + up}") for up in range(3) for step in (1, 2, 5)]
+    widths = [width for width in widths if width >= finest * (1 - 1e-9)]
+    fitting = [width for width in widths if width <= span / 10] or widths[:1]
+    for width in fitting:
+        if (make_bins(values, width).train_count_of(values) < THRESHOLDS[0]).mean() <= 0.5:
+            return width
+    return fitting[-1]
 
 
 def _boundaries(edges: FloatArray, tolerance: float) -> FloatArray:
@@ -270,11 +302,8 @@ def _edges_of_width(labels: FloatArray, width: float, tolerance: float) -> Float
 
 def _widths_per_dimension(bin_width: float | Sequence[float] | None, columns: FloatArray) -> FloatArray:
     if bin_width is None:
-        widths: FloatArray = np.ptp(columns, axis=0) / 100
-        whole = (columns == np.rint(columns)).all(axis=0)
-        widths = np.where(whole, np.ceil(widths), widths)
-        return np.where(widths > 0, widths, 1.0)
-    widths = np.array(bin_width, dtype=np.float64)
+        return np.array([suggest_bin_width(column) for column in columns.T])
+    widths: FloatArray = np.array(bin_width, dtype=np.float64)
     if widths.ndim == 0:
         widths = np.full(columns.shape[1], widths)
     if widths.shape != (columns.shape[1],):
@@ -283,7 +312,9 @@ def _widths_per_dimension(bin_width: float | Sequence[float] | None, columns: Fl
             "Pass one width, or one for each dimension."
         )
     if not (np.isfinite(widths) & (widths > 0)).all():
-        raise ValueError(f"bin_width is {bin_width}; it must be greater than 0. Leave it out for range / 100.")
+        raise ValueError(
+            f"bin_width is {bin_width}; it must be greater than 0. Leave it out for a width that suits the labels."
+        )
     return widths
 
 

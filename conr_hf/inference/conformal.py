@@ -51,6 +51,16 @@ class PredictionIntervals:
     label_min: Sequence[float] | None = None  # the smallest label that there can be, of each target
     label_max: Sequence[float] | None = None
 
+    def half_widths(self, predictions: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Half the width of the interval around each of the predictions, `(N, T)`."""
+        columns = []
+        for target, column in zip(self.targets, predictions.T, strict=True):
+            groups = self.groups[target]
+            starts = np.array([group.low for group in groups[1:]], np.float64)
+            widths = np.array([group.half_width for group in groups])
+            columns.append(widths[np.searchsorted(starts, column, side="right")])
+        return np.stack(columns, axis=1)
+
     def ends(
         self, predictions: npt.NDArray[Any]
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -61,16 +71,6 @@ class PredictionIntervals:
         middle = predictions.astype(np.float64).clip(lowest, highest)
         widths = self.half_widths(middle)
         return middle, (middle - widths).clip(lowest, highest), (middle + widths).clip(lowest, highest)
-
-    def half_widths(self, predictions: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        """Half the width of the interval around each of the predictions, `(N, T)`."""
-        columns = []
-        for target, column in zip(self.targets, predictions.T, strict=True):
-            groups = self.groups[target]
-            starts = np.array([group.low for group in groups[1:]], np.float64)
-            widths = np.array([group.half_width for group in groups])
-            columns.append(widths[np.searchsorted(starts, column, side="right")])
-        return np.stack(columns, axis=1)
 
 
 def calibrate(

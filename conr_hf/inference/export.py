@@ -69,7 +69,7 @@ def export(model_name: str, form: str, output: str | None) -> Path:
         os.replace(file, path)
     targets = ", ".join(target_names(model))
     print(f"Written to {path}: {targets}, the same as the model on batches of 1, 2 and 5 images.")
-    print(f"To load it: {_loading(model, form, path)}")
+    print(f"To predict with it:\n\n{_snippet(model_name, processor, facts, _loading(model, form, path))}")
     return path
 
 
@@ -175,12 +175,64 @@ def _timm_arguments(model: PreTrainedModel, file: Path) -> dict[str, Any]:
 
 
 def _loading(model: PreTrainedModel, form: str, path: Path) -> str:
+    """Lines of code that import what is needed, and predict from `pixels`."""
     if form == "onnx":
-        return f'onnxruntime.InferenceSession({str(path)!r}).run(["predictions"], {{"pixel_values": pixels}})[0]'
+        session = f"onnxruntime.InferenceSession({str(path)!r})"
+        return f'import onnxruntime\npredictions = {session}.run(["predictions"], {{"pixel_values": pixels}})[0]'
     if form == "torch-export":
-        return f"torch.export.load({str(path)!r}).module()(pixels)"
+        return f"import torch\npredictions = torch.export.load({str(path)!r}).module()(torch.from_numpy(pixels))"
     arguments = ", ".join(f"{name}={value!r}" for name, value in _timm_arguments(model, path).items())
-    return f"timm.create_model({arguments}).eval()"
+    return f"import timm, torch\npredictions = timm.create_model({arguments}).eval()(torch.from_numpy(pixels))"
+
+
+def _snippet(model_name: str, processor: BaseImageProcessor, facts: dict[str, str], loading: str) -> str:
+    """
+    Code from an image file to predictions: with Pillow and numpy alone where they give what the processor does, which
+    is tried out, else with the processor.
+    """
+    imports, predict = loading.splitlines()
+    mode = facts.get("image_mode", "RGB")
+    size, mean, std = (json.loads(facts[name]) for name in ("image_size", "mean", "std"))
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)).convert(mode)
+    expected = processor(images=[noise], return_tensors="pt")["pixel_values"][0].numpy()
+    side = size[0]
+    cut = f"image = image.crop([round((s - {side}) / 2) + at for at in (0, {side}) for s in image.size])"
+    for kind in (Image.Resampling.BICUBIC, Image.Resampling.BILINEAR) if mode == "RGB" else ():
+        stretched = (size[1], size[0])
+        scaled = [s * side // min(noise.size) for s in noise.size]
+        left, top = (round((s - side) / 2) for s in scaled)
+        sides = f"[s * {side} // min(image.size) for s in image.size]"
+        shrunk = f"image = image.resize({sides}, Image.Resampling.{kind.name})"
+        ways = {
+            f"image = image.resize({stretched}, Image.Resampling.{kind.name})": noise.resize(stretched, kind),
+            f"{shrunk}\n{cut}": noise.resize(scaled, kind).crop((left, top, left + side, top + side)),
+        }
+        for way, image in ways.items():
+            pixels = ((np.asarray(image) / 255 - mean) / std).transpose(2, 0, 1)
+            if pixels.shape == expected.shape and np.abs(pixels - expected).mean() < 0.02:
+                lines = [
+                    "import numpy",
+                    imports,
+                    "from PIL import Image, ImageOps",
+                    "",
+                    'image = ImageOps.exif_transpose(Image.open("image.png")).convert("RGB")',
+                    way,
+                    f"pixels = ((numpy.asarray(image) / 255 - {mean}) / {std}).transpose(2, 0, 1)",
+                    'pixels = pixels[None].astype("float32")',
+                    predict,
+                ]
+                return "\n".join(lines)
+    lines = [
+        imports,
+        "from transformers import AutoImageProcessor",
+        "from transformers.image_utils import load_image",
+        "",
+        f"processor = AutoImageProcessor.from_pretrained({model_name!r})",
+        f'image = load_image("image.png").convert("{mode}")',
+        'pixels = processor(images=[image], return_tensors="pt")["pixel_values"].numpy()',
+        predict,
+    ]
+    return "\n".join(lines)
 
 
 _ANY_NUMBER = {"pixel_values": {0: torch.export.Dim("batch")}}

@@ -31,7 +31,7 @@ def training_curves(
     Base loss, ConR loss, share of anchors, the gradients of ConR and Rank-N-Contrast beside that of the base loss, and
     MAE on the evaluation set, by epoch; what was not logged has no panel.
 
-    One run's MAE is drawn for all samples and each shot, several runs' for all samples.
+    One run's MAE is drawn for all samples and each shot, several runs' for all samples. A ring is the kept checkpoint.
 
     Args:
         histories (`Mapping` of `str` to dictionaries): Each run's `log_history`, as `trainer_state.json` has it.
@@ -49,6 +49,8 @@ def training_curves(
     columns = min(len(shown), 2)
     rows = -(-len(shown) // columns)
     figure = new_figure(4.4 * columns, 2.7 * rows + 0.7)
+    from matplotlib.ticker import MaxNLocator  # after new_figure, which says how to install it
+
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
     for panel, name in zip(panels, shown, strict=False):
         text, factor = _FIGURES.get(name, (with_unit("evaluation MAE", unit), 1.0))
@@ -69,6 +71,7 @@ def training_curves(
         panel.set_ylim(bottom, 104 if name == "conr_anchors" else max(high, 0))
         tidy(panel)
         panel.tick_params(labelbottom=True)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.set_xlabel("epoch", fontsize=8.5)
     for panel in panels[len(shown) :]:
         panel.set_axis_off()
@@ -76,9 +79,10 @@ def training_curves(
 
     handles = [Line2D([], [], label=run, **run_line(i)) for i, run in enumerate(histories)]
     if single:
-        evaluated = {"all": run_line(0)["color"], **COLOURS} if "eval_mae" in shown else {}
+        evaluated = {"all": run_line(0)["color"]} if "eval_mae" in shown else {}
+        evaluated |= {shot: colour for shot, colour in COLOURS.items() if f"eval_{shot}_mae" in logged}
         handles = [Line2D([], [], color=colour, label=f"MAE, {SHOTS[shot]}") for shot, colour in evaluated.items()]
     if best and "eval_mae" in shown:
-        handles.append(Line2D([], [], color=FAINT, linestyle="", label="checkpoint kept", **_RING))
+        handles.append(Line2D([], [], color=FAINT, linestyle="", label="kept checkpoint", **_RING))
     heading(figure, title, handles, columns=min(len(handles), 5))
     save(figure, path)

@@ -128,7 +128,8 @@ def errors_of_runs(
             marked = np.isfinite(means[t]).sum() <= 60
             _line(below, edges, means[t], label=name, **style.run_line(i, marked))
         _frame(below, edges, names[t], int((index[:, t] < 0).sum()), "samples")
-    style.heading(figure, title, [*style.shot_patches(thresholds), *panels[1, 0].get_lines()], columns=3)
+    drawn = np.concatenate([counts[counts > 0] for counts in bins.train_counts])
+    style.heading(figure, title, [*style.shot_patches(thresholds, drawn), *panels[1, 0].get_lines()], columns=3)
     style.save(figure, path)
 
 
@@ -183,7 +184,9 @@ def _draw(
         for baseline in errors[1:]:
             _line(below, edges, baseline[t], label="constant median", color=INK, linewidth=1.0)
         _frame(below, edges, names[t], outside[t], samples)
-    style.heading(figure, title, [*style.shot_patches(thresholds), *panels[1, 0].get_lines()])
+    drawn = [counts[(counts > 0) | (held > 0)] for counts, held in zip(bins.train_counts, tested, strict=True)]
+    patches = style.shot_patches(thresholds, np.concatenate(drawn))
+    style.heading(figure, title, [*patches, *panels[1, 0].get_lines()])
     style.save(figure, path)
 
 

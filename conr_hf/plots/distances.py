@@ -79,5 +79,5 @@ def label_and_feature_distances(
     tidy(right, "both")
     median = Line2D([], [], color=INK, linewidth=1.4, label="median of the pairs")
     same = Line2D([], [], color=INK, linewidth=0.9, linestyle=DASHES, label="the same label")
-    heading(figure, title, [median, same, *shot_patches(thresholds)])
+    heading(figure, title, [median, same, *shot_patches(thresholds, train_counts)])
     save(figure, path)

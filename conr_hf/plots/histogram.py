@@ -45,5 +45,6 @@ def label_histogram(
         panel.xaxis.set_major_locator(MaxNLocator(integer=of_whole))
         panel.set_xlabel(with_unit(name, unit))
         panel.set_ylabel(f"training rows in bins of {edges[1] - edges[0]:g} {unit}".rstrip())
-    heading(figure, title, shot_patches(thresholds))
+    drawn = np.concatenate([counts[counts > 0] for counts in bins.train_counts])
+    heading(figure, title, shot_patches(thresholds, drawn))
     save(figure, path)

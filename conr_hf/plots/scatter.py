@@ -57,5 +57,5 @@ def predicted_against_true(
     from matplotlib.lines import Line2D
 
     ideal = Line2D([], [], color=INK, linewidth=0.9, label="no error")
-    heading(figure, title, [*shot_patches(thresholds), ideal], columns=4)
+    heading(figure, title, [*shot_patches(thresholds, counts), ideal], columns=4)
     save(figure, path)

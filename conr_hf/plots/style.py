@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from conr_hf.metrics import SHOTS
+from conr_hf.metrics import SHOTS, shot_masks
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -92,14 +92,15 @@ def count_axis(panel: "Axes", counts: npt.NDArray[np.int64], thresholds: tuple[f
     tidy(panel)
 
 
-def shot_patches(thresholds: tuple[float, float]) -> "list[Artist]":
-    """Legend entries of the three shots."""
+def shot_patches(thresholds: tuple[float, float], counts: npt.NDArray[np.int64]) -> "list[Artist]":
+    """Legend entries of the shots that there are; `counts` are the training labels in the bin of each thing drawn."""
     from matplotlib.patches import Patch
 
     low, high = map(count, thresholds)
-    counts = {"many": f"> {high}", "median": f"{low} to {high}", "few": f"< {low}"}
-    texts = {shot: f"{SHOTS[shot]} ({limits})" for shot, limits in counts.items()}
-    return [Patch(color=COLOURS[shot], label=text) for shot, text in texts.items()]
+    limits = {"many": f"> {high}", "median": f"{low} to {high}", "few": f"< {low}"}
+    texts = {shot: f"{SHOTS[shot]} ({limit})" for shot, limit in limits.items()}
+    drawn = shot_masks(counts, thresholds)
+    return [Patch(color=COLOURS[shot], label=text) for shot, text in texts.items() if drawn[shot].any()]
 
 
 def axis_names(target: str | Sequence[str], unit: str, dimensions: int) -> list[str]:

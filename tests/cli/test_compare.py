@@ -1,8 +1,11 @@
 """`conr-hf compare`: the whole grid, its tables, and the same tables after it was killed."""
 
+import contextlib
 import csv
+import io
 import json
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -19,6 +22,7 @@ from scipy import stats
 from conr_hf.cli import recipe
 from conr_hf.cli.compare import grid as comparison
 from conr_hf.cli.compare import plot as comparison_plot
+from conr_hf.cli.compare import progress
 from conr_hf.cli.compare.grid import Comparison, Run
 from conr_hf.cli.compare.tables import interval, rows_of, show, write_tables
 from conr_hf.cli.main import main
@@ -79,14 +83,16 @@ def compare(*arguments):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, data):
-    """The folder of a comparison that nothing interrupted."""
+    """The folder of a comparison that nothing interrupted, and in `printed` what it showed."""
     folder = tmp_path_factory.mktemp("whole")
     methods = {
         "vanilla": {"conr_weight": 0},
         "conr": {"conr_weight": 0.5},
         "rrt": {"stage_one": "vanilla", "retrain_head": True, "reweight": "sqrt_inverse"},
     }
-    assert compare(write(folder, data, methods=methods)) == 0
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert compare(write(folder, data, methods=methods)) == 0
+    (folder / "printed").write_text(printed.getvalue())
     return folder / "out"
 
 
@@ -114,6 +120,16 @@ def test_the_tables_hold_what_the_runs_found(whole):
 METHODS = ("vanilla", "conr", "rrt")
 
 
+def test_each_run_tells_how_far_it_is_and_each_table_is_shown_once(whole):
+    printed = (whole.parent / "printed").read_text()
+    parts = re.split(r"\[\d/3\] .*\n", printed)[1:]
+    assert len(parts) == 3
+    for part in parts:
+        assert re.search(r"^  step \d+ of 24, about \d+ (s|min) left.*: .*MAE", part, re.MULTILINE), part
+        assert part.count("small, test: MAE, mean") == 1
+    assert printed.splitlines()[-1].startswith("Written: ")
+
+
 def test_a_stage_is_taken_from_the_method_that_trained_it(whole):
     """RRT begins with the plain model of the same seed, which is not trained twice."""
     wanted = yaml.safe_load((whole / "runs/small/rrt/seed-1/wanted.yaml").read_text())
@@ -125,7 +141,7 @@ def test_what_is_finished_is_not_trained_again(whole, capsys, monkeypatch):
     monkeypatch.setattr(comparison, "_train", lambda *_: pytest.fail("trained again"))
     before = (whole / "table.md").read_text()
     assert compare(whole.parent / "comparison.yaml") == 0
-    assert "small, test: MAE" in capsys.readouterr().out
+    assert capsys.readouterr().out.count("small, test: MAE") == 1
     assert (whole / "table.md").read_text() == before
 
 
@@ -211,11 +227,78 @@ def test_a_recipe_may_stand_twice_with_other_options(data, tmp_path):
     assert found["wide"] == (24, 9.0)
 
 
+def test_own_data_take_the_place_of_a_recipes_benchmark(data, tmp_path):
+    changed = {"recipes": ["quickstart.yaml"], "options": {"data": "mine"}}
+    made = comparison.read_comparison(str(write(tmp_path, data, **changed)))
+    assert made.recipes["quickstart"]["data"] == "mine"
+    assert "benchmark" not in made.recipes["quickstart"]
+
+
 def test_a_folder_of_other_options_is_not_mixed_in(data, tmp_path, capsys):
     made = comparison.read_comparison(str(write(tmp_path, data)))
     comparison.plan(made)
     assert compare(write(tmp_path, data, options={"max_steps": 3})) == 2
     assert "holds a run of other options" in capsys.readouterr().err
+
+
+# ---- Progress ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that passes as a test says."""
+    now = [1000.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_run_shows_its_last_line_and_how_long_it_takes_yet(tmp_path, clock):
+    """Of 8 epochs: 20 s until the libraries are loaded and the first is done, then 10 s each."""
+    log = tmp_path / "log.txt"
+    log.write_text("epoch  8.00  step    80  MAE 1\n")  # of an earlier try
+    run = progress.RunProgress(log, {"num_train_epochs": 8}, False, 2, [])
+    assert run.text() == ""
+
+    def after(seconds, line):
+        clock[0] += seconds
+        with log.open("a") as file:
+            file.write(line + "\n")
+        return run.text()
+
+    assert "left" not in after(1, "Trains with base loss l1")
+    first = after(19, "epoch  1.00  step    10  MAE 5.5 m (few-shot 9)")
+    assert first == "  epoch 1 of 8, about 2 min left (8 min with the 2 after it): MAE 5.5 m (few-shot 9)"
+    assert after(10, "epoch  2.00  step    20  MAE 5").endswith("about 1 min left (4 min with the 2 after it): MAE 5")
+    assert after(10, "epoch  3.00  step    30  MAE 4").endswith("about 50 s left (4 min with the 2 after it): MAE 4")
+    assert after(5, "noise").endswith("about 45 s left (4 min with the 2 after it): MAE 4")
+
+
+def test_steps_stages_and_resumed_runs_are_told_too(tmp_path, clock):
+    log = tmp_path / "log.txt"
+    log.write_text("")
+    of_steps = progress.RunProgress(log, {"max_steps": 100}, True, 0, [])
+    of_stages = progress.RunProgress(log, {"num_train_epochs": 2, "stage_one": "{}"}, False, 0, [])
+    clock[0] += 10
+    log.write_text("Stage one\nepoch  1.00  step    60  MAE 3\n")
+    assert of_steps.text() == "  step 60 of 100: MAE 3"  # resumed: nobody knows yet how fast it is
+    assert of_stages.text() == "  stage 1 of 2, epoch 1 of 2, about 30 s left: MAE 3"
+    clock[0] += 10
+    log.write_text(log.read_text() + "\nStage two\nepoch  1.00  step    80  MAE 3\n")
+    assert of_steps.text() == "  step 80 of 100, about 10 s left: MAE 3"
+    assert of_stages.text() == "  stage 2 of 2, epoch 1 of 2, about 5 s left: MAE 3"
+
+
+def test_where_no_line_can_be_replaced_there_is_one_a_minute(tmp_path, clock, capsys):
+    log = tmp_path / "log.txt"
+    log.write_text("")
+    run = progress.RunProgress(log, {"max_steps": 1000}, False, 0, [])
+    for second in range(130):
+        log.write_text(f"epoch  1.00  step  {second + 1}  MAE 3\n")
+        clock[0] += 1
+        run.show()
+    assert [line.split(",")[0] for line in capsys.readouterr().out.splitlines()] == [
+        f"  step {step} of 1000" for step in (1, 61, 121)
+    ]
 
 
 # ---- Tables --------------------------------------------------------------------------------------------------------
@@ -246,13 +329,27 @@ def test_means_deviations_and_differences_by_hand(tmp_path):
     header, vanilla, conr = rows_of(made, runs, "small", "test")
     assert header[:5] == ["method", "seeds", "all", "few", "balanced"]
     assert vanilla[:5] == ["vanilla", "2", f"11 ± {statistics.stdev([10, 12]):.3g}", "22 ± 2.83", "33 ± 4.24"]
-    assert conr[5] == f"-1.5 ± {12.706 * np.std([1, 2], ddof=1) / np.sqrt(2):.3g}"
-    assert conr[6].startswith("-3 ± ")
-    assert conr[7].startswith("-4.5 ± ")
+    half = 12.706 * np.std([1, 2], ddof=1) / np.sqrt(2)
+    assert conr[5] == f"-1.5 [{-1.5 - half:+.3g}, {-1.5 + half:+.3g}]"
+    assert conr[6].startswith("-3 [")
+    assert conr[7].startswith("-4.5 [")
     assert conr[8:] == ["1.5", "2.0"]
-    assert "small, test: MAE" in show(made, runs)
+    shown = show(made, runs)
+    assert "small, test: MAE [m], mean ± standard deviation over seeds" in shown
+    assert max(map(len, shown.splitlines())) < 100
+    changes = shown[shown.index("small, test: difference to vanilla") :].splitlines()
+    assert re.split("  +", changes[1].strip()) == [
+        "method",
+        "Δ all (95 % CI)",
+        "Δ few (95 % CI)",
+        "Δ balanced (95 % CI)",
+    ]
+    assert [line.split()[0] for line in changes[3:]] == ["conr"]
     write_tables(made, runs, "conr-hf compare x")
-    assert "\\pm" in (tmp_path / "table.tex").read_text()
+    tex = (tmp_path / "table.tex").read_text()
+    assert r"\caption{small, test: MAE [m], mean $\pm$ standard deviation over seeds. $\Delta$: difference to" in tex
+    assert r"$\Delta$ few (95 \% CI)" in tex
+    assert tex.count(r"\pm") == 1 + 2 * 3  # of deviations, and never of an interval
     assert len((tmp_path / "runs.csv").read_text().splitlines()) == 1 + 4 * 6
 
 

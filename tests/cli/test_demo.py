@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 from urllib.request import Request, urlopen
 
@@ -178,12 +179,12 @@ def test_what_is_no_image_is_a_sentence_and_the_next_one_is_read(run, monkeypatc
 @pytest.mark.parametrize(
     ("prediction", "sentences"),
     [
-        (250.0, ["between 150 and 350 m", "Median-shot region: 100 training samples from 200 to 400 m."]),
-        (300.0, ["between -200 and 800 m", "Median-shot region: 100 training samples"]),
-        (10.0, ["Many-shot region: 1,269 training samples from 0 to 200 m."]),
-        (402.0, ["between -98 and 902 m", "Few-shot region: 12 training samples from 400 to 600 m."]),
-        (800.0, ["Few-shot region: no training sample from 600 to 800 m."]),
-        (-1.0, ["Few-shot region: outside the bins of the training labels, which are from 0 to 800 m."]),
+        (250.0, ["between 150 and 350 m", "Some training images here: 100 labelled from 200 to 400 m."]),
+        (300.0, ["between -200 and 800 m", "Some training images here: 100 labelled"]),
+        (10.0, ["Many training images here: 1,269 labelled from 0 to 200 m."]),
+        (402.0, ["between -98 and 902 m", "Few training images here: 12 labelled from 400 to 600 m."]),
+        (800.0, ["No training images here: none is labelled from 600 to 800 m."]),
+        (-1.0, ["No training images here: all are labelled from 0 to 800 m."]),
     ],
 )
 def test_the_sentences_on_a_prediction(prediction, sentences):
@@ -192,9 +193,21 @@ def test_the_sentences_on_a_prediction(prediction, sentences):
         assert sentence in said
 
 
-def test_a_single_sample_is_one():
-    target = Target("age", edges=[0.0, 1.0], train_counts=[1])
-    assert "Few-shot region: 1 training sample from 0 to 1." in words(answer([target], [0.5]))
+def test_what_is_few_is_what_the_run_says():
+    target = Target("age", edges=[0.0, 1.0], train_counts=[7])
+    assert "Few training images here: 7 labelled from 0 to 1." in words(answer([target], [0.5]))
+    target = Target("age", edges=[0.0, 1.0], train_counts=[7], thresholds=[2, 5])
+    assert "Many training images here: 7 labelled from 0 to 1." in words(answer([target], [0.5]))
+
+
+def test_nothing_is_shown_where_there_can_be_no_label():
+    pressure = replace(HEIGHT, name="pressure", unit="bar", label_min=0.0, label_max=800.0)
+    said = answer([pressure], [-3.0])
+    assert said[0][0] == "0 bar"
+    assert "between 0 and 100 bar" in words(said)
+    band, _, line = layers(said[0][2])
+    assert (band["x"]["datum"], band["x2"]["datum"], line["x"]["datum"]) == (0.0, 100.0, 0.0)
+    assert "between 200 and 800 bar" in words(answer([pressure], [700.0]))
 
 
 def test_without_files_beside_the_model_the_prediction_stands_alone():
@@ -206,11 +219,14 @@ def test_what_is_no_number_is_not_shown():
         answer([HEIGHT], [float("nan")])
 
 
-def test_intervals_and_bins_are_those_of_the_files(run):
+def test_intervals_and_bins_are_those_of_the_files(run, tmp_path):
     intervals, state = load_intervals(str(run)), load_state(str(run))
     assert intervals is not None
     (target,) = demo.saved_targets(str(run), ["age"])
-    assert (target.unit, target.coverage) == ("years", 0.9)
+    assert (target.unit, target.coverage, target.thresholds) == ("years", 0.9, [20, 100])
+    write_intervals(shutil.copytree(run, tmp_path / "bounded"), replace(intervals, label_min=[0.0], label_max=[120.0]))
+    (bounded,) = demo.saved_targets(str(tmp_path / "bounded"), ["age"])
+    assert (bounded.label_min, bounded.label_max) == (0.0, 120.0)
     predictions = np.append(np.random.default_rng(0).uniform(20, 80, 200), [30.0, 70.0])
     for prediction, width in zip(predictions, intervals.half_widths(predictions[:, None])[:, 0], strict=True):
         assert target.interval(prediction) == pytest.approx((prediction - width, prediction + width))
@@ -219,8 +235,8 @@ def test_intervals_and_bins_are_those_of_the_files(run):
 
 
 def test_the_page_alone_agrees_with_the_package():
-    assert (demo_page.FEW, demo_page.MANY) == THRESHOLDS
-    assert {legend.split()[0]: colour for legend, colour in demo_page.SHOTS.items()} == COLOURS
+    assert Target("age").thresholds == THRESHOLDS
+    assert list(demo_page.AMOUNTS.values()) == [COLOURS[shot] for shot in ("few", "median", "many")]
     for value, span in ((1234.567, 5000.0), (0.12345, 0.5), (3.0, 5.0), (-0.02, 0.0), (1e-7, 1e-9)):
         assert demo_page.number(value, span) == number_in_pictures(value, span)
 
@@ -228,7 +244,7 @@ def test_the_page_alone_agrees_with_the_package():
 def test_the_chart_has_a_bar_for_each_bin_and_the_prediction_with_its_interval():
     band, bars, line = layers(answer([HEIGHT], [250.0])[0][2])
     values = bars["data"]["values"]
-    assert [bar["shot"].split()[0] for bar in values] == ["many", "median", "few"]  # and none for the empty bin
+    assert [bar["shot"].split()[0] for bar in values] == ["many", "some", "few"]  # and none for the empty bin
     assert [(bar["from"], bar["to"], bar["samples"]) for bar in values] == [
         (0.0, 200.0, 1269),
         (200.0, 400.0, 100),

@@ -14,6 +14,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from conr_hf.cli.report import figures as run_pictures
+from conr_hf.cli.report.page import neighbour_rows, neighbour_title
 
 PICTURES = {"density", "scatter", "curves", "worst", "features", "distances"}
 
@@ -117,7 +118,24 @@ def test_numbers_are_those_of_plain_transformers_and_scikit_learn(reported, run,
     assert numbers["mae"] == {shot: values["mae"] for shot, values in results.items()}
     (line,) = (line for line in reported[0].out.splitlines() if line.startswith("MAE (years)"))
     assert float(line.split()[-1]) == pytest.approx(results["all"]["mae"], rel=1e-3)
-    assert "where rare labels lie" in reported[0].out
+    (title,) = (line for line in reported[0].out.splitlines() if "Where rare labels lie" in line)
+    assert "all 4 few-shot bins that hold images, rarest first" in title
+
+
+def test_the_rarest_labels_come_first_and_of_equally_rare_ones_the_farthest(reported):
+    entries = [
+        {"dimension": 0, "bin": bin_, "training_samples": n, "many_share": share, "samples": 1, "neighbours": []}
+        for bin_, n, share in (([0, 1], 2, 1.0), ([4, 5], 2, 0.0), ([9, 10], 0, 0.0), (None, 0, 0.0), ([6, 7], 2, 0.5))
+    ]
+    found = run_pictures._rarest_first(entries, [3.0])
+    assert [entry["bin"] for entry in found] == [None, [9, 10], [6, 7], [0, 1], [4, 5]]
+    many = [{**entries[0], "bin": [place, place + 1]} for place in range(40)]
+    assert neighbour_title(many) == "Where rare labels lie: 15 of 40 few-shot bins that hold images, rarest first"
+    assert len(neighbour_rows(many, ["age"], "years")) == 1 + 15
+    numbers = json.loads((reported[1] / "report.json").read_text())["runs"]["run"]["neighbour_bins"]
+    assert [entry["bin"] for entry in numbers] == [None, [52, 53], [51, 52], [50, 51]]
+    page = (reported[1] / "index.md").read_text()
+    assert "rarest first:\n\n| rare labels" in page
 
 
 def test_several_runs_against_each_other(run, data, tmp_path):

@@ -48,6 +48,7 @@ from conr_hf.cli import options, recipe
 from conr_hf.cli.recipe_data import load_data
 from conr_hf.imbalance.density import DensityMethod
 from conr_hf.imbalance.kernels import KernelName
+from conr_hf.inference.conformal import Group, PredictionIntervals, write_intervals
 from conr_hf.metrics import SHOTS
 
 
@@ -353,6 +354,26 @@ def test_evaluate_without_training_data_takes_the_shots_saved_beside_the_model(r
     assert results["baseline_median"]["test"] == run.results["baseline_median"]["test"]
 
 
+@pytest.mark.parametrize("place", [".", "checkpoint-2"])
+def test_evaluate_of_a_run_knows_its_own_data(run, place):
+    ended = conr("evaluate", run.folder / place)
+    assert ended.code == 0, ended.err
+    found, expected = ([line.split() for line in printed_table(out, "test")] for out in (ended.out, run.out))
+    assert found[0] == expected[0]  # with the unit
+    assert [line[:2] for line in found[2:]] == [line[:2] for line in expected[2:]]
+
+
+def test_evaluate_says_whose_data_is_not_there(run, tmp_path):
+    shutil.copytree(run.folder, tmp_path / "moved")
+    recipe_file = tmp_path / "moved" / "recipe.yaml"
+    options = yaml.safe_load(recipe_file.read_text()) | {"data": str(tmp_path / "gone")}
+    recipe_file.write_text(yaml.safe_dump(options))
+    ended = conr("evaluate", tmp_path / "moved")
+    assert_refused(
+        ended, f'"{tmp_path / "gone"}" is neither a folder', "moved's recipe.yaml; name the data with --data"
+    )
+
+
 def test_evaluate_takes_another_split(run, data):
     ended = conr("evaluate", run.folder, "--data", data, "--split", "validation")
     assert ended.code == 0, ended.err
@@ -403,6 +424,59 @@ def test_predict_goes_on_past_a_file_it_cannot_read(run, data, tmp_path):
     first, second = ended.err.strip().splitlines()
     assert first == f"conr-hf: {places[1]} cannot be read: it is not an image."
     assert second.startswith(f"conr-hf: {places[2]} cannot be read: ")
+
+
+@pytest.fixture
+def with_intervals(run, tmp_path):
+    """The run with intervals: half a width of 3 below a prediction of 35, else of 7; labels are from 30 on."""
+    folder = shutil.copytree(run.folder, tmp_path / "with-intervals")
+    groups = [Group(None, 35.0, 3.0, 20), Group(35.0, None, 7.0, 20)]
+    intervals = PredictionIntervals(0.9, "years", ["label"], "validation", {"label": groups}, {}, label_min=[30.0])
+    write_intervals(folder, intervals)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "folder of Parquet files", "--data"])
+def test_predict_takes_tables_and_data_sets(run, data, predicted, with_intervals, tmp_path, kind):
+    """Without labels, with the ends of intervals, cut off where there can be no labels."""
+    output = tmp_path / "out.csv"
+    if kind == "csv":
+        places = [data / "test.csv"]
+        places[0].write_text("image\n" + "".join(f"test/{index:03}.png\n" for index in range(12)))
+    elif kind == "--data":
+        places = ["--data", data, "--split", "test"]
+    else:
+        (tmp_path / "parquet").mkdir()
+        file = tmp_path / "parquet" / "test.parquet"
+        cells = [{"bytes": (data / "test" / f"{i:03}.png").read_bytes(), "path": f"{i:03}.png"} for i in range(12)]
+        rows = datasets.Dataset.from_dict({"image": cells}).cast_column("image", datasets.Image(decode=False))
+        rows.to_parquet(str(file))
+        places = [file if kind == "parquet" else file.parent]
+    ended = conr("predict", with_intervals, *places, "--output", output, "--interval", "--batch_size", 5)
+    assert ended.code == 0, ended.err
+    assert f"12 predictions written to {output}" in ended.out
+    rows = table_rows(output)
+    assert list(rows[0]) == ["split", "row", "image", "label", "label_low", "label_high"]
+    assert [int(row["row"]) for row in rows] == list(range(12))
+    for row in rows:
+        raw = predicted[Path(row["image"]).name]
+        middle, width = max(raw, 30.0), 3.0 if max(raw, 30.0) < 35 else 7.0
+        expected = [middle, max(middle - width, 30.0), middle + width]
+        assert [float(row[name]) for name in ("label", "label_low", "label_high")] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["files", "table"])
+def test_predict_leaves_no_file_where_no_image_can_be_read(run, tmp_path, kind):
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "table.csv").write_text("image\ntext.png\n")
+    place = tmp_path / ("text.png" if kind == "files" else "table.csv")
+    ended = conr("predict", run.folder, place, "--output", tmp_path / "out" / "y.csv")
+    assert ended.code == 2
+    assert "written" not in ended.out
+    assert "nothing is predicted" in ended.err
+    named = str(place) if kind == "files" else "train, row 0"
+    assert f"conr-hf: {named} cannot be read: it is not an image." in ended.err
+    assert not list((tmp_path / "out").iterdir())
 
 
 # ---- Recipes and env ------------------------------------------------------------------------------------------------
@@ -535,6 +609,18 @@ def test_an_option_in_yaml_means_what_it_looks_like(tmp_path):
     assert again[2] == options
 
 
+def test_data_takes_the_place_of_a_benchmark_and_null_leaves_an_option_out(tmp_path):
+    made, _, options = recipe.read_recipe(["quickstart", "--data", "mine", "--benchmark", "null"])
+    assert (made.data, made.benchmark) == ("mine", None)
+    assert "benchmark" not in options
+    assert recipe.read_recipe(["quickstart", "--data", "mine"])[0] == made
+    (tmp_path / "r.yaml").write_text("model: x\ndata: mine\nunit: years\nreweight: inverse\nimage_size: 64\n")
+    given = [str(tmp_path / "r.yaml"), "--benchmark", "earth-elevation", "--unit", "none", "--image-size=null"]
+    made, args, _ = recipe.read_recipe([*given, "--reweight", "none"])
+    assert (made.benchmark, made.data, made.unit, made.image_size) == ("earth-elevation", None, None, None)
+    assert args.reweight == "none"  # which is one of its values
+
+
 # ---- Bad input: one sentence, before any training -------------------------------------------------------------------
 
 
@@ -601,6 +687,9 @@ def test_a_recipe_that_is_no_text(monkeypatch, tmp_path):
     ("arguments", "parts"),
     [
         (["quickstrat.yaml"], ['"quickstrat.yaml"', "Did you mean quickstart.yaml?"]),
+        (["gg.yaml"], ['"gg.yaml"', "conr-hf recipes lists"]),
+        (["quickstart", "--benchmark", "null"], ["either a benchmark or data"]),
+        (["quickstart", "--eval_strategy", "none"], ['eval_strategy is "none"', "no, steps, epoch"]),
         (["qqq.yaml"], ['"qqq.yaml"', "conr-hf recipes lists"]),
         (["quickstart", "--conr_wieght", "1"], ['command line: unknown option "conr_wieght"', '"conr_weight"?']),
         (["quickstart", "--conr-wieght=1"], ['command line: unknown option "conr-wieght"', '"conr_weight"?']),
@@ -820,7 +909,23 @@ def test_processes_that_do_not_train_together(monkeypatch, data, tmp_path):
         (["predict", "RUN", "none.png"], ['no image or folder "none.png"']),
         (["predict", "RUN", "MODELS"], ["holds no image"]),
         (["predict", "RUN", "DATA", "--output", "x.txt"], ['"x.txt" must end in .csv or .json']),
-        (["predict", "no/model", "DATA"], ['"no/model" is not a saved model', "Give a run folder or a model id"]),
+        (
+            ["predict", "no/model", "DATA"],
+            ['"no/model" is not a saved model', "Give a run folder or a model id"],
+        ),
+        (["predict", "RUN"], ["Name what to predict", "--data"]),
+        (["predict", "RUN", "DATA", "--data", "DATA"], ["Name what to predict", "--data"]),
+        (["predict", "RUN", "DATA/test/000.png", "--split", "test"], ["--split", "image files have none"]),
+        (["predict", "RUN", "--data", "DATA", "--split", "nope"], ['no split "nope"', "train, validation, test"]),
+        (["predict", "RUN", "--data", "DATA", "--image_column", "photo"], ['no column "photo"', "--image_column"]),
+        (["predict", "RUN", "DATA", "--interval"], ["has no intervals.json", "Leave out --interval"]),
+        (["evaluate", "MODELS/text-model"], ["Name what to evaluate on", "--data or --benchmark"]),
+        (["evaluate", "RUNX"], ['outX". Did you mean', "Give a run folder or a model id"]),
+        (["predict", "runs/none", "DATA"], ['There is no folder "runs/none"']),
+        (["demo", "./none"], ['There is no folder "./none"']),
+        (["export", "RUN/model.safetensors", "--format", "onnx"], ["is a file, not a saved model"]),
+        (["push", "RUNX", "me/model"], ['outX" is not a run: there is no such folder. Did you mean', '/out"?']),
+        (["card", "RUNX"], ['outX" is not a run: there is no such folder']),
     ],
 )
 def test_saved_models_and_data_that_there_are_not(monkeypatch, run, data, models, arguments, parts):
@@ -849,7 +954,7 @@ def test_evaluate_of_a_model_of_elsewhere_needs_training_labels(models, data, tm
         (["predict", "RUN", "x.png", "--batch_size", "0"], "'0' must be a whole number, 1 or more"),
         (["evaluate", "RUN", "--data", "x", "--batch_size", "many"], "'many' must be a whole number"),
         (["evaluate", "RUN", "--data", "x", "--benchmark", "y"], "not allowed with argument --data"),
-        (["evaluate", "RUN"], "--benchmark --data is required"),
+        (["evaluat", "RUN"], 'Did you mean "evaluate"?'),
         (["evaluate", "RUN", "--data", "x", "--splt", "test"], "--splt"),
         (["recipes", "remove"], "invalid choice: 'remove'"),
     ],

@@ -13,10 +13,15 @@ from command_line import conr, photos, relabel
 from PIL import Image
 from small import images
 
+import conr_hf
+from conr_hf import ConRConfig, load_benchmark
 from conr_hf.cli.inspect import as_text
-from conr_hf.data.inspection import inspect, suggest_bin_width
+from conr_hf.cli.recipe import read_recipe
+from conr_hf.data.inspection import inspect
+from conr_hf.data.splits import split_counts
 from conr_hf.imbalance import make_bins
 from conr_hf.plots import COLOURS, label_histogram
+from conr_hf.training.data_module import DataModule
 
 AGES = np.random.default_rng(0).permutation([30] * 120 + [40] * 30 + list(range(50, 60)))
 
@@ -88,27 +93,28 @@ def test_figures_are_those_of_the_labels():
     json.dumps(found, allow_nan=False)
 
 
-@pytest.mark.parametrize(
-    ("labels", "width"),
-    [
-        (np.arange(0, 101), 10),  # one of each: no width makes half of them common, a tenth of the range is the widest
-        (np.repeat(np.arange(0, 101), 30), 1),
-        (np.repeat(np.arange(0, 101), 12), 2),
-        (np.repeat(np.arange(0, 900, 5), 2), 50),
-        (np.repeat([0, 1, 2], 5), 1),  # whole numbers are never parted
-        (np.linspace(0, 1, 5000), 0.01),
-        (np.linspace(0, 0.003, 1500), 0.00005),
-        (np.full(7, 3.5), 1),
-    ],
-)
-def test_a_bin_width_that_suits_the_labels(labels, width):
-    assert suggest_bin_width(labels) == width
+def test_inspection_splits_and_training_have_bins_of_one_width():
+    labels = np.minimum(np.random.default_rng(0).exponential(1.5, 600), 9.8).round(2)
+    rows = rows_of(noise(600), label=labels.tolist())
+    found = quietly({"train": rows})
+    (width,) = found["suggested"]["bin_width"]
+    assert width == 0.2
+    assert np.diff(found["bins"]["edges"][0]) == pytest.approx(width)
+    counts = split_counts(datasets.DatasetDict({"train": rows}), "label")
+    assert [count.high - count.low for count in counts] == pytest.approx([width] * len(counts))
+    args = ConRConfig("unused", report_to="none", disable_tqdm=True)
+    assert np.diff(DataModule(args, rows, None, None).bins.edges[0]) == pytest.approx(width)
 
 
-@pytest.mark.parametrize("factor", [0.001, 10.0, 1e6])
-def test_the_suggestion_follows_the_unit(factor):
-    labels = np.random.default_rng(0).gamma(2, 1.3, 3000)
-    assert suggest_bin_width(labels * factor) == pytest.approx(suggest_bin_width(labels) * factor)
+@pytest.mark.parametrize("name", ["quickstart", "best"])
+def test_bins_of_the_benchmarks_are_those_that_their_recipes_were_run_with(name):
+    card = Path(conr_hf.__file__).parents[1] / "model_cards" / name / "results.json"
+    if not card.is_file():
+        pytest.skip("conr_hf is installed; there are no model cards")
+    saved = json.loads(card.read_text())["bins"]
+    _, args, _ = read_recipe([name, "--report_to", "none", "--disable_tqdm", "true"])
+    bins = DataModule(args, load_benchmark("earth-elevation")["train"], None, None).bins
+    assert [bins.edges[0].tolist(), bins.train_counts[0].tolist()] == [saved["edges"][0], saved["train_counts"][0]]
 
 
 def test_duplicates_are_found_whatever_file_they_are_in():

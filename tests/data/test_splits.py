@@ -12,7 +12,7 @@ from agedb import AGEDB
 from command_line import conr
 from PIL import Image
 
-from conr_hf.data.splits import SPLITS, dir_split, split_counts
+from conr_hf.data.splits import SPLITS, dir_split, is_balanced, split_counts
 from conr_hf.data.tables import read_table
 from conr_hf.imbalance import make_bins
 
@@ -244,9 +244,55 @@ def test_the_card_tells_how_and_how_many(written):
     splits = {name: datasets.Dataset.from_parquet(str(out / f"{name}.parquet")) for name in SPLITS}
     sizes = {split["name"]: split["num_examples"] for split in facts["dataset_info"]["splits"]}
     assert sizes == {name: len(rows) for name, rows in splits.items()}
-    assert "conr-hf split faces.csv --label age --group person --id file --out balanced --cap 8 --share 1/4" in text
+    command = "conr-hf split faces.csv --label_columns age --group_column person --id_column file --output balanced"
+    assert f"{command} --cap 8 --share 1/4" in text
     for count in split_counts(datasets.DatasetDict(splits), "age", cap=8, share=0.25):
         assert f"| {count.low:g} | {count.quota} | {' | '.join(map(str, count.rows.values()))} |" in text
+
+
+def gauges(folder, n=600):
+    """A table of `n` pressures with a long tail, and one small picture for all of them."""
+    Image.new("RGB", (8, 8)).save(folder / "gauge.png")
+    bars = np.minimum(np.random.default_rng(0).exponential(1.5, n), 9.8).round(2)
+    (folder / "gauges.csv").write_text("\n".join(["image,bar", *(f"gauge.png,{bar}" for bar in bars)]) + "\n")
+    return folder / "gauges.csv"
+
+
+def test_balance_is_claimed_where_it_holds_and_the_advised_cap_mends_it(tmp_path):
+    source, out = gauges(tmp_path), tmp_path / "out"
+    ended = conr("split", source, "--label_columns", "bar", "--output", out)
+    assert ended.code == 0, ended.err
+    sizes = [len(datasets.Dataset.from_parquet(str(out / f"{name}.parquet"))) for name in SPLITS]
+    assert sizes[0] < 300
+    warning = next(line for line in ended.out.splitlines() if line.startswith("Warning: "))
+    assert "not balanced; and training keeps" in warning
+    card = (out / "README.md").read_text()
+    assert "not balanced over `bar`" in card
+    assert "are balanced" not in card
+    cap = re.search(r"--cap (\d+) mends that", warning)[1]
+    ended = conr("split", source, "--label_columns", "bar", "--output", out, "--cap", cap, "--overwrite")
+    assert "Warning" not in ended.out
+    card = (out / "README.md").read_text()
+    assert "Validation and test are balanced over `bar`" in card
+    train, _, test = (datasets.Dataset.from_parquet(str(out / f"{name}.parquet")) for name in SPLITS)
+    assert len(train) >= 300
+    counts = split_counts(datasets.DatasetDict(train=train, test=test), "bar", cap=int(cap), bin_width=0.2)
+    fullest = max(counts, key=lambda count: count.rows["train"])
+    assert fullest.rows["train"] > 3 * fullest.rows["test"]  # the long tail is training's alone
+
+
+def test_agedb_is_balanced_and_a_cap_that_never_acts_balances_nothing():
+    splits = dir_split(agedb(), "age", bin_width=1)
+    assert is_balanced(split_counts(splits, "age", bin_width=1), cap=30)
+    assert not is_balanced(split_counts(splits, "age", bin_width=1, cap=10_000), cap=10_000)
+
+
+@pytest.mark.parametrize("names", [("--label", "--group", "--id", "--out"), ()])
+def test_the_options_of_old_are_still_options(album, tmp_path, names):
+    label, group, id_, out = names or ("--label_columns", "--group_column", "--id_column", "--output")
+    ended = conr("split", album / "faces.csv", label, "age", group, "person", id_, "file", out, tmp_path / "out")
+    assert ended.code == 0, ended.err
+    assert (tmp_path / "out" / "test.parquet").is_file()
 
 
 def test_files_are_only_replaced_on_demand(album, written):
@@ -278,8 +324,8 @@ def test_several_labels_and_a_picture_as_id(album):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--label", "ages"], 'split "train" has no column "ages"; .*Name one of them with --label.'),
-        (["--label", "age", "--id", "nr"], 'no column "nr"; .*with --id.'),
+        (["--label", "ages"], 'split "train" has no column "ages"; .*Name one of them with --label_columns.'),
+        (["--label", "age", "--id", "nr"], 'no column "nr"; .*with --id_column.'),
         (["--label", "age", "--image_column", "photo"], 'no images in column "photo"; .*with --image_column.'),
         (["--label", "person"], 'split "train", row 0, column "person": "person 0" is not a number.'),
         (["--label", "age", "--share", "2/3"], "share is 0.66.*at most 0.5"),

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from conr_hf.imbalance import Bins, label_columns, make_bins
+from conr_hf.imbalance.bins import suggest_bin_width
 
 
 def slow_bin(label: float, edges: np.ndarray, tolerance: float) -> int:
@@ -54,14 +55,30 @@ def test_agrees_with_a_look_at_every_edge(seed):
     assert math.isclose(k[0], math.floor(train.min() / width), abs_tol=1e-9)
 
 
-def test_unset_width_is_a_hundredth_of_the_range_and_whole_for_whole_labels():
-    assert np.diff(make_bins([0.5, 20.5]).edges[0]) == pytest.approx(0.2)
-    assert np.diff(make_bins([0, 250]).edges[0]) == pytest.approx(3)
-    assert np.diff(make_bins([1.0, 101.0]).edges[0]) == pytest.approx(1)
-    assert np.diff(make_bins([3, 5]).edges[0]) == pytest.approx(1)
-    two = make_bins([[0, 0.0], [250, 0.5]])  # each dimension by itself
-    assert np.diff(two.edges[0]) == pytest.approx(3)
-    assert np.diff(two.edges[1]) == pytest.approx(0.005)
+@pytest.mark.parametrize(
+    ("labels", "width"),
+    [
+        (np.arange(0, 101), 10),  # one of each: no width makes half of them common, a tenth of the range is the widest
+        (np.repeat(np.arange(0, 101), 30), 1),
+        (np.repeat(np.arange(0, 101), 12), 2),
+        (np.repeat(np.arange(0, 900, 5), 2), 50),
+        (np.repeat([0, 1, 2], 5), 1),  # whole numbers are never parted
+        (np.linspace(0, 1, 5000), 0.01),
+        (np.linspace(0, 0.003, 1500), 0.00005),
+        (np.full(7, 3.5), 1),
+    ],
+)
+def test_an_unset_width_is_round_and_leaves_half_of_the_labels_common(labels, width):
+    assert suggest_bin_width(labels) == width
+    assert np.diff(make_bins(labels).edges[0]) == pytest.approx(width)
+
+
+def test_an_unset_width_follows_the_unit_and_each_dimension():
+    labels = np.random.default_rng(0).exponential(1.5, 600)
+    widths = [suggest_bin_width(labels * factor) for factor in (1, 10, 0.01)]
+    assert widths == pytest.approx([widths[0], 10 * widths[0], 0.01 * widths[0]])
+    both = make_bins(np.stack([labels, 100 * labels], axis=1))
+    assert [edges[1] - edges[0] for edges in both.edges] == pytest.approx([widths[0], 100 * widths[0]])
 
 
 @pytest.mark.parametrize(("labels", "edges"), [([3.7], [3, 4]), ([5, 5, 5], [5, 6]), ([0], [0, 1]), ([-0.5], [-1, 0])])
@@ -87,7 +104,7 @@ def test_large_offsets_do_not_push_training_labels_out():
     stamps = 1_700_000_000 + np.arange(0, 10_001, 7)
     bins = make_bins(stamps)
     assert bins.train_counts[0].sum() == len(stamps)
-    assert len(bins.train_counts[0]) in (100, 101)
+    assert len(bins.train_counts[0]) in (50, 51)
 
 
 def test_two_dimensions_are_binned_apart_and_as_rare_as_the_rarest():

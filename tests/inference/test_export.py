@@ -12,8 +12,9 @@ import pytest
 import small
 import torch
 from command_line import conr
+from PIL import Image
 from safetensors import safe_open
-from transformers import AutoModelForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from conr_hf.inference import export
 
@@ -46,38 +47,37 @@ def needed(form):
         pytest.importorskip("onnxruntime", reason="onnxruntime is missing, which reads ONNX files")
 
 
-LOADED = {
-    "onnx": "import onnxruntime; predictions = {line}",
-    "torch-export": "import torch; pixels = torch.from_numpy(pixels); predictions = {line}.detach().numpy()",
-    "timm": "import timm, torch; predictions = {line}(torch.from_numpy(pixels)).detach().numpy()",
-}
-
-
 @pytest.mark.parametrize(
     ("name", "form"), [*itertools.product(KINDS, ("onnx", "torch-export")), ("timm-resnet", "timm")]
 )
 def test_a_file_predicts_elsewhere_what_the_model_predicts(name, form, saved_models, tmp_path):
-    """By the line that is printed, for another number of images than was tried."""
+    """By the code that is printed, from an image file on; its last line takes any number of images."""
     needed(form)
     ended = conr("export", saved_models[name], "--format", form)
     assert ended.code == 0, ended.err
     assert str(saved_models[name] / ENDINGS[form]) in ended.out
-    line = ended.out.partition("To load it: ")[2].strip()
+    snippet = ended.out.partition("To predict with it:\n\n")[2].strip()
+    picture = Image.fromarray(np.random.default_rng(7).integers(0, 256, (50, 40, 3), dtype=np.uint8))
+    picture.save(tmp_path / "image.png")
     pixels = np.random.default_rng(7).standard_normal((3, 3, 32, 32)).astype(np.float32)
     np.save(tmp_path / "pixels.npy", pixels)
     code = f"""
 import sys
 sys.modules["conr_hf"] = sys.modules["transformers"] = None
-import numpy
+{snippet}
+numpy.save("of_image.npy", numpy.asarray(predictions if {form == "onnx"} else predictions.detach()))
 pixels = numpy.load("pixels.npy")
-{LOADED[form].format(line=line)}
-numpy.save("predictions.npy", predictions)
+{snippet.splitlines()[-1]}
+numpy.save("predictions.npy", numpy.asarray(predictions if {form == "onnx"} else predictions.detach()))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     model = AutoModelForImageClassification.from_pretrained(saved_models[name]).eval()
     with torch.no_grad():
         expected = model(pixel_values=torch.from_numpy(pixels)).logits.numpy()
+        processor = AutoImageProcessor.from_pretrained(saved_models[name])
+        of_image = model(**processor(images=[picture], return_tensors="pt")).logits.numpy()
+    np.testing.assert_allclose(np.load(tmp_path / "of_image.npy"), of_image, rtol=0.01)
     found = np.load(tmp_path / "predictions.npy")
     assert found.shape == (3, model.config.num_labels)
     assert np.abs(expected).max() > 1
@@ -145,3 +145,14 @@ def test_what_cannot_be_exported_is_one_sentence(saved_models, tmp_path, monkeyp
         assert ended.code == 2
         assert re.search(why, ended.err), ended.err
         assert len(ended.err.strip().splitlines()) == 1
+
+
+def test_a_processor_that_does_something_else_is_named_in_the_code_and_not_imitated(saved_models):
+    processor = AutoImageProcessor.from_pretrained(saved_models["vit"])
+    facts = {"image_size": "[32, 32]", "mean": str(MEAN), "std": str(STD)}
+    loading = "import torch\npredictions = 1"
+    assert "AutoImageProcessor" not in export._snippet("folder", processor, facts, loading)
+    processor.do_rescale = False
+    snippet = export._snippet("folder", processor, facts, loading)
+    assert "AutoImageProcessor.from_pretrained('folder')" in snippet
+    assert "pixels = processor(" in snippet

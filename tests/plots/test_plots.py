@@ -1,5 +1,6 @@
 """Pictures: readable files for one and several label dimensions, and a clear word without matplotlib."""
 
+import re
 import sys
 import xml.etree.ElementTree as ElementTree
 
@@ -19,6 +20,7 @@ from conr_hf.plots import (
     errors_of_runs,
     feature_map,
     label_and_feature_distances,
+    label_histogram,
     map_pictures,
     predicted_against_true,
     training_curves,
@@ -87,7 +89,7 @@ def test_errors_of_pixels_are_drawn_as_those_of_samples(tmp_path):
     words = texts(tmp_path / "a.svg")
     parts = ("training pixels per bin", "test pixels", f"not shown: {outside}", "depth (m)", "constant median")
     assert all(part in words for part in parts)
-    assert all(part in words for part in ("few-shot (< 50.5)", "many-shot (> 12,346)"))
+    assert "median-shot (50.5 to 12,346)" in words
     there = truth[~np.isnan(truth)]
     density_with_error(bins, there, there + 0.5, tmp_path / "b.png", baseline=there + 1.5, **draw)
     with Image.open(tmp_path / "a.png") as a, Image.open(tmp_path / "b.png") as b:
@@ -150,12 +152,41 @@ def history(*names):
     return [{"epoch": float(epoch), "step": epoch, **dict.fromkeys(names, 1.0 / epoch)} for epoch in (1, 2, 3)]
 
 
+def test_a_legend_names_the_shots_that_are_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    rare, common = np.repeat([1.0, 2.0, 3.0], 5), np.repeat([1.0, 2.0, 3.0], 150)
+    what = {"unit": "m", "title": "T"}
+    for labels, shown in ((rare, {"few"}), (common, {"many"}), (np.append(common, rare + 5), {"many", "few"})):
+        bins = make_bins(labels, 1.0)
+        density_with_error(bins, labels, labels, tmp_path / "density.svg", **what)
+        predicted_against_true(bins, labels, labels, tmp_path / "scatter.svg", **what)
+        errors_of_runs(bins, labels, {"a": labels, "b": labels}, tmp_path / "runs.svg", **what)
+        label_histogram(bins, tmp_path / "histogram.svg", target=["age"], whole=[True], **what)
+        for name in ("density", "scatter", "runs", "histogram"):
+            words = texts(tmp_path / f"{name}.svg")
+            found = {shot for shot in COLOURS if re.search(rf"\b{shot}\b[\w-]* \(", words)}
+            assert found == shown, name
+    untested = make_bins(np.append(common, rare + 5), 1.0)  # the rare labels are trained on, and drawn above
+    density_with_error(untested, common, common, tmp_path / "density.svg", **what)
+    assert "few" in texts(tmp_path / "density.svg")
+
+
+def test_curves_of_a_run_without_common_labels_name_none(tmp_path):
+    pytest.importorskip("matplotlib")
+    training_curves({"a": history("eval_mae", "eval_few_mae")}, tmp_path / "a", unit="m", title="T", best={"a": 2.0})
+    words = texts(tmp_path / "a.svg")
+    assert "few" in words
+    assert "many" not in words
+    assert "median" not in words
+    assert re.findall(r"\b\d\.5\b", words.partition("epoch")[0]) == []  # of three epochs
+
+
 def test_curves_have_a_panel_for_what_was_logged(samples, tmp_path):
     names = ("base_loss", "conr_loss", "conr_anchors", "conr_gradient", "eval_mae", "eval_few_mae")
     opposed = [{**entry, "conr_cosine": -0.5} for entry in history(*names)]
     training_curves({"a": opposed}, tmp_path / "one", unit="m", title="T", best={"a": 2.0})
     words = texts(tmp_path / "one.svg")
-    assert all(part in words for part in ("base loss", "ConR loss", "anchors", "MAE (m)", "few", "checkpoint kept"))
+    assert all(part in words for part in ("base loss", "ConR loss", "anchors", "MAE (m)", "few", "kept checkpoint"))
     assert "gradient at the features" in words
     assert "cosine" in words
     assert "\u22120.5" in words  # the panel reaches below 0

@@ -1,9 +1,11 @@
 """Comparisons: a grid of methods, seeds and recipes, trained run by run; an interrupted one is resumed."""
 
+import contextlib
 import itertools
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
@@ -12,7 +14,8 @@ from typing import Any
 import yaml
 
 from conr_hf.cli.compare.lock import lock_folder
-from conr_hf.cli.recipe import options_of, packaged, read_recipe
+from conr_hf.cli.compare.progress import RunProgress
+from conr_hf.cli.recipe import options_of, overridden, packaged, read_recipe
 from conr_hf.cli.yaml_loader import read_yaml
 from conr_hf.training.checkpoints import last_complete_checkpoint
 from conr_hf.utils.files import check_writable
@@ -98,7 +101,7 @@ def read_comparison(path: str, output_dir: str | None = None) -> Comparison:
 def _recipes(listed: Any, of_all: dict[str, Any], path: str) -> dict[str, dict[str, Any]]:
     """Options of each recipe by its name: those of its file, then `of_all`, then its own changes."""
     if isinstance(listed, list) and listed and all(isinstance(name, str) for name in listed):
-        return {Path(name).stem: {**options_of(name), **of_all} for name in listed}
+        return {Path(name).stem: overridden(options_of(name), of_all) for name in listed}
     if not isinstance(listed, dict) or not listed:
         raise ValueError(
             f"{path}: recipes is {listed!r}; it must be a list of files, as in recipes: [quickstart.yaml], or name "
@@ -112,7 +115,7 @@ def _recipes(listed: Any, of_all: dict[str, Any], path: str) -> dict[str, dict[s
                 "{recipe: quickstart.yaml, num_train_epochs: 24}."
             )
         others = {option: value for option, value in changed.items() if option != "recipe"}
-        recipes[str(name)] = {**options_of(changed["recipe"]), **of_all, **others}
+        recipes[str(name)] = overridden(overridden(options_of(changed["recipe"]), of_all), others)
     return recipes
 
 
@@ -123,7 +126,7 @@ def plan(comparison: Comparison) -> list[Run]:
     """
     runs = []
     for seed, recipe, method in itertools.product(comparison.seeds, comparison.recipes, comparison.methods):
-        options = {**comparison.recipes[recipe], **comparison.methods[method], "seed": seed}
+        options = overridden(comparison.recipes[recipe], comparison.methods[method]) | {"seed": seed}
         run = Run(recipe, method, seed, _folder(comparison, recipe, method, seed), options)
         first = options.get("stage_one")
         if first in comparison.methods:  # trained earlier in this comparison
@@ -146,23 +149,29 @@ def plan(comparison: Comparison) -> list[Run]:
 
 def train_all(comparison: Comparison, after_run: Callable[[list[Run]], None]) -> tuple[list[Run], dict[str, str]]:
     """
-    Trains the unfinished runs, one after another, and calls `after_run` with all runs after each that succeeds; a run
-    that fails does not stop the others. Returns all runs, and the names of the failed ones, each with its error.
+    Trains the unfinished runs, one after another, shows how far each is, and calls `after_run` with all runs after
+    each that succeeds but the last; a run that fails does not stop the others. Returns all runs, and the names of the
+    failed ones, each with its error.
     """
     failed: dict[str, str] = {}
+    seconds: list[float] = []
     with lock_folder(Path(comparison.output_dir)) as environment:
         runs = plan(comparison)
-        for number, run in enumerate(runs, 1):
-            if run.results() is not None:
-                continue
+        unfinished = [(number, run) for number, run in enumerate(runs, 1) if run.results() is None]
+        for place, (number, run) in enumerate(unfinished, 1):
+            others = len(unfinished) - place
             begun = any(last_complete_checkpoint(str(place)) for place in (run.folder, run.folder / "stage-one"))
             print(f"[{number}/{len(runs)}] {run.name}{', resumed' if begun else ''}", flush=True)
-            if code := _train(run, comparison.accelerate, begun, environment):
-                log = run.folder / "log.txt"
+            log, start = run.folder / "log.txt", time.monotonic()
+            progress = RunProgress(log, run.options, begun, others, seconds)
+            code = _train(run, comparison.accelerate, begun, environment, progress)
+            progress.clear()
+            seconds.append(time.monotonic() - start)
+            if code:
                 lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
                 failed[run.name] = reason = lines[-1] if lines else f"exit code {code}"
                 print(f"  failed: {reason} (its output: {log})", flush=True)
-            else:
+            elif others:
                 after_run(runs)
     return runs, failed
 
@@ -171,7 +180,7 @@ def _folder(comparison: Comparison, recipe: str, method: str, seed: int) -> Path
     return Path(comparison.output_dir, "runs", recipe, method, f"seed-{seed}")
 
 
-def _train(run: Run, accelerate: str | None, resume: bool, environment: dict[str, str]) -> int:
+def _train(run: Run, accelerate: str | None, resume: bool, environment: dict[str, str], progress: RunProgress) -> int:
     """Trains a run in a process of its own, which prints to `log.txt` in the run's folder; returns its exit code."""
     launcher = ["-m", "accelerate.commands.launch", "--config_file", accelerate] if accelerate else []
     command = [sys.executable, *launcher, "-m", "conr_hf", "train", str(run.folder / "wanted.yaml")]
@@ -180,7 +189,11 @@ def _train(run: Run, accelerate: str | None, resume: bool, environment: dict[str
     with (run.folder / "log.txt").open("a", encoding="utf-8") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | environment)
         try:
-            return process.wait()
+            while process.poll() is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=1.0)
+                progress.show()
+            return process.returncode
         except BaseException:  # the run must not outlive an interruption
             process.terminate()
             process.wait()

@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from conr_hf.cli.compare.grid import Comparison, Run
 from conr_hf.cli.compare.tables import SHOTS, differences, errors, interval, read_metrics, splits_of, unit_of
 from conr_hf.plots.style import COLOURS, FAINT, INK, heading, new_figure, run_line, save, tidy
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
 
 
 def draw_comparison(comparison: Comparison, runs: Sequence[Run]) -> list[Path]:
@@ -42,12 +46,24 @@ def draw_comparison(comparison: Comparison, runs: Sequence[Run]) -> list[Path]:
             tidy(panel)
         panels[0].set_yticks(range(len(methods)), methods)
         panels[0].invert_yaxis()
-        heading(figure, f"{recipe}, {splits[-1]}: a dot a seed, a bar their mean, the line {comparison.baseline}")
+        heading(figure, f"{recipe}: error on the {splits[-1]} split", _marks(comparison.baseline))
         files.append(Path(comparison.output_dir, f"{recipe}.png"))
         save(figure, files[-1])
     if len(files) > 1:
         files.append(_draw_differences(comparison, metrics))
     return files
+
+
+def _marks(baseline: str) -> "list[Artist]":
+    """Legend entries of what is drawn for each method."""
+    from matplotlib.lines import Line2D
+
+    look: dict[str, Any] = {"linestyle": "", "color": INK}
+    return [
+        Line2D([], [], marker="o", markersize=4, alpha=0.5, markeredgewidth=0, label="one seed", **look),
+        Line2D([], [], marker="|", markersize=11, label="mean of the seeds", **look),
+        Line2D([], [], color=FAINT, linewidth=0.8, label=f"mean of {baseline}"),
+    ]
 
 
 def _draw_differences(comparison: Comparison, metrics: pd.DataFrame) -> Path:

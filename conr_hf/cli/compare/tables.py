@@ -55,8 +55,9 @@ def rows_of(comparison: Comparison, runs: Sequence[Run], recipe: str, split: str
     The table of a recipe's split: a header, and a row for each method that has finished runs.
 
     Columns: method, seeds, MAE of each shot and balanced MAE as mean ± standard deviation over the seeds, the paired
-    difference to the baseline with its 95 % interval over the seeds, of the MAE of all and of few shots and of the
-    balanced MAE, minutes and memory of a run that nothing interrupted. For gaze it is the angle instead of the MAEs.
+    difference to the baseline and the ends of its 95 % interval over the seeds, of the MAE of all and of few shots and
+    of the balanced MAE, minutes and memory of a run that nothing interrupted. For gaze it is the angle instead of the
+    MAEs.
     """
     metrics, baseline = read_metrics(runs), comparison.baseline
     metric = metric_of(metrics, recipe)
@@ -77,13 +78,21 @@ def rows_of(comparison: Comparison, runs: Sequence[Run], recipe: str, split: str
 
 
 def show(comparison: Comparison, runs: Sequence[Run]) -> str:
-    """The tables of all recipes, of the test split where there is one, ready to print."""
+    """The tables of all recipes, of the test split where there is one, ready to print: errors, then differences."""
     metrics = read_metrics(runs)
     parts = []
     for recipe in comparison.recipes:
-        words = "MAE" if metric_of(metrics, recipe) == "mae" else "angle [deg]"
         for split in splits_of(metrics, recipe)[-1:]:
-            parts.append(f"{recipe}, {split}: {words}\n{format_table(rows_of(comparison, runs, recipe, split))}")
+            header, *rows = rows_of(comparison, runs, recipe, split)
+            changes = [place for place, name in enumerate(header) if name.endswith(f", to {comparison.baseline}")]
+            errors_only = [[row[i] for i in range(len(header)) if i not in changes] for row in (header, *rows)]
+            others = [row for row in rows if row[0] != comparison.baseline]
+            differences = [[row[0], *(row[i] for i in changes)] for row in (_with_delta(header, comparison), *others)]
+            parts.append(f"{recipe}, {split}: {_measure(runs, metrics, recipe)}, mean ± standard deviation over seeds")
+            parts[-1] += f"\n{format_table(errors_only)}"
+            if others:
+                parts.append(f"{recipe}, {split}: difference to {comparison.baseline}, paired by seed")
+                parts[-1] += f"\n{format_table(differences)}"
     return "\n\n".join(parts)
 
 
@@ -92,20 +101,39 @@ def write_tables(comparison: Comparison, runs: Sequence[Run], command: str) -> l
     csv, markdown, latex = (Path(comparison.output_dir, name) for name in ("runs.csv", "table.md", "table.tex"))
     metrics = read_metrics(runs)
     metrics.to_csv(csv, index=False)
-    about = "MAE, or of gaze the angle: mean ± standard deviation over seeds; differences are paired by seed."
-    parts, tex = [f"Made by `{command}`. {about}"], [r"% \usepackage{booktabs}"]
+    meaning = "mean ± standard deviation over seeds; differences are paired by seed, with their 95 % interval"
+    parts, tex = [f"Made by `{command}`. MAE, or of gaze the angle: {meaning}."], [r"% \usepackage{booktabs}"]
     for recipe in comparison.recipes:
         angles = metric_of(metrics, recipe) == "angular_error"
         for split in splits_of(metrics, recipe):
             title = f"{recipe}, {split}{', angle [deg]' if angles else unit_of(runs, recipe)}"
             header, *rows = rows_of(comparison, runs, recipe, split)
             parts += [f"## {title}", markdown_table([header, *rows])]
-            frame = pd.DataFrame(rows, columns=header)
-            tabular = frame.to_latex(index=False, escape=True, column_format="l" + "r" * (len(header) - 1))
-            tex.append(f"% {title}\n{tabular}".replace("±", r"$\pm$"))
+            frame = pd.DataFrame(rows, columns=_with_delta(header, comparison))
+            caption = (
+                f"{recipe}, {split}: {_measure(runs, metrics, recipe)}, mean ± standard deviation over seeds. "
+                f"Δ: difference to {comparison.baseline}, paired by seed, with its 95 % confidence interval (CI)."
+            )
+            layout = "l" + "r" * (len(header) - 1)
+            table = frame.to_latex(index=False, escape=True, column_format=layout, caption=_as_latex(caption))
+            tex.append(f"% {title}\n{table}".replace("±", r"$\pm$").replace("Δ", r"$\Delta$"))
     markdown.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     latex.write_text("\n".join(tex), encoding="utf-8")
     return [csv, markdown, latex]
+
+
+def _with_delta(header: Sequence[str], comparison: Comparison) -> list[str]:
+    """A header of [`rows_of`] for those who read the baseline's name beside the table."""
+    ending = f", to {comparison.baseline}"
+    return [f"Δ {name.removesuffix(ending)} (95 % CI)" if name.endswith(ending) else name for name in header]
+
+
+def _measure(runs: Sequence[Run], metrics: pd.DataFrame, recipe: str) -> str:
+    return "angle [deg]" if metric_of(metrics, recipe) == "angular_error" else f"MAE{unit_of(runs, recipe)}"
+
+
+def _as_latex(text: str) -> str:
+    return "".join(f"\\{letter}" if letter in "&%$#_{}" else letter for letter in text)
 
 
 def splits_of(metrics: pd.DataFrame, recipe: str) -> list[str]:
@@ -131,8 +159,11 @@ def _mean(values: pd.Series) -> str:
 
 
 def _change(differences: pd.Series) -> str:
-    spread = f" ± {interval(differences):.3g}" if len(differences) > 1 else ""
-    return f"{differences.mean():+.3g}{spread}" if len(differences) else ""
+    if differences.empty:
+        return ""
+    middle, half = float(differences.mean()), interval(differences)
+    ends = "" if math.isnan(half) else f" [{middle - half:+.3g}, {middle + half:+.3g}]"
+    return f"{middle:+.3g}{ends}"
 
 
 def _costs(runs: Sequence[Run], recipe: str, method: str) -> list[str]:

@@ -148,14 +148,19 @@ def saved_targets(name: str, targets: Sequence[str]) -> list[Target]:
         raise ValueError(
             f'The conr_state.safetensors beside "{name}" has labels of {dimensions} dimensions, {predicts}'
         )
+    bounded = [known for known in (state[0] if state is not None else None, intervals) if known is not None]
     found = []
     for place, target in enumerate(targets):
         facts: dict[str, Any] = {"unit": saved_unit(name)}
         if state is not None:
             facts |= {"edges": state[1].edges[place].tolist(), "train_counts": state[1].train_counts[place].tolist()}
+            facts["thresholds"] = list(state[1].thresholds)
         if intervals is not None:
             groups = [vars(group) for group in intervals.groups[target]]
             facts |= {"unit": intervals.unit, "coverage": intervals.coverage, "groups": groups}
+        for known in bounded:
+            bounds = {"label_min": known.label_min, "label_max": known.label_max}
+            facts |= {bound: of_targets[place] for bound, of_targets in bounds.items() if of_targets is not None}
         found.append(Target(target, **facts))
     return found
 

@@ -10,8 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-FEW, MANY = 20, 100  # training samples in a bin: fewer than the first are few, more than the second many
-SHOTS = {f"few (< {FEW})": "#D55E00", f"median ({FEW} to {MANY})": "#E69F00", f"many (> {MANY})": "#0072B2"}
+AMOUNTS = {"few": "#D55E00", "some": "#E69F00", "many": "#0072B2"}  # of training images, and their colours
 HINT = "The prediction for your image is shown here."
 
 Answer = tuple[str, str, dict[str, Any] | None]  # prediction with unit, sentences as HTML, Vega-Lite chart
@@ -28,6 +27,9 @@ class Target:
     train_counts: Sequence[int] = ()  # training labels in each of the B bins
     coverage: float = 0.0  # share of the labels that the intervals should contain
     groups: Sequence[Mapping[str, Any]] = ()  # as in conr_hf.inference.conformal.Group, ascending
+    thresholds: Sequence[float] = (20, 100)  # training labels in a bin: few below the first, many above the second
+    label_min: float | None = None  # the smallest label that there can be
+    label_max: float | None = None
 
     @property
     def title(self) -> str:
@@ -38,8 +40,19 @@ class Target:
         """The ends of a prediction's interval, in label units, if there is one."""
         for group in self.groups:
             if group["high"] is None or prediction < group["high"]:
-                return prediction - group["half_width"], prediction + group["half_width"]
+                low, high = prediction - group["half_width"], prediction + group["half_width"]
+                return self.possible(low), self.possible(high)
         return None
+
+    def possible(self, label: float) -> float:
+        """A label, or the nearest that there can be."""
+        label = label if self.label_min is None else max(label, self.label_min)
+        return label if self.label_max is None else min(label, self.label_max)
+
+    def amount(self, count: int) -> str:
+        """How many training images `count` in a bin are."""
+        few, many = self.thresholds
+        return list(AMOUNTS)[(count >= few) + (count > many)]
 
     def bin(self, prediction: float) -> int | None:
         """The bin of the training labels that contains a prediction; `None` outside all of them."""
@@ -94,13 +107,14 @@ def answer(
         raise ValueError("The model's answer to this image is not a finite number.")
     answers = []
     for place, (target, prediction) in enumerate(zip(targets, predictions, strict=True)):
+        prediction = target.possible(prediction)
         span = target.edges[-1] - target.edges[0] if target.edges else abs(prediction)
         unit, sentences = f" {target.unit}" if target.unit else "", []
         if interval := target.interval(prediction):
             low, high = (number(end, span) for end in interval)
             sentences.append(f"{100 * target.coverage:g} % of labels like this lie between {low} and {high}{unit}.")
         if target.edges:
-            sentences.append(f"{_region(target, prediction, span)}{unit}.")
+            sentences.append(f"{_region(target, prediction, span, unit)}.")
         if nearest:
             labels = ", ".join(number(row[place], span) for row in nearest)
             sentences.append(f"The most similar training images are labelled {labels}{unit}.")
@@ -109,42 +123,51 @@ def answer(
     return answers
 
 
-def _shot(count: int) -> str:  # as in the legend
-    return list(SHOTS)[(count >= FEW) + (count > MANY)]
-
-
-def _region(target: Target, prediction: float, span: float) -> str:
-    """How many training samples the prediction's bin has."""
+def _region(target: Target, prediction: float, span: float, unit: str) -> str:
+    """How many training images have a label in the prediction's bin."""
     place = target.bin(prediction)
     if place is None:
         low, high = (number(end, span) for end in (target.edges[0], target.edges[-1]))
-        return f"Few-shot region: outside the bins of the training labels, which are from {low} to {high}"
+        return f"No training images here: all are labelled from {low} to {high}{unit}"
     start, end, count = target.edges[place], target.edges[place + 1], target.train_counts[place]
     low, high = (number(edge, min(span, 100 * (end - start))) for edge in (start, end))
-    samples = f"{count:,} training sample{'s' * (count > 1)}" if count else "no training sample"
-    return f"{_shot(count).split()[0].capitalize()}-shot region: {samples} from {low} to {high}"
+    amount, labelled = (target.amount(count).capitalize(), f"{count:,}") if count else ("No", "none is")
+    return f"{amount} training images here: {labelled} labelled from {low} to {high}{unit}"
 
 
 def _chart(target: Target, prediction: float) -> dict[str, Any]:
     """A Vega-Lite chart of the training labels per bin, coloured by shot, with the prediction and its interval."""
     edges, counts = target.edges, target.train_counts
+    few, many = (f"{threshold:g}" for threshold in target.thresholds)
+    legend = {"few": f"few (< {few})", "some": f"some ({few} to {many})", "many": f"many (> {many})"}
     step = math.ceil(len(counts) / 300)  # bins in a bar: narrower bars would not be seen
     bars = [
-        {"from": edges[start], "to": edges[min(start + step, len(counts))], "samples": top, "shot": _shot(top)}
+        {
+            "from": edges[start],
+            "to": edges[min(start + step, len(counts))],
+            "samples": top,
+            "shot": legend[target.amount(top)],
+        }
         for start in range(0, len(counts), step)
         if (top := max(counts[start : start + step]))
     ]
     low, high = target.interval(prediction) or (prediction, prediction)
     span = {"domain": [min(edges[0], prediction), max(edges[-1], prediction)], "nice": False, "clamp": True}
-    heights = {"type": "log", "domain": [0.6, 1.6 * max(*counts, MANY)], "nice": False}
-    powers = {"title": "training samples per bin", "values": [10**power for power in range(10)], "format": ","}
-    colours = {"domain": list(SHOTS), "range": list(SHOTS.values())}
+    heights = {"type": "log", "domain": [0.6, 1.6 * max(*counts, target.thresholds[1])], "nice": False}
+    powers = {"title": "training images per bin", "values": [10**power for power in range(10)], "format": ","}
+    there = [amount for amount in AMOUNTS if any(bar["shot"] == legend[amount] for bar in bars)]
+    colours = {"domain": [legend[amount] for amount in there], "range": [AMOUNTS[amount] for amount in there]}
     bar = {
         "x": {"field": "from", "type": "quantitative", "axis": {"title": target.title, "grid": False}, "scale": span},
         "x2": {"field": "to"},
         "y": {"field": "samples", "type": "quantitative", "axis": powers, "scale": heights},
         "y2": {"datum": 0.6},
-        "color": {"field": "shot", "title": None, "scale": colours, "legend": {"orient": "bottom"}},
+        "color": {
+            "field": "shot",
+            "title": None,
+            "scale": colours,
+            "legend": {"orient": "bottom"},
+        },
     }
     band, line = {"type": "rect", "fill": "gray", "opacity": 0.2}, {"type": "rule", "stroke": "#CC79A7", "size": 3}
     layers = [

@@ -145,7 +145,9 @@ def _draw_features(section: Section, run: FinishedRun, data: datasets.DatasetDic
             "leave_one_out": knn_error(run.bins, labels, labels, nearest(features)),
         },
         "rare_among_frequent": rare_among_frequent(run.bins, labels, train_labels, neighbours),
-        "neighbour_bins": neighbour_bins(run.bins, labels, train_labels, neighbours),
+        "neighbour_bins": _rarest_first(
+            neighbour_bins(run.bins, labels, train_labels, neighbours), run.results["conr"]["label_median"]
+        ),
     }
 
     both = np.concatenate([train_features, features]), np.concatenate([train_labels, labels])
@@ -161,3 +163,14 @@ def _draw_features(section: Section, run: FinishedRun, data: datasets.DatasetDic
         plots.label_and_feature_distances(*pairs, labels[:, t], near, counts, folder / name, **what)
         line = "Distances of labels against distances of features; and which labels each image lies among."
         section.pictures.append((name, line))
+
+
+def _rarest_first(table: list[dict[str, Any]], medians: Sequence[float]) -> list[dict[str, Any]]:
+    """The few-shot bins by their training labels; of equally rare ones the farthest from the median label first."""
+
+    def key(entry: dict[str, Any]) -> tuple[int, float]:
+        edges = entry["bin"]  # None outside all bins, which nothing is farther than
+        middle = np.inf if edges is None else abs((edges[0] + edges[1]) / 2 - medians[entry["dimension"]])
+        return entry["training_samples"], -middle
+
+    return sorted(table, key=key)

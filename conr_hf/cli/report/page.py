@@ -39,15 +39,21 @@ def number_rows(numbers: Mapping[str, Mapping[str, Any]], split: str, unit: str)
 
 
 def neighbour_rows(table: Sequence[Mapping[str, Any]], targets: Sequence[str], unit: str) -> list[list[str]]:
-    """The result of `neighbour_bins` as rows of cells: the 15 bins with the largest shares of many-shot neighbours."""
+    """The first 15 bins of `neighbour_bins`, rarest first, as rows of cells."""
     counts = ["training images", "images", "neighbours in many shot"]
     rows = [[with_unit("rare labels", unit), *counts, "commonest bins of the neighbours"]]
-    for entry in sorted(table, key=lambda entry: -entry["many_share"])[:MOST_BINS]:
+    for entry in table[:MOST_BINS]:
         name = f"{targets[entry['dimension']]} " if len(targets) > 1 else ""
         found = ", ".join(f"{_bin(near['bin'])} ({100 * near['share']:.0f} %)" for near in entry["neighbours"])
         counts = [f"{entry[key]:,}" for key in ("training_samples", "samples")]
         rows.append([name + _bin(entry["bin"]), *counts, f"{100 * entry['many_share']:.0f} %", found])
     return rows
+
+
+def neighbour_title(table: Sequence[Mapping[str, Any]]) -> str:
+    """What [`neighbour_rows`] shows."""
+    shown = f"{MOST_BINS} of {len(table):,}" if len(table) > MOST_BINS else f"all {len(table)}"
+    return f"Where rare labels lie: {shown} few-shot bins that hold images, rarest first"
 
 
 def page(
@@ -79,7 +85,7 @@ def page(
         parts += _shown(section, folder)
         if section.numbers.get("neighbour_bins"):
             rare = neighbour_rows(section.numbers["neighbour_bins"], targets, unit)
-            parts += ["Where rare labels lie:", _markdown(rare)]
+            parts += [f"{neighbour_title(section.numbers['neighbour_bins'])}:", _markdown(rare)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -12,7 +12,7 @@ from conr_hf import plots
 from conr_hf.cli.recipe_data import load_data, shuffled
 from conr_hf.cli.report.figures import MOST_TRAINING, Section, draw_curves, pictures_of
 from conr_hf.cli.report.finished_run import FinishedRun, read_run
-from conr_hf.cli.report.page import neighbour_rows, number_rows, page
+from conr_hf.cli.report.page import neighbour_rows, neighbour_title, number_rows, page
 from conr_hf.data.columns import read_labels
 from conr_hf.data.streaming import materialize
 from conr_hf.imbalance import label_columns
@@ -61,8 +61,9 @@ def report(folders: Sequence[str], split: str, output: str | None) -> None:
     print("\n" + format_table(rows))
     for section in sections:
         if section.numbers.get("neighbour_bins"):
-            print(f"\n{section.name}: where rare labels lie")
-            print(format_table(neighbour_rows(section.numbers["neighbour_bins"], targets, unit)))
+            table = section.numbers["neighbour_bins"]
+            print(f"\n{section.name}. {neighbour_title(table)}")
+            print(format_table(neighbour_rows(table, targets, unit)))
     for section in all_sections:
         for sentence in section.left_out:
             print(f"\n{section.name}: {sentence}")
