@@ -89,7 +89,7 @@ def test_figures_are_those_of_the_labels():
     span = train.max() - train.min()
     assert found["suggested"]["conr_window"] == pytest.approx(span / 100)
     assert found["suggested"]["conr_push_scale"] == pytest.approx(1 / span)
-    assert found["images"] == {"sizes": {"32 x 32": 390}, "modes": {"RGB": 390}}
+    assert found["images"] == {"sizes": {"32 x 32": 390}, "modes": {"RGB": 390}, "notice": None}
     json.dumps(found, allow_nan=False)
 
 
