@@ -27,6 +27,7 @@ from conr_hf import adopt_head, load_regressor
 from conr_hf.inference.export import export
 from conr_hf.inference.predict import predict_images
 from conr_hf.models.saved import load_saved
+from conr_hf.training.objective.batch import memory_format
 
 
 def saved_vit(folder, dtype=torch.float32, **changed):
@@ -366,3 +367,11 @@ def test_pixels_lie_channels_last_only_where_that_is_known_to_be_good(name, layo
     assert seen
     for pixels in seen:
         assert pixels.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("name", ["timm/test_resnet", "timm/test_efficientnet"])
+def test_a_network_beneath_a_dense_head_has_the_layout_it_has_alone(name):
+    """It is taken apart there, and a step would lose its speed."""
+    for task in ("image", "depth"):
+        model, _ = load_regressor(name, "depth", task=task, pretrained=False, image_size=32)
+        assert memory_format(model) is torch.channels_last

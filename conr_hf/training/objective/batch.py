@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import timm
 import torch
+from timm.models import efficientnet, mobilenetv3, regnet, resnet
 from torch import Tensor, nn
 from transformers import EfficientNetPreTrainedModel, ResNetPreTrainedModel
 
@@ -62,7 +62,9 @@ class Batch:
 # ResNet-50 0.89 and EfficientNet-B0 0.69. A transformer gains nothing, and others nobody measured: with some unusual
 # convolutions torch's CPU backend ends the process (pytorch#136348).
 _FASTER_CHANNELS_LAST = (
-    *(timm.models.ResNet, timm.models.EfficientNet, timm.models.MobileNetV3, timm.models.RegNet),
+    # Of timm's ResNet and RegNet the blocks, since a network beneath a dense head is taken apart.
+    *(resnet.BasicBlock, resnet.Bottleneck, regnet.Bottleneck, efficientnet.EfficientNet, mobilenetv3.MobileNetV3),
+    *(efficientnet.EfficientNetFeatures, mobilenetv3.MobileNetV3Features),
     *(ResNetPreTrainedModel, EfficientNetPreTrainedModel),
 )
 
