@@ -212,7 +212,7 @@ def test_rows_in_a_format_are_read_as_plain_ones(form):
     plain = datasets.Dataset.from_dict({"image": cells, "label": [1.0, 2.0]}).cast_column("image", datasets.Image())
     rows = plain.with_format(form)
     assert unreadable_rows(rows, "image", [0, 1], "x", show_progress=False, image_range=(0, 4095)) == {}
-    row = SampledDataset(rows, "x", [1], "image", (0, 4095))[0][1]
+    row = SampledDataset(rows, "x", [1], image_column="image", image_range=(0, 4095))[0][1]
     assert np.array_equal(np.asarray(row["image"]), scaled(TWELVE, 0, 4095))
     assert row["label"] == 2.0
 

@@ -236,7 +236,8 @@ def test_a_run_is_evaluated_and_drawn(published, tmp_path):
     trainer = small.build(model, processor, tmp_path / "run", data["train"], data["validation"], **settings)
     trainer.train()
     tested = {"test": data["test"]}
-    results = evaluate_maps(trainer, tested, "depth", "m", {"baseline_median": {}}, tmp_path / "run")
+    facts = {"unit": "m", "baseline_median": {}, "fit": {}}
+    results = evaluate_maps(trainer, tested, "depth", "m", facts, tmp_path / "run")
     counted = sum(np.isfinite(row["label"]).sum() for row in data["test"])
     assert results["test"]["all"]["n"] == results["baseline_median"]["test"]["all"]["n"] == counted
     assert (tmp_path / "run" / "maps.png").is_file()

@@ -178,6 +178,7 @@ def test_defaults():
         "conr_pixels": 1024,
         "map_scale": 1.0,
         "map_invalid": None,
+        "image_range": None,
         "flipped_columns": None,
         "forward_batch_size": None,
         "skip_bad_rows": False,
