@@ -54,7 +54,7 @@ def write(folder, data, **changed):
         "pretrained": False,
         "image_size": 32,
         "per_device_train_batch_size": 8,
-        "max_steps": 24,
+        "max_steps": 12,
         "save_strategy": "steps",
         "eval_strategy": "steps",
         "save_steps": 2,
