@@ -9,7 +9,7 @@ from typing import Any
 from conr_hf.cli.recipe import Recipe
 from conr_hf.cli.recipe_data import load_data
 from conr_hf.cli.yaml_loader import read_yaml
-from conr_hf.data.columns import label_values
+from conr_hf.data.columns import has_labels, label_values
 from conr_hf.inference.evaluate import evaluate
 from conr_hf.models.saved import load_saved, saved_unit, target_names
 from conr_hf.training.config.config import ConRConfig
@@ -59,6 +59,11 @@ def evaluate_saved(options: Namespace) -> None:
         unit = unit or saved_unit(model)
         if split not in sets:
             raise ValueError(f'The data has no split "{split}"; it has {", ".join(sets)}. Name one with --split.')
+        if not has_labels(sets[split], args.label_columns, f'split "{split}"'):
+            raise ValueError(
+                f'Split "{split}" has no labels, so nothing can be measured. Name another with --split, or predict '
+                "with conr-hf predict."
+            )
         label_values(dict.fromkeys(sets[split].column_names), args.label_columns, f'split "{split}"')
         train = sets.get("train") if saved is None else None
         trainer = ConRTrainer(loaded, args, train_dataset=train, processing_class=processor)

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.resources import files
 from pathlib import Path, PureWindowsPath
@@ -96,8 +96,8 @@ def read_recipe(arguments: Sequence[str]) -> tuple[Recipe, "ConRConfig", dict[st
     file = path or "command line"
     rest, unset = _without_unset(rest)
     check_options(rest, "command line")
-    left_out = (*unset, *_replaced(_names(rest)))
     in_file = {} if path is None else options_of(path)
+    left_out = (*unset, *_replaced(in_file, _names(rest)))
     options = flags_of({name: value for name, value in in_file.items() if name not in left_out})
     check_options(options, file)
     # Only now, as importing them takes seconds.
@@ -204,15 +204,19 @@ def options_of(path: str) -> dict[str, Any]:
 
 
 def overridden(options: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Options with changes to them; `data` takes the place of a `benchmark`, and a benchmark that of data."""
-    replaced = _replaced([name for name, value in changes.items() if value is not None])
+    """
+    Options with changes to them; `data` takes the place of a `benchmark`, with the flips that its labels allow, and a
+    benchmark that of data.
+    """
+    replaced = _replaced(options, [name for name, value in changes.items() if value is not None])
     return {name: value for name, value in options.items() if name not in replaced} | changes
 
 
-def _replaced(given: Sequence[str]) -> list[str]:
-    """What a recipe says of its data that does not hold for the data that are `given` in their place."""
+def _replaced(options: Mapping[str, Any], given: Sequence[str]) -> list[str]:
+    """What a recipe's options say of its data that does not hold for the data that are `given` in their place."""
     if "data" in given and "benchmark" not in given:
-        return ["benchmark", "benchmark_source"]
+        of_benchmark = options.get("benchmark") is not None
+        return ["benchmark", "benchmark_source", *(["horizontal_flip"] if of_benchmark else [])]
     return ["data"] if "benchmark" in given and "data" not in given else []
 
 

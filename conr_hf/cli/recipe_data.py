@@ -8,12 +8,12 @@ from datasets import IterableDataset, concatenate_datasets
 from conr_hf.cli.recipe import Recipe
 from conr_hf.data.benchmarks.loading import load_benchmark
 from conr_hf.data.benchmarks.registry import BENCHMARKS
-from conr_hf.data.columns import count_labels, label_names, read_labels
+from conr_hf.data.columns import check_column, count_labels, label_names
 from conr_hf.data.local import load_local
 from conr_hf.data.map_statistics import has_maps
 from conr_hf.data.splits import dir_split
 from conr_hf.data.streaming import label_stream, load_stream, read_histogram
-from conr_hf.data.validation import streamed_labels
+from conr_hf.data.validation import streamed_labels, valid_rows
 from conr_hf.imbalance import Bins
 from conr_hf.imbalance.bins import suggest_bin_width
 from conr_hf.training.config.config import ConRConfig
@@ -57,10 +57,13 @@ def with_validation(data: dict[str, Any], recipe: Recipe, args: ConRConfig) -> d
     rows = data["train"]
     if has_maps(rows, args.label_columns, "the training split"):
         raise ValueError("validation_share is set, but labels that are maps have no bin. Name a split of your own.")
-    labels, wrong = read_labels(rows, args.label_columns, "the training split")
-    if args.skip_bad_rows:  # else the bad rows end the run, by name
-        usable = np.setdiff1d(np.arange(len(rows)), np.fromiter(wrong, int))
-        rows, labels = rows.select(usable), labels[usable]
+    if recipe.group_column is not None:
+        check_column(recipe.group_column, rows.column_names, "the training split", "group_column")
+    # Now, as rows have other numbers once they are divided.
+    shows = not args.disable_tqdm
+    indices, labels = valid_rows(rows, "data", args, with_labels=True, with_images=True, show_progress=shows)
+    assert labels is not None
+    rows = rows.select(indices)
     widths = args.bin_width or [suggest_bin_width(column) for column in labels.reshape(len(labels), -1).T]
     share, group = recipe.validation_share, recipe.group_column
     parts = dir_split(rows, args.label_columns, group=group, share=share, bin_width=widths)

@@ -86,6 +86,9 @@ def write_split(options: Namespace) -> None:
     for warning in _warnings(options, bins):
         print(f"Warning: {warning}")
     print(f"Written to {out}: {', '.join(f'{split}.parquet' for split in splits)}, and README.md with every bin.")
+    train = ["conr-hf", "train", "recipes/own-data.yaml", "--data", str(out), "--label_columns", *label]
+    train += ["--image_column", options.image_column] if options.image_column != "image" else []
+    print(f"Train on it with {shlex.join(train)}")
 
 
 def _check_columns(rows: datasets.Dataset, name: str, options: Namespace) -> None:
@@ -214,7 +217,8 @@ def _command(options: Namespace) -> str:
     """The command line that repeats the split, with names of folders and files instead of their paths."""
     data = Path(options.data).name if Path(options.data).exists() else options.data
     words = ["conr-hf", "split", data, "--label_columns", *options.label_columns]
-    for name, value in (("group_column", options.group_column), ("id_column", options.id_column)):
+    for name in ("group_column", "id_column", "image_folder", "image_suffix", "data_config"):
+        value = getattr(options, name)
         words += [f"--{name}", value] if value is not None else []
     fraction = Fraction(options.share).limit_denominator(1000)
     share = str(fraction) if float(fraction) == options.share else repr(options.share)

@@ -244,8 +244,11 @@ def _codes(texts: Sequence[tuple[int, str, str]], numbered: set[str]) -> dict[in
 def check_column(column: str, columns: Sequence[str], name: str, option: str) -> None:
     """Refuses a data set whose `columns` lack the one that the option names."""
     if column not in columns:
+        near = difflib.get_close_matches(column, columns, n=1)
+        hint = f' Did you mean "{near[0]}"?' if near else ""
         raise ValueError(
             f'{name} has no column "{column}"; its columns are {", ".join(columns)}. Name one of them with {option}.'
+            f"{hint}"
         )
 
 

@@ -87,7 +87,8 @@ def load_local(
 def check_path(path: str) -> None:
     """Raises a `ValueError` if `path` is nothing that data could be read from."""
     location = Path(path)
-    if not location.exists() and (path.startswith((".", "/")) or len(location.parts) != 2):
+    is_file = path.startswith((".", "/")) or is_table(location)
+    if not location.exists() and (is_file or len(location.parts) != 2):
         raise ValueError(f'data "{path}" is neither a folder, a file nor an id on the Hub (owner/name).')
 
 
@@ -281,7 +282,8 @@ def choose_configuration(folder: Path, name: str | None) -> str | None:
         return default[0]
     if not configs:
         raise ValueError("its README.md names no configurations. Leave data_config out")
-    raise ValueError(f"it has the configurations {', '.join(configs)}. Name one with data_config")
+    wrong = "" if name is None else f', and none called "{name}"'
+    raise ValueError(f"it has the configurations {', '.join(configs)}{wrong}. Name one with data_config")
 
 
 def _configuration(

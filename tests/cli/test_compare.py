@@ -125,7 +125,7 @@ def test_each_run_tells_how_far_it_is_and_each_table_is_shown_once(whole):
     parts = re.split(r"\[\d/3\] .*\n", printed)[1:]
     assert len(parts) == 3
     for part in parts:
-        assert re.search(r"^  step \d+ of 24, about \d+ (s|min) left.*: .*MAE", part, re.MULTILINE), part
+        assert re.search(r"^  step \d+ of 12, about \d+ (s|min) left.*: .*MAE", part, re.MULTILINE), part
         assert part.count("small, test: MAE, mean") == 1
     assert printed.splitlines()[-1].startswith("Written: ")
 
@@ -224,7 +224,7 @@ def test_a_recipe_may_stand_twice_with_other_options(data, tmp_path):
     assert len(runs) == 2 * 2
     found = {run.recipe: (run.options["max_steps"], run.options["bin_width"]) for run in runs}
     assert found["short"] == (1, 7.0)
-    assert found["wide"] == (24, 9.0)
+    assert found["wide"] == (12, 9.0)
 
 
 def test_own_data_take_the_place_of_a_recipes_benchmark(data, tmp_path):

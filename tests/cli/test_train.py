@@ -308,6 +308,25 @@ def test_rows_that_cannot_be_read_are_named_and_left_out(tmp_path, caplog):
     assert sum(json.loads((tmp_path / "out" / "results.json").read_text())["bins"]["train_counts"][0]) == 9
 
 
+def test_rows_are_named_as_the_table_has_them_where_a_validation_split_is_taken(tmp_path, caplog):
+    folder = few_photos(tmp_path / "photos") / "train"
+    relabel(folder.parent, 4, "31 years")
+    (folder / "005.png").write_text("no image")
+    file = written(tmp_path / "r.yaml", data=str(folder))
+    given = [str(file), "--validation_share", "0.3"]
+    recipe_, args, _ = recipe.read_recipe(given)
+    with pytest.raises(ValueError, match=r'^data, row 4, column "label": "31 years" is not a number'):
+        load_data(recipe_, args)
+    recipe_, args, _ = recipe.read_recipe([*given, "--skip_bad_rows", "true"])
+    sets = load_data(recipe_, args)[0]
+    assert len(sets["train"]) + len(sets["validation"]) == 10
+    (left_out,) = caplog.messages
+    assert 'data: 2 of 12 rows left out: row 4, column "label": "31 years"' in left_out
+    assert "row 5, column" in left_out
+    with pytest.raises(ValueError, match=r'has no column "lable".* with group_column\. Did you mean "label"\?$'):
+        load_data(replace(recipe_, group_column="lable"), args)
+
+
 def test_a_process_of_its_own_prints_table_and_left_out_rows_only(tmp_path):
     folder = few_photos(tmp_path / "photos")
     (folder / "train" / "005.png").write_text("no image")
@@ -613,7 +632,10 @@ def test_data_takes_the_place_of_a_benchmark_and_null_leaves_an_option_out(tmp_p
     made, _, options = recipe.read_recipe(["quickstart", "--data", "mine", "--benchmark", "null"])
     assert (made.data, made.benchmark) == ("mine", None)
     assert "benchmark" not in options
-    assert recipe.read_recipe(["quickstart", "--data", "mine"])[0] == made
+    again, args, _ = recipe.read_recipe(["quickstart", "--data", "mine"])
+    assert again == made
+    assert not args.horizontal_flip  # which is right for the heights of the benchmark
+    assert recipe.read_recipe(["quickstart", "--data", "mine", "--horizontal_flip", "true"])[1].horizontal_flip
     (tmp_path / "r.yaml").write_text("model: x\ndata: mine\nunit: years\nreweight: inverse\nimage_size: 64\n")
     given = [str(tmp_path / "r.yaml"), "--benchmark", "earth-elevation", "--unit", "none", "--image-size=null"]
     made, args, _ = recipe.read_recipe([*given, "--reweight", "none"])

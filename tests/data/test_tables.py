@@ -258,8 +258,10 @@ def repository(*names, default=None, form="jsonl"):
 def test_a_configuration_of_a_copied_repository_is_named(form):
     """Rows of two were one training split."""
     repository("en", "fra", form=form)
-    for name in (None, "de"):
-        with pytest.raises(ValueError, match=r"it has the configurations en, fra\. Name one with data_config\.$"):
+    for name, wrong in ((None, ""), ("de", ', and none called "de"')):
+        with pytest.raises(
+            ValueError, match=rf"it has the configurations en, fra{wrong}\. Name one with data_config\.$"
+        ):
             load_local("data", data_config=name)
     rows = load_local("data", data_config="fra")["train"]
     assert rows["age"][:] == [3]
@@ -354,6 +356,13 @@ def test_a_test_split_without_labels_is_predicted_and_not_scored(form):
     ended = conr("report", "run")
     assert ended.code == 2
     assert 'predicted split "test" without labels' in ended.err
+    ended = conr("evaluate", "run")
+    assert ended.code == 2
+    reasons = {
+        "no column": 'split "test" has no column "age"',
+        "empty cells": 'Split "test" has no labels, so nothing',
+    }
+    assert reasons[form] in ended.err
     inspected = conr("inspect", "pet", "--label_columns", "age", *files)
     assert inspected.code == 0, inspected.err
     assert "Problems: none found." in inspected.out

@@ -388,7 +388,7 @@ def test_push_takes_a_name_from_the_folder_and_refuses_what_is_no_run(hub, tmp_p
     requests = len(hub.requests)
     ended = conr("push", tmp_path / "nothing", "ada/nothing")
     assert ended.code == 2
-    assert ended.err.startswith(f'conr-hf: "{tmp_path}/nothing" holds no model: there is no such folder.')
+    assert ended.err.startswith(f'conr-hf: "{tmp_path}/nothing" is not a run: there is no such folder.')
     assert len(hub.requests) == requests
 
 

@@ -308,8 +308,8 @@ def test_a_model_of_one_channel_gets_grey_images(name, tmp_path):
     found = transformers.pipeline("image-regression", model=str(tmp_path), image_processor=again)(later[0]["image"])
     assert found["label"] == pytest.approx(float(predicted[0]), rel=1e-5)
     grey[0].save(tmp_path / "grey.png")
-    _, of_files, _ = predict_images(str(tmp_path), [str(tmp_path / "grey.png")], 1)
-    assert of_files[tmp_path / "grey.png"][0] == pytest.approx(float(predicted[0]), rel=1e-5)
+    of_file = predict_images(str(tmp_path), [str(tmp_path / "grey.png")], 1).values[0]
+    assert of_file[0] == pytest.approx(float(predicted[0]), rel=1e-5)
     export(str(tmp_path), "torch-export", None)  # which compares it with the model
 
 
