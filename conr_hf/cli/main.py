@@ -90,7 +90,7 @@ def _run(given: list[str]) -> int:
     predict.add_argument("images", nargs="*", help=what, metavar="IMAGE|FOLDER|TABLE")
     predict.add_argument("--data", help="in place of images: a data set, which may be a folder or a Hub id")
     predict.add_argument("--split", help="of a table or data set, this split alone (default: all)")
-    _image_column(predict)
+    _image_column(predict, default=None)
     _image_files(predict)
     predict.add_argument("--interval", action="store_true", help="the ends of each prediction's interval too")
     predict.add_argument("--output", help="write to this .csv or .json file, not the terminal; for maps, the folder")

@@ -11,7 +11,7 @@ from conr_hf.inference.conformal import PredictionIntervals, load_intervals
 from conr_hf.inference.predict import Predictions, predict_images, predict_maps, predict_rows, write_predicted
 from conr_hf.models.saved import predicts_maps
 from conr_hf.utils.files import check_writable
-from conr_hf.utils.run_folder import INTERVALS
+from conr_hf.utils.run_folder import INTERVALS, results_of
 from conr_hf.utils.tables import format_table
 
 
@@ -31,12 +31,12 @@ def predict_saved(options: Namespace) -> int:
     if data is None:
         found = predict_images(options.model, options.images, options.batch_size)
     else:
-        files = {"image_folder": options.image_folder, "image_suffix": options.image_suffix}
-        splits = load_local(data, options.image_column, data_config=options.data_config, **files)
+        column, files = _image_files(options, data)
+        splits = load_local(data, column, data_config=options.data_config, **files)
         if options.split is not None and options.split not in splits:
             raise ValueError(f'The data has no split "{options.split}"; it has {", ".join(splits)}.')
         wanted = {name: rows for name, rows in splits.items() if options.split in (None, name)}
-        found = predict_rows(options.model, wanted, options.image_column, options.batch_size)
+        found = predict_rows(options.model, wanted, column, options.batch_size)
     _show(found, intervals, options.output)
     for name, reason in found.unreadable.items():
         print(f"conr-hf: {name} cannot be read: {reason}.", file=sys.stderr)
@@ -55,6 +55,17 @@ def _data_of(options: Namespace) -> str | None:
     if len(options.images) > 1:
         raise ValueError(f'"{tables[0]}" is a table of images, which is predicted by itself. Name nothing beside it.')
     return options.data or tables[0]
+
+
+def _image_files(options: Namespace, data: str) -> tuple[str, dict[str, str | None]]:
+    """The column of the images, and how it names files: as in the run's own data, where the options do not say."""
+    recipe = results_of(options.model).get("recipe", {})
+    folder = recipe.get("image_folder")
+    if folder is not None and not (Path(data).parent / folder).is_dir():
+        folder = None
+    files = {"image_folder": options.image_folder or folder}
+    files["image_suffix"] = options.image_suffix or recipe.get("image_suffix")
+    return options.image_column or recipe.get("image_column") or "image", files
 
 
 def _is_table(place: Path) -> bool:

@@ -353,6 +353,10 @@ def test_a_test_split_without_labels_is_predicted_and_not_scored(form):
         ("test", str(row), "", "") for row in range(3)
     ]
     assert all(15 < float(row["prediction"]) < 35 for row in rows)
+    ended = conr("predict", "run", "pet/test.csv", "--output", "again.csv")  # read as the run's own table
+    assert ended.code == 0, ended.err
+    again = [float(row["age"]) for row in table_rows("again.csv")]
+    assert again == pytest.approx([float(row["prediction"]) for row in rows], rel=1e-5)
     ended = conr("report", "run")
     assert ended.code == 2
     assert 'predicted split "test" without labels' in ended.err

@@ -301,7 +301,7 @@ def test_no_room_for_predictions_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "write_text", no_room)
     for name in ("a.csv", "a.json"):
         with pytest.raises(OSError, match=r'cannot be written to ".*Make room, and start it again\.') as told:
-            write_predicted(tmp_path / name, ["age"], {Path("a.png"): [1.0]})
+            write_predicted(tmp_path / name, {"image": ["a.png"], "age": [1.0]})
         assert told.value.errno is None
 
 
