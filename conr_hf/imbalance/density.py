@@ -132,7 +132,7 @@ def make_density(
     Example:
         >>> from conr_hf.imbalance import make_bins
         >>> ages = torch.tensor([30.0, 30.0, 30.0, 30.0, 71.0])
-        >>> make_density(ages, make_bins(ages), "sqrt_inverse").weights(torch.tensor([71.0, 30.0, 31.0]))
+        >>> make_density(ages, make_bins(ages, 1), "sqrt_inverse").weights(torch.tensor([71.0, 30.0, 31.0]))
         tensor([1.6667, 0.8333, 1.6667])
     """
     tables = [torch.from_numpy(t.astype(np.float32)) for t in _tables(train_labels, bins, method, kernel)]

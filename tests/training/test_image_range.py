@@ -64,8 +64,8 @@ def test_every_way_to_use_the_model_reads_its_range(run, contents, tmp_path):
     folder, rows, predictions = run
     file = tmp_path / "a.png"
     file.write_bytes(contents[3])
-    _, of_files, _ = predict_images(str(folder), [str(file)], 1)
-    assert of_files[file][0] == pytest.approx(predictions[3], rel=1e-4)
+    (of_file,) = predict_images(str(folder), [str(file)], 1).values
+    assert of_file[0] == pytest.approx(predictions[3], rel=1e-4)
     assert transformers.pipeline("image-regression", model=str(folder))(str(file))["label"] == pytest.approx(
         predictions[3], rel=1e-4
     )

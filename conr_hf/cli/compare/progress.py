@@ -79,7 +79,7 @@ class RunProgress:
 def _duration(seconds: float) -> str:
     """
     Example:
-        >>> _duration(42), _duration(150), _duration(8000)
+        >>> _duration(42), _duration(170), _duration(8000)
         ('42 s', '3 min', '2 h 13 min')
     """
     if seconds < 60:
