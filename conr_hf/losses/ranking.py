@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from conr_hf.losses.conr_dense import BLOCK_PAIRS, normalise, normalise_backward
 from conr_hf.losses.pairs import Distance, Reach, check_distance, label_distance, window_reach
+from conr_hf.losses.ranking_sorted import choose_sums_dtype, sorted_loss
 from conr_hf.losses.validation import bounds, check_numbers, check_range, check_shapes
 
 
@@ -31,7 +32,9 @@ def rank_n_contrast(
     Only the order of label distances matters, not their unit; distances that differ by no more than
     [`within_window`]'s tolerance are equal. Rows with the same features are at distance 0, and no gradient goes
     through it. Float64 features or labels are computed in float64, everything else in float32, under autocast too.
-    Time grows with M^2 log M and memory with M. It has a first derivative only.
+    Time grows with M^2 and memory with M. It has a first derivative only. With several label dimensions, a distance
+    that is a function, or features so far apart that their scores differ by more than 600, the rows are sorted anew
+    for each anchor, which takes some 3 to 8 times as long on a CPU; otherwise it waits for the device.
 
     Args:
         features (`torch.Tensor` of shape `(M, D)`):
@@ -137,12 +140,7 @@ def _prepare(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Reach]:
 
 
 class _RankNContrast(torch.autograd.Function):
-    """
-    The loss a block of anchors after another, and its gradient with it: nothing of M x M outlives its block.
-
-    Sorted by label distance, the rows at least as far as another are all rows up to one place: the sums inside the
-    logarithms are entries of one cumulative sum.
-    """
+    """The loss a block of anchors after another, and its gradient with it: nothing of M x M outlives its block."""
 
     @staticmethod
     def forward(
@@ -155,45 +153,76 @@ class _RankNContrast(torch.autograd.Function):
         first: int,
         last: int,
     ) -> Tensor:
-        rows = len(features)
         # Distances do not change, and their rounding is that of the spread and not of the mean.
         points = features - features.mean(0)
-        squares = points.square().sum(1)
-        gradient = torch.zeros_like(points)
-        losses = points.new_zeros(())
-        step = max(64, BLOCK_PAIRS // rows)
-        for start in range(first, last, step):
-            end = min(start + step, last)
-            own = points[start:end]
-            lengths = _distances(points, squares, start, end)
-            far_first = -label_distance(labels[start:end], labels, distance)
-            far_first.diagonal(offset=start).fill_(math.inf)  # no pair with itself: to the last place, and left out
-            far_first, order = (x[:, :-1].contiguous() for x in far_first.sort(1))
-            # Among equal distances the last place.
-            places = torch.searchsorted(far_first, far_first + tolerance, right=True).sub_(1)
-            scores = lengths.gather(1, order).mul_(-1 / temperature)
-            sums = scores.logcumsumexp(1).gather(1, places)
-            losses += (sums - scores).sum()
-            if not ctx.needs_input_grad[0]:
-                continue
-            # A score is inside the sums of its own place and of all later ones, up to the first with that place.
-            later = sums.neg_().flip(1).logcumsumexp(1).flip(1)
-            everywhere = torch.arange(rows - 1, device=places.device).expand_as(places).contiguous()
-            starts = torch.searchsorted(places, everywhere)
-            slopes = scores.add_(later.gather(1, starts)).exp_().sub_(1)
-            pulls = torch.zeros_like(lengths).scatter_(1, order, slopes)
-            pulls = torch.where(lengths > 0, pulls / lengths, 0)  # of z_i towards z_j, per unit of their difference
-            gradient[start:end] += pulls @ points - pulls.sum(1, keepdim=True) * own
-            gradient += pulls.T @ own - pulls.sum(0).unsqueeze(1) * points
-        pairs = rows * (rows - 1)
-        ctx.save_for_backward(gradient.div_(temperature * pairs))
-        return losses / pairs
+        # Sorting by label and looking at the range of scores needs float64, and a host that may wait.
+        is_one_label = labels.ndim == 1 or labels.shape[1] == 1
+        can_sort = is_one_label and not callable(distance) and points.device.type != "mps"
+        sums_dtype = None
+        if can_sort and not torch.compiler.is_compiling():
+            sums_dtype = choose_sums_dtype(points, temperature)
+        slopes = ctx.needs_input_grad[0]
+        if sums_dtype is None:
+            loss, gradient = _loss_of_any(points, labels, tolerance, temperature, distance, first, last, slopes)
+        else:
+            reach, flat = float(tolerance), labels.flatten()
+            loss, gradient = sorted_loss(points, flat, reach, temperature, first, last, sums_dtype, slopes)
+        pairs = len(features) * (len(features) - 1)
+        ctx.save_for_backward(gradient.div_(pairs))
+        return loss / pairs
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * grad, None, None, None, None, None, None
+
+
+def _loss_of_any(
+    points: Tensor,
+    labels: Tensor,
+    tolerance: Reach,
+    temperature: float,
+    distance: Distance,
+    first: int,
+    last: int,
+    needs_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    """
+    [`~conr_hf.losses.ranking_sorted.sorted_loss`] for any labels, `(M, T)`, distance and range of scores.
+
+    Sorted by label distance, the rows at least as far as another are all rows up to one place: the sums inside the
+    logarithms are entries of one cumulative sum.
+    """
+    rows = len(points)
+    squares = points.square().sum(1)
+    gradient = torch.zeros_like(points)
+    losses = points.new_zeros(())
+    step = max(64, BLOCK_PAIRS // rows)
+    for start in range(first, last, step):
+        end = min(start + step, last)
+        own = points[start:end]
+        lengths = _distances(points, squares, start, end)
+        far_first = -label_distance(labels[start:end], labels, distance)
+        far_first.diagonal(offset=start).fill_(math.inf)  # no pair with itself: to the last place, and left out
+        far_first, order = (x[:, :-1].contiguous() for x in far_first.sort(1))
+        # Among equal distances the last place.
+        places = torch.searchsorted(far_first, far_first + tolerance, right=True).sub_(1)
+        scores = lengths.gather(1, order).mul_(-1 / temperature)
+        sums = scores.logcumsumexp(1).gather(1, places)
+        losses += (sums - scores).sum()
+        if not needs_gradient:
+            continue
+        # A score is inside the sums of its own place and of all later ones, up to the first with that place.
+        later = sums.neg_().flip(1).logcumsumexp(1).flip(1)
+        everywhere = torch.arange(rows - 1, device=places.device).expand_as(places).contiguous()
+        starts = torch.searchsorted(places, everywhere)
+        slopes = scores.add_(later.gather(1, starts)).exp_().sub_(1)
+        pulls = torch.zeros_like(lengths).scatter_(1, order, slopes)
+        pulls = torch.where(lengths > 0, pulls / lengths, 0)  # of z_i towards z_j, per unit of their difference
+        gradient[start:end] += pulls @ points - pulls.sum(1, keepdim=True) * own
+        gradient += pulls.T @ own - pulls.sum(0).unsqueeze(1) * points
+    return losses, gradient.div_(temperature)
 
 
 def _distances(points: Tensor, squares: Tensor, first: int, last: int) -> Tensor:

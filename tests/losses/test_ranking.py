@@ -6,7 +6,7 @@ import pytest
 import reference
 import torch
 
-from conr_hf.losses import rank_n_contrast, ranking, ranksim
+from conr_hf.losses import rank_n_contrast, ranking, ranking_sorted, ranksim
 
 
 def random_case(seed, rows=12):
@@ -110,20 +110,56 @@ def test_rank_n_contrast_finds_equal_distances_in_any_unit(dtype):
 
 
 def test_rank_n_contrast_of_slices_adds_up():
-    features, labels = random_case(2)
-    whole = value_and_gradient(rank_n_contrast, features, labels)
-    slices = [slice(0, 1), slice(1, 7), slice(7, 7), slice(7, -2), slice(-2, None)]
-    parts = [value_and_gradient(rank_n_contrast, features, labels, anchors=anchors) for anchors in slices]
-    assert_same([sum(part) for part in zip(*parts, strict=True)], whole, 1e-12)
+    for seed in (1, 2, 6):
+        features, labels = random_case(seed)
+        whole = value_and_gradient(rank_n_contrast, features, labels)
+        slices = [slice(i, i + 1) for i in range(5)] + [slice(5, 7), slice(7, 7), slice(7, -2), slice(-2, None)]
+        parts = [value_and_gradient(rank_n_contrast, features, labels, anchors=anchors) for anchors in slices]
+        assert_same([sum(part) for part in zip(*parts, strict=True)], whole, 1e-12)
 
 
-def test_rank_n_contrast_in_blocks_is_the_whole(monkeypatch):
-    features, labels = random_case(5, rows=150)
+@pytest.mark.parametrize("seed", [1, 5])  # one label dimension, and two
+def test_rank_n_contrast_in_blocks_is_the_whole(monkeypatch, seed):
+    features, labels = random_case(seed, rows=150)
     whole = value_and_gradient(rank_n_contrast, features, labels)
     most = value_and_gradient(rank_n_contrast, features, labels, anchors=slice(5, 145))
     monkeypatch.setattr(ranking, "BLOCK_PAIRS", 1)
+    monkeypatch.setattr(ranking_sorted, "PAIRS_CPU", 1)
     assert_same(value_and_gradient(rank_n_contrast, features, labels), whole, 1e-12)
     assert_same(value_and_gradient(rank_n_contrast, features, labels, anchors=slice(5, 145)), most, 1e-12)
+
+
+def test_rank_n_contrast_of_labels_a_rounding_apart():
+    # Labels 0 to 7, some with other last digits, as 0.1 + 0.2 and 0.3 have: their distances are equal.
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(24, 3, generator=generator, dtype=torch.float64)
+    labels = torch.randint(8, (24,), generator=generator) + 1e-15 * (torch.arange(24) % 3).double()
+    assert len(labels.unique()) > 12
+    found = value_and_gradient(rank_n_contrast, features, labels)
+    assert_same(found, value_and_gradient(reference.rank_n_contrast, features, labels), 1e-10)
+
+
+@pytest.mark.parametrize("size", [1.0, 100.0, 1000.0, 1e5])  # summed in the features' dtype, or by logarithms
+def test_rank_n_contrast_where_sums_span_hundreds_of_orders(size):
+    # Rows of far labels lie farthest, so that the last denominators are the smallest; and the other way around.
+    generator = torch.Generator().manual_seed(0)
+    noise = 0.01 * torch.randn(20, 2, generator=generator, dtype=torch.float64)
+    labels = torch.randint(100, (20,), generator=generator).double()
+    for along in (labels / 100, (labels % 50) / 50):
+        features = size * (noise + along.unsqueeze(1))
+        found = value_and_gradient(rank_n_contrast, features, labels)
+        expected = value_and_gradient(reference.rank_n_contrast, features, labels)
+        torch.testing.assert_close(found[0], expected[0], rtol=1e-10, atol=0)
+        torch.testing.assert_close(found[1], expected[1], rtol=1e-7, atol=0)  # of small numbers beside large ones too
+
+
+@pytest.mark.parametrize(("scale", "tolerance"), [(1, 1e-5), (20, 1e-3)])  # summed in float32, and in float64
+def test_rank_n_contrast_in_float32_of_a_batch(scale, tolerance):
+    features, labels = random_case(1, rows=200)
+    features = scale * features.float()
+    found = value_and_gradient(rank_n_contrast, features, labels.float())
+    assert found[0].dtype == found[1].dtype == torch.float32
+    assert_same(found, value_and_gradient(rank_n_contrast, features.double(), labels.float()), tolerance)
 
 
 def test_rank_n_contrast_does_not_depend_on_the_order_or_the_place_of_the_rows():

@@ -1,0 +1,151 @@
+"""Rank-N-Contrast of labels with one dimension: the rows are sorted once by label, and never again for an anchor."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Pairs of a block of anchors: on a CPU its tensors stay in the cache; a GPU wants enough work for every kernel.
+PAIRS_CPU, PAIRS_GPU = 2**19, 2**22
+
+# The widest range of scores whose exponentials, and sums and ratios of them, are far from the ends of a dtype.
+LARGEST_RANGE = {torch.float32: 60.0, torch.float64: 600.0}
+
+
+class Groups(NamedTuple):
+    """The distinct labels in ascending order, G of them."""
+
+    values: Tensor  # (G,), float64
+    sizes: Tensor  # (G,), rows of each, in the dtype of the sums
+    tolerance: float  # label distances that differ by no more are equal
+    # Nearest and farthest group whose distance from an anchor below, or above, is that of each group; without them
+    # that is the group alone, as in data without labels a rounding apart.
+    first_equal: Tensor | None
+    last_equal: Tensor | None
+
+
+def choose_sums_dtype(points: Tensor, temperature: float) -> torch.dtype | None:
+    """The smallest dtype, from that of centred features on, that holds sums of their scores' exponentials; or none."""
+    score_range = 2 * points.norm(dim=1).amax().item() / temperature
+    wide_enough = (dtype for dtype, limit in LARGEST_RANGE.items() if score_range <= limit)
+    return next((dtype for dtype in wide_enough if dtype.itemsize >= points.itemsize), None)
+
+
+def sorted_loss(
+    points: Tensor,
+    labels: Tensor,
+    tolerance: float,
+    temperature: float,
+    first: int,
+    last: int,
+    sums_dtype: torch.dtype,
+    needs_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    """
+    The terms of Rank-N-Contrast of anchors `first` to `last`, `()`, and the gradient in the features, `(M, D)`, both
+    still to be divided by M (M - 1); the gradient is 0 unless it is needed.
+
+    `points` are the centred features, `(M, D)`, and `labels`, `(M,)`, of any dtype. With `e_ik = exp(s_ik / t)` summed
+    over the rows of each distinct label, an anchor's denominator for a label at distance d is the sum over labels up
+    to `y_i - d` plus the sum over those from `y_i + d` on. Both are entries of sums that run from the two ends inwards
+    to the anchor, so that nothing is ever subtracted. What the denominators give to the gradient runs the same ways
+    back, from the anchor outwards.
+    """
+    labels, order = labels.double().sort(stable=True)
+    points = points[order]
+    rows, device = len(points), points.device
+    values, group_of, sizes = torch.unique_consecutive(labels, return_inverse=True, return_counts=True)
+    groups = make_groups(values, sizes.to(sums_dtype), tolerance)
+    places = torch.empty_like(order).index_copy_(0, order, torch.arange(rows, device=device))
+    # What is less than the rounding of a squared distance counts as 0.
+    squares = points.square().sum(1) * (1 - 4 * torch.finfo(points.dtype).eps)
+    smallest = torch.finfo(points.dtype).tiny
+    loss, gradient = torch.zeros((), dtype=torch.float64, device=device), torch.zeros_like(points)
+
+    step = max(64, (PAIRS_CPU if device.type == "cpu" else PAIRS_GPU) // rows)
+    blocks = torch.split(places[first:last].sort().values, step)
+    ends = torch.stack([group_of[block[[0, -1]]] for block in blocks]).tolist() if last > first else []
+    for anchors, (lowest, highest) in zip(blocks, ends, strict=False):  # all tensors of pairs are (M, A)
+        own, diagonal = points[anchors], (anchors, torch.arange(len(anchors), device=device))
+        squared = (squares.unsqueeze(1) + squares[anchors]).addmm_(points, own.T, alpha=-2).clamp_(min=0)
+        squared[diagonal] = 0
+        lengths = squared.sqrt()
+        terms = lengths.to(sums_dtype).mul(-1 / temperature).exp_()
+        terms[diagonal] = 0  # no pair with itself
+        sums = terms
+        if len(values) < rows:
+            sums = terms.new_zeros(len(values), len(anchors)).index_add_(0, group_of, terms)
+        logarithms, rates = sum_denominators(sums.T.contiguous(), group_of[anchors], lowest, highest, groups)
+        loss += logarithms + lengths.sum(dtype=torch.float64) / temperature
+        if not needs_gradient:
+            continue
+        rates = rates.T.contiguous()
+        rates = rates if len(values) == rows else rates.index_select(0, group_of)
+        pulls = terms.mul_(rates).sub_(1).to(points.dtype)
+        pulls.mul_(lengths).div_(squared.add_(smallest))  # per unit of z_j - z_i; 0 where the two are the same
+        if len(anchors) == rows:
+            pulls = pulls + pulls.T
+            gradient = (pulls @ points).sub_(pulls.sum(1, keepdim=True) * points)
+        else:
+            gradient.addmm_(pulls, own).sub_(pulls.sum(1, keepdim=True) * points)
+            gradient[anchors] += (points.T @ pulls).T - pulls.sum(0).unsqueeze(1) * own
+    return loss.to(points.dtype), torch.empty_like(gradient).index_copy_(0, order, gradient / temperature)
+
+
+def make_groups(values: Tensor, sizes: Tensor, tolerance: float) -> Groups:
+    """[`Groups`] of distinct labels in ascending order."""
+    if len(values) < 2 or (values[1:] - values[:-1]).min() > tolerance:
+        return Groups(values, sizes, tolerance, None, None)
+    first_equal = torch.searchsorted(values, values - tolerance)
+    last_equal = torch.searchsorted(values, values + tolerance, right=True) - 1
+    return Groups(values, sizes, tolerance, first_equal, last_equal)
+
+
+def sum_denominators(sums: Tensor, own: Tensor, lowest: int, highest: int, groups: Groups) -> tuple[Tensor, Tensor]:
+    """
+    From sums of exponentials, `(A, G)`, of anchors in ascending order of their groups `own`, `(A,)`, from `lowest` to
+    `highest`: the sum of the logarithms of all pairs' denominators, `()`, and of each anchor and group the sum of the
+    reciprocals of the denominators that hold it, `(A, G)`.
+    """
+    values, sizes, tolerance, first_equal, last_equal = groups
+    # Groups below `lowest` are below every anchor, those from `highest` on are not; between, each anchor has its own.
+    width, here = highest - lowest, torch.arange(len(own), device=own.device)
+    above = (torch.arange(lowest, highest, device=own.device) >= own.unsqueeze(1)).to(sums.dtype)
+    below = 1 - above
+
+    from_low, from_high = sums[:, :highest].cumsum(1), sums[:, lowest:].flip(1).cumsum(1).flip(1)
+    between = (from_low[:, lowest:] * below).addcmul_(from_high[:, :width], above)
+    nothing = sums.new_zeros(len(sums), 1)
+    inwards = torch.cat([nothing, from_low[:, :lowest], between, from_high[:, width:], nothing], 1)  # (A, 1 + G + 1)
+
+    # Where the denominator of each group begins on the anchor's other side, as a column of `inwards`.
+    mirrored = 2 * values[own].unsqueeze(1) - values
+    mirrored[:, :lowest] -= tolerance
+    mirrored[:, lowest:highest] += (above - below) * tolerance
+    mirrored[:, highest:] += tolerance
+    opposite = torch.searchsorted(values, mirrored, right=True)
+    opposite[:, :lowest] += 1
+    opposite[:, lowest:highest] += below.long()
+    opposite[here, own] = own
+    if first_equal is None or last_equal is None:
+        totals = inwards.gather(1, opposite).add_(inwards[:, 1:-1])
+    else:  # a denominator begins at the farthest of a label's equals on its own side, and each side ends at the anchor
+        bound = own.unsqueeze(1)
+        is_above = torch.arange(len(values), device=own.device) >= bound
+        opposite = torch.where(is_above, opposite.clamp(max=bound), opposite.clamp(min=bound + 1))
+        same = torch.where(is_above, first_equal.clamp(min=bound) + 1, last_equal.clamp(max=bound - 1) + 1)
+        totals = inwards.gather(1, opposite).add_(inwards.gather(1, same))
+
+    # An anchor is in its own group, and no pair with itself.
+    logarithms = totals.log()
+    total = (logarithms @ sizes).sum(dtype=torch.float64) - logarithms[here, own].sum(dtype=torch.float64)
+    reciprocals = totals.reciprocal_()
+    rates = reciprocals * sizes
+    rates[here, own] -= reciprocals[here, own]
+    held = F.pad(rates, (1, 1)) if first_equal is None else torch.zeros_like(inwards).scatter_add_(1, same, rates)
+    held = held.scatter_add_(1, opposite, rates)[:, 1:-1]
+    to_low = torch.cat([held[:, :lowest], held[:, lowest:highest] * below], 1).flip(1).cumsum(1).flip(1)
+    to_high = torch.cat([held[:, lowest:highest] * above, held[:, highest:]], 1).cumsum(1)
+    between = to_low[:, lowest:] + to_high[:, :width]
+    return total, torch.cat([to_low[:, :lowest], between, to_high[:, width:]], 1)
