@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # Pairs of a block of anchors: on a CPU its tensors stay in the cache; a GPU wants enough work for every kernel.
-PAIRS_CPU, PAIRS_GPU = 2**19, 2**22
+PAIRS_CPU, PAIRS_GPU, SMALLEST = 2**20, 2**22, 32
 
 # The widest range of scores whose exponentials, and sums and ratios of them, are far from the ends of a dtype.
 LARGEST_RANGE = {torch.float32: 60.0, torch.float64: 600.0}
@@ -19,10 +19,11 @@ class Groups(NamedTuple):
     values: Tensor  # (G,), float64
     sizes: Tensor  # (G,), rows of each, in the dtype of the sums
     tolerance: float  # label distances that differ by no more are equal
-    # Nearest and farthest group whose distance from an anchor below, or above, is that of each group; without them
-    # that is the group alone, as in data without labels a rounding apart.
-    first_equal: Tensor | None
-    last_equal: Tensor | None
+    # Groups with another one within the tolerance, (C,), and the first and the last such, itself among them: labels a
+    # rounding apart, as in large batches of float32.
+    close: Tensor
+    first_equal: Tensor
+    last_equal: Tensor
 
 
 def choose_sums_dtype(points: Tensor, temperature: float) -> torch.dtype | None:
@@ -63,7 +64,7 @@ def sorted_loss(
     smallest = torch.finfo(points.dtype).tiny
     loss, gradient = torch.zeros((), dtype=torch.float64, device=device), torch.zeros_like(points)
 
-    step = max(64, (PAIRS_CPU if device.type == "cpu" else PAIRS_GPU) // rows)
+    step = max(SMALLEST, (PAIRS_CPU if device.type == "cpu" else PAIRS_GPU) // rows)
     blocks = torch.split(places[first:last].sort().values, step)
     ends = torch.stack([group_of[block[[0, -1]]] for block in blocks]).tolist() if last > first else []
     for anchors, (lowest, highest) in zip(blocks, ends, strict=False):  # all tensors of pairs are (M, A)
@@ -86,7 +87,8 @@ def sorted_loss(
         pulls.mul_(lengths).div_(squared.add_(smallest))  # per unit of z_j - z_i; 0 where the two are the same
         if len(anchors) == rows:
             pulls = pulls + pulls.T
-            gradient = (pulls @ points).sub_(pulls.sum(1, keepdim=True) * points)
+            pulls.diagonal().sub_(pulls.sum(1))
+            gradient = pulls @ points
         else:
             gradient.addmm_(pulls, own).sub_(pulls.sum(1, keepdim=True) * points)
             gradient[anchors] += (points.T @ pulls).T - pulls.sum(0).unsqueeze(1) * own
@@ -95,11 +97,10 @@ def sorted_loss(
 
 def make_groups(values: Tensor, sizes: Tensor, tolerance: float) -> Groups:
     """[`Groups`] of distinct labels in ascending order."""
-    if len(values) < 2 or (values[1:] - values[:-1]).min() > tolerance:
-        return Groups(values, sizes, tolerance, None, None)
     first_equal = torch.searchsorted(values, values - tolerance)
     last_equal = torch.searchsorted(values, values + tolerance, right=True) - 1
-    return Groups(values, sizes, tolerance, first_equal, last_equal)
+    close = (first_equal < last_equal).nonzero().squeeze(1)
+    return Groups(values, sizes, tolerance, close, first_equal[close], last_equal[close])
 
 
 def sum_denominators(sums: Tensor, own: Tensor, lowest: int, highest: int, groups: Groups) -> tuple[Tensor, Tensor]:
@@ -108,7 +109,7 @@ def sum_denominators(sums: Tensor, own: Tensor, lowest: int, highest: int, group
     `highest`: the sum of the logarithms of all pairs' denominators, `()`, and of each anchor and group the sum of the
     reciprocals of the denominators that hold it, `(A, G)`.
     """
-    values, sizes, tolerance, first_equal, last_equal = groups
+    values, sizes, tolerance, close, first_equal, last_equal = groups
     # Groups below `lowest` are below every anchor, those from `highest` on are not; between, each anchor has its own.
     width, here = highest - lowest, torch.arange(len(own), device=own.device)
     above = (torch.arange(lowest, highest, device=own.device) >= own.unsqueeze(1)).to(sums.dtype)
@@ -128,14 +129,15 @@ def sum_denominators(sums: Tensor, own: Tensor, lowest: int, highest: int, group
     opposite[:, :lowest] += 1
     opposite[:, lowest:highest] += below.long()
     opposite[here, own] = own
-    if first_equal is None or last_equal is None:
-        totals = inwards.gather(1, opposite).add_(inwards[:, 1:-1])
-    else:  # a denominator begins at the farthest of a label's equals on its own side, and each side ends at the anchor
+    totals = inwards.gather(1, opposite).add_(inwards[:, 1:-1])
+    if len(close) > 0:  # a denominator begins at the farthest of a label's equals, and each side ends at the anchor
         bound = own.unsqueeze(1)
-        is_above = torch.arange(len(values), device=own.device) >= bound
-        opposite = torch.where(is_above, opposite.clamp(max=bound), opposite.clamp(min=bound + 1))
+        is_above = close >= bound
+        across = opposite[:, close]
+        across = torch.where(is_above, across.clamp(max=bound), across.clamp(min=bound + 1))
+        opposite[:, close] = across
         same = torch.where(is_above, first_equal.clamp(min=bound) + 1, last_equal.clamp(max=bound - 1) + 1)
-        totals = inwards.gather(1, opposite).add_(inwards.gather(1, same))
+        totals[:, close] = inwards.gather(1, across) + inwards.gather(1, same)
 
     # An anchor is in its own group, and no pair with itself.
     logarithms = totals.log()
@@ -143,7 +145,10 @@ def sum_denominators(sums: Tensor, own: Tensor, lowest: int, highest: int, group
     reciprocals = totals.reciprocal_()
     rates = reciprocals * sizes
     rates[here, own] -= reciprocals[here, own]
-    held = F.pad(rates, (1, 1)) if first_equal is None else torch.zeros_like(inwards).scatter_add_(1, same, rates)
+    held = F.pad(rates, (1, 1))
+    if len(close) > 0:
+        held[:, close + 1] = 0
+        held.scatter_add_(1, same, rates[:, close])
     held = held.scatter_add_(1, opposite, rates)[:, 1:-1]
     to_low = torch.cat([held[:, :lowest], held[:, lowest:highest] * below], 1).flip(1).cumsum(1).flip(1)
     to_high = torch.cat([held[:, lowest:highest] * above, held[:, highest:]], 1).cumsum(1)
