@@ -15,10 +15,10 @@ from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from conr_hf.data.checked_images import CheckedImage, CheckedImages, check_image
+from conr_hf.data.checked_images import CheckedImage, CheckedImages, check_image, has_stored_images
 from conr_hf.data.images import describe_error, to_image
 from conr_hf.data.label_maps import is_map, truncate
-from conr_hf.data.threads import in_threads
+from conr_hf.data.threads import blocks_in_threads
 from conr_hf.utils.distributed import rank
 
 logger = logging.get_logger(__name__)
@@ -265,16 +265,24 @@ def unreadable_rows(
     stored = only_columns(undecoded(dataset, [image_column]), [image_column])
     checked = CheckedImages(stored, image_column, rows, image_range, f"Looking up {name}", show_progress)
 
-    def read(index: int) -> CheckedImage | str:
+    def read(index: int, row: Row | None = None) -> CheckedImage | str:
         try:
-            return check_image(cell_of(dataset, stored[index], index, image_column), image_range)
+            row = stored[index] if row is None else row
+            return check_image(cell_of(dataset, row, index, image_column), image_range)
         except Exception as error:  # whatever a decoder raises, the row cannot be used
             return f'column "{image_column}": the image cannot be read ({describe_error(error)})'
 
+    def read_block(block: Sequence[int]) -> list[CheckedImage | str]:
+        if not has_stored_images(stored, image_column):
+            return [read(index) for index in block]
+        cells = stored[block][image_column]  # many at once, which takes a tenth of the time
+        return [read(index, {image_column: cell}) for index, cell in zip(block, cells, strict=True)]
+
     left = [row for row in rows if row not in checked.known]
     good, wrong = dict[int, CheckedImage](), dict[int, str]()
+    reading = blocks_in_threads(read_block, dataset, left, f"Reading {name}", show_progress)
     try:
-        for row, found in zip(left, in_threads(read, dataset, left, f"Reading {name}", show_progress), strict=True):
+        for row, found in zip(left, reading, strict=True):
             if isinstance(found, str):
                 wrong[row] = found
             else:
