@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from conr_hf.data.images import Size, decode_image
 from conr_hf.data.threads import blocks_in_threads
 
-MOST_FILES = 1000  # each of one check; the oldest are removed
+MOST_BYTES = 2**29  # of all files, 19 million images; beyond, the oldest files are removed
 
 _RULES = 1  # to be raised where decode_image refuses what it took before
 _RECORD = np.dtype([("key", "S16"), ("largest", "<i4"), ("height", "<i4"), ("width", "<i4")])
@@ -142,7 +142,7 @@ def _cells(plain: datasets.Dataset, column: str, rows: Sequence[int]) -> Iterato
 
 def _known(keys: Mapping[int, bytes]) -> Iterator[tuple[int, CheckedImage]]:
     """The rows whose keys stand in one of the files, with what is written beside."""
-    records = np.concatenate([np.empty(0, _RECORD), *(_read(file) for file in _files())])
+    records = np.concatenate([np.empty(0, _RECORD), *(_read(file) for file, _ in _files())])
     if len(records) == 0 or not keys:
         return
     records = records[np.argsort(records["key"])]
@@ -155,13 +155,14 @@ def _known(keys: Mapping[int, bytes]) -> Iterator[tuple[int, CheckedImage]]:
             yield row, CheckedImage((height, width), None if largest < 0 else largest)
 
 
-def _files() -> list[Path]:
-    """The files, the oldest first; none where the folder cannot be read."""
+def _files() -> list[tuple[Path, int]]:
+    """The files and how many bytes they have, the newest first; none where the folder cannot be read."""
     try:
-        files = [(entry.stat().st_mtime_ns, entry.path) for entry in os.scandir(folder()) if entry.name[-4:] == ".npy"]
+        found = [(entry.stat(), entry.path) for entry in os.scandir(folder()) if entry.name.endswith(".npy")]
     except OSError:
         return []
-    return [Path(path) for _, path in sorted(files)]
+    found.sort(key=lambda file: -file[0].st_mtime_ns)
+    return [(Path(path), status.st_size) for status, path in found]
 
 
 def _read(file: Path) -> npt.NDArray[Any]:
@@ -174,7 +175,7 @@ def _read(file: Path) -> npt.NDArray[Any]:
 
 
 def _write(records: npt.NDArray[Any]) -> None:
-    """Adds a file, called by what is in it, and removes the oldest where there are too many."""
+    """Adds a file, called by what is in it, and removes the oldest where all are too large."""
     content = io.BytesIO()
     np.save(content, records, allow_pickle=False)
     name = hashlib.sha256(records.tobytes()).hexdigest()[:32]
@@ -185,5 +186,7 @@ def _write(records: npt.NDArray[Any]) -> None:
         os.replace(unfinished, folder() / f"{name}.npy")
     finally:
         unfinished.unlink(missing_ok=True)
-    for file in _files()[:-MOST_FILES]:
-        file.unlink(missing_ok=True)
+    files = _files()
+    for (file, _), total in zip(files, np.cumsum([size for _, size in files]), strict=True):
+        if total > MOST_BYTES:
+            file.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 T = TypeVar("T")
 
-_MOST_OF_BLOCK = 32  # rows, which a thread reads at once
+_MOST_OF_BLOCK = 16  # rows, which a thread reads at once
 
 
 def in_threads(

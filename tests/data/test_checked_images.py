@@ -155,9 +155,11 @@ def test_runs_that_check_at_the_same_time_lose_nothing(decoded, monkeypatch):
         checked.keep(dict.fromkeys(half, good))
     assert check(rows) == {}
     assert decoded == []
-    monkeypatch.setattr(checked_images, "MOST_FILES", 2)
-    check(images_of([png(9)]))
     assert len(list(checked_images.folder().iterdir())) == 2
+    monkeypatch.setattr(checked_images, "MOST_BYTES", 500)
+    assert check(images_of([png(9)])) == check(images_of([png(9)])) == {}
+    assert len(decoded) == 1
+    assert sum(file.stat().st_size for file in checked_images.folder().iterdir()) <= 500
 
 
 def test_rows_that_are_made_when_they_are_asked_for_are_always_read(decoded):
