@@ -168,8 +168,8 @@ def _files() -> list[tuple[Path, int]]:
 def _read(file: Path) -> npt.NDArray[Any]:
     """The records of a file; none of one that is damaged, or has just been removed."""
     try:
-        records = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        records = np.lib.format.read_array(io.BytesIO(file.read_bytes()), allow_pickle=False)
+    except (OSError, ValueError):
         return np.empty(0, _RECORD)
     return records if records.dtype == _RECORD and records.ndim == 1 else np.empty(0, _RECORD)
 
