@@ -2,10 +2,13 @@
 
 import argparse
 import difflib
+import gc
 import json
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -20,26 +23,29 @@ def train(given: list[str]) -> None:
         from conr_hf.cli.compare.lock import exit_with_owner
 
         exit_with_owner()
-    recipe, args, options = read_recipe(given)
-    quiet_libraries()
-    from conr_hf.cli.train import train
-    from conr_hf.utils.environment import command_line
+    with importing():
+        recipe, args, options = read_recipe(given)
+        quiet_libraries()
+        from conr_hf.cli.train import train
+        from conr_hf.utils.environment import command_line
 
     train(recipe, args, options, command_line(["train", *given]))
 
 
 def evaluate(options: argparse.Namespace) -> None:
     check_model(options.model)
-    quiet_libraries()
-    from conr_hf.cli.evaluate import evaluate_saved
+    with importing():
+        quiet_libraries()
+        from conr_hf.cli.evaluate import evaluate_saved
 
     evaluate_saved(options)
 
 
 def predict(options: argparse.Namespace) -> int:
     check_model(options.model)
-    quiet_libraries()
-    from conr_hf.cli.predict import predict_saved
+    with importing():
+        quiet_libraries()
+        from conr_hf.cli.predict import predict_saved
 
     return predict_saved(options)
 
@@ -176,6 +182,18 @@ def _near_folder(path: Path) -> str:
     beside = [other.name for other in path.parent.iterdir() if other.is_dir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, beside, n=1)
     return f' Did you mean "{path.parent / near[0]}"?' if near else ""
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Around imports that take seconds, a tenth of them to look for garbage in what the libraries make to stay."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+    if gc.get_freeze_count() == 0:  # nobody else in this process has chosen
+        gc.freeze()  # as Trainer looks through everything when it starts
 
 
 def quiet_libraries() -> None:

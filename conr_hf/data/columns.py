@@ -2,13 +2,10 @@
 
 import difflib
 import math
-import os
 import re
-import warnings
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import datasets
 import numpy as np
@@ -18,14 +15,15 @@ from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from conr_hf.data.images import decode_image, describe_error, to_image
+from conr_hf.data.checked_images import CheckedImage, CheckedImages, check_image, has_stored_images
+from conr_hf.data.images import describe_error, to_image
 from conr_hf.data.label_maps import is_map, truncate
+from conr_hf.data.threads import blocks_in_threads
 from conr_hf.utils.distributed import rank
 
 logger = logging.get_logger(__name__)
 
 Row = Mapping[str, Any]
-T = TypeVar("T")
 
 
 def column_names(dataset: Dataset[Any], name: str = "The data set") -> list[str]:
@@ -261,22 +259,40 @@ def unreadable_rows(
     image_range: Sequence[float] | None = None,
 ) -> dict[int, str]:
     """
-    Reads the images of `rows` in threads, and returns by row why one cannot be read. Warns where none of them uses
-    more than a quarter of its 16 bits.
+    Reads the images of `rows` in threads, but for those that an earlier run has found good, and returns by row why one
+    cannot be read. Warns where none of them uses more than a quarter of its 16 bits.
     """
-    stored = undecoded(dataset, [image_column])
+    stored = only_columns(undecoded(dataset, [image_column]), [image_column])
+    checked = CheckedImages(stored, image_column, rows, image_range, f"Looking up {name}", show_progress)
 
-    def read(index: int) -> str | int | None:
+    def read(index: int, row: Row | None = None) -> CheckedImage | str:
         try:
-            return decode_image(cell_of(dataset, stored[index], index, image_column), image_range).largest
+            row = stored[index] if row is None else row
+            return check_image(cell_of(dataset, row, index, image_column), image_range)
         except Exception as error:  # whatever a decoder raises, the row cannot be used
             return f'column "{image_column}": the image cannot be read ({describe_error(error)})'
 
-    found = list(in_threads(read, dataset, rows, name, show_progress))
-    warning = dark_images([largest for largest in found if not isinstance(largest, str)])
+    def read_block(block: Sequence[int]) -> list[CheckedImage | str]:
+        if not has_stored_images(stored, image_column):
+            return [read(index) for index in block]
+        cells = stored[block][image_column]  # many at once, which takes a tenth of the time
+        return [read(index, {image_column: cell}) for index, cell in zip(block, cells, strict=True)]
+
+    left = [row for row in rows if row not in checked.known]
+    good, wrong = dict[int, CheckedImage](), dict[int, str]()
+    reading = blocks_in_threads(read_block, dataset, left, f"Reading {name}", show_progress)
+    try:
+        for row, found in zip(left, reading, strict=True):
+            if isinstance(found, str):
+                wrong[row] = found
+            else:
+                good[row] = found
+    finally:  # also where the user ends it
+        checked.keep(good)
+    warning = dark_images([image.largest for image in (*checked.known.values(), *good.values())])
     if warning is not None and rank() == 0:
         logger.warning(f'{name}, column "{image_column}": {warning}')
-    return {row: why for row, why in zip(rows, found, strict=True) if isinstance(why, str)}
+    return wrong
 
 
 def dark_images(largest: Sequence[int | None]) -> str | None:
@@ -324,17 +340,6 @@ def cell_of(dataset: Dataset[Any], row: Row, index: int, column: str) -> Any:
     cell = row[column]
     in_archive = isinstance(cell, dict) and cell["bytes"] is None and "://" in (cell["path"] or "")
     return dataset[index][column] if in_archive else cell
-
-
-def in_threads(
-    read: Callable[[int], T], dataset: Dataset[Any], rows: Sequence[int], name: str, show_progress: bool
-) -> Iterator[T]:
-    """What `read` gives for each row, in order, in threads only if the data set is known to allow them."""
-    threads = isinstance(dataset, datasets.Dataset)  # one of the user's own may hold a file or a database open
-    with ThreadPoolExecutor(os.cpu_count() if threads else 1) as pool, warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused instead
-        found = pool.map(read, rows) if threads else map(read, rows)
-        yield from tqdm(found, f"Reading {name}", len(rows), leave=False, disable=not show_progress)
 
 
 def _label_rows(dataset: Dataset[Any], columns: Sequence[str], show_progress: bool = True) -> Iterator[Row]:

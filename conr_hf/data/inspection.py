@@ -10,12 +10,12 @@ import datasets
 import numpy as np
 from PIL import Image
 
+from conr_hf.data.checked_images import CheckedImage, CheckedImages
 from conr_hf.data.columns import (
     cell_of,
     check_column,
     dark_images,
     has_labels,
-    in_threads,
     label_names,
     label_values,
     read_labels,
@@ -26,6 +26,7 @@ from conr_hf.data.images import decode_image, describe_error
 from conr_hf.data.local import unused_splits
 from conr_hf.data.map_statistics import ReadMap, has_maps, read_maps, subsample_evenly, zeros_without_meaning
 from conr_hf.data.splits import SPLITS
+from conr_hf.data.threads import in_threads
 from conr_hf.imbalance import Bins, density_weights, make_bins
 from conr_hf.imbalance.bins import FloatArray, suggest_bin_width
 from conr_hf.metrics import THRESHOLDS, shot_masks
@@ -250,9 +251,12 @@ def _map_figures(maps: dict[str, list[ReadMap]], notice: str | None) -> dict[str
 def _read_images(
     rows: datasets.Dataset, column: str, name: str, image_range: Sequence[float] | None, show_progress: bool
 ) -> list[_Picture | str]:
-    """Every image, or why it cannot be read."""
+    """Every image, or why it cannot be read. Training need not check again those that can."""
     rows = rows.with_format(None).select_columns(column)
     stored = undecoded(rows, [column])
+    every = range(len(rows))
+    checked = CheckedImages(stored, column, every, image_range, f"Looking up {name}", show_progress)
+    good: dict[int, CheckedImage] = {}
 
     def read(index: int) -> _Picture | str:
         try:
@@ -261,10 +265,13 @@ def _read_images(
             mode = _mode(cell, image)
         except Exception as error:  # whatever a decoder raises, the image cannot be read
             return describe_error(error)
+        good[index] = CheckedImage((image.height, image.width), largest)
         size = f"{image.width} x {image.height}"
         return _Picture(size, mode, hashlib.blake2b(size.encode() + image.tobytes(), digest_size=16).digest(), largest)
 
-    return list(in_threads(read, rows, range(len(rows)), name, show_progress))
+    pictures = list(in_threads(read, rows, every, f"Reading {name}", show_progress))
+    checked.keep(good)
+    return pictures
 
 
 def _mode(cell: Any, image: Image.Image) -> str:

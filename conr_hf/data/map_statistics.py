@@ -11,10 +11,12 @@ import numpy.typing as npt
 from torch.utils.data import Dataset, IterableDataset
 from transformers.utils import logging
 
-from conr_hf.data.columns import cell_of, dark_images, in_threads, undecoded
+from conr_hf.data.checked_images import CheckedImage, CheckedImages, check_image
+from conr_hf.data.columns import cell_of, dark_images, undecoded
 from conr_hf.data.config import DataConfig
-from conr_hf.data.images import Size, decode_image, describe_error, format_size
+from conr_hf.data.images import Size, describe_error, format_size
 from conr_hf.data.label_maps import is_map, to_map
+from conr_hf.data.threads import in_threads
 from conr_hf.utils.distributed import rank
 
 logger = logging.get_logger(__name__)
@@ -75,13 +77,19 @@ def read_maps(
     """
     Reads the maps of `rows`: for each row a [`ReadMap`], or the reason why it cannot be used.
 
-    `with_images` reads the image too, as the map must have its aspect. Without, no image is read; the aspect is that
-    of `pixel_values` in rows ready for the model. Where `rows` have more than 10 million valid pixels, so many labels
-    of each map are kept that [`subsample_evenly`] finds enough of them in any larger data set.
+    `with_images` reads the image too, unless an earlier run has found it good, as the map must have its aspect.
+    Without, no image is read; the aspect is that of `pixel_values` in rows ready for the model. Where `rows` have more
+    than 10 million valid pixels, so many labels of each map are kept that [`subsample_evenly`] finds enough of them in
+    any larger data set.
     """
     image_column = args.image_column if with_images else None
     label_column = args.label_columns[0]
     unopened = undecoded(dataset, [column for column in (image_column, label_column) if column is not None])
+    known, good = dict[int, CheckedImage](), dict[int, CheckedImage]()
+    if image_column is not None:
+        title = f"Looking up {name}"
+        checked = CheckedImages(unopened, image_column, rows, args.image_range, title, show_progress)
+        known = checked.known
 
     def read(index: int) -> ReadMap | str:
         size, largest, problem = None, None, "it cannot be read"
@@ -91,8 +99,10 @@ def read_maps(
                 size = np.shape(row["pixel_values"])[-2:]
             elif image_column is not None:
                 problem = f'column "{image_column}": the image cannot be read'
-                decoded = decode_image(cell_of(dataset, row, index, image_column), args.image_range)
-                size, largest = (decoded.image.height, decoded.image.width), decoded.largest
+                image = known.get(index)
+                if image is None:
+                    image = good[index] = check_image(cell_of(dataset, row, index, image_column), args.image_range)
+                size, largest = image
             column = label_column if label_column in row else "labels"
             problem = f'column "{column}": the map cannot be read'
             labels = to_map(cell_of(dataset, row, index, column), args.map_scale, args.map_invalid)
@@ -111,7 +121,7 @@ def read_maps(
 
     found: dict[int, ReadMap | str] = {}
     total = held = 0
-    for index, one in zip(rows, in_threads(read, dataset, rows, name, show_progress), strict=True):
+    for index, one in zip(rows, in_threads(read, dataset, rows, f"Reading {name}", show_progress), strict=True):
         found[index] = one
         if isinstance(one, str):
             continue
@@ -123,6 +133,8 @@ def read_maps(
             maps = {row: subsample(row, kept, int(kept.valid * share) + 2) for row, kept in maps.items()}
             found |= maps
             held = sum(len(kept.values) for kept in maps.values())
+    if image_column is not None:
+        checked.keep(good)
     warning = dark_images([one.largest for one in found.values() if isinstance(one, ReadMap)])
     if warning is not None and rank() == 0:
         logger.warning(f'{name}, column "{image_column}": {warning}')

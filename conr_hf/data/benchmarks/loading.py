@@ -145,7 +145,8 @@ def benchmark_of(dataset: object, labels: np.ndarray) -> Benchmark | None:
     benchmark = BENCHMARKS[dataset.info.dataset_name]
     # The name outlives map(): labels in another unit, or another column, are not the benchmark's.
     if benchmark.folder is not None:
-        known = np.array(load_benchmark(benchmark.name)["train"]["label"], np.float32)
+        rows = load_benchmark(benchmark.name)["train"].select_columns("label")
+        known = np.array(rows.with_format("numpy")[:]["label"], np.float32)
         own = np.isin(labels, np.unique(known[~np.isnan(known)]))
     elif benchmark.name == "ellipses":
         own = (labels >= 0) & (labels <= TOP)
