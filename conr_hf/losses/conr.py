@@ -16,9 +16,9 @@ from conr_hf.losses.validation import Settings, bounds, check_numbers, check_set
 # tests/benchmarks/bench_loss.py.
 DENSE_ROWS = 512
 
-# Likewise for up to so many anchors (but no more than twice the feature dimensions), as one process has among the rows
-# of many, while their pairs fit a moderate memory: slices sort and copy all rows for them.
-FEW_ANCHORS, FEW_PAIRS = 256, 2**23
+# Likewise for up to so many anchors, as one process has among the rows of many, while their pairs fit a moderate
+# memory and are few beside the feature dimensions: slices sort and copy the features of all rows for them.
+FEW_ANCHORS, FEW_PAIRS, FEW_PAIRS_OF_DIMENSION = 256, 2**23, 2**15
 
 
 class PairStatistics(NamedTuple):
@@ -134,7 +134,7 @@ def conr_loss(
             breaks a compiled graph. Under a distance that is a function, and for temperatures below some 1/600, it
             forms all pairs in blocks of rows. For float32 it calculates in float64 where the logarithm of a term can
             exceed 60, at temperatures below 1/60 and under an extreme push. `"auto"` is `"dense"` up to 512 rows, or
-            2047 where nearly all pairs matter, or for a slice of up to 256 anchors (2 D of fewer dimensions), and
+            2047 where nearly all pairs matter, or for a slice of up to 256 anchors and 32,768 D pairs, and
             `"windowed"` beyond.
         anchors (`slice`, *optional*):
             Only these rows are anchors; all rows are their candidates. Unset: all rows.
@@ -192,7 +192,8 @@ def _choose(settings: Settings, rows: int, dims: int, anchors: int) -> Callable[
         # A function as distance has nothing to sort by: all its pairs are formed at once while they fit one block.
         is_dense = rows <= DENSE_ROWS or (callable(settings.distance) and rows * anchors <= BLOCK_PAIRS)
         if settings.reduction == "mean":  # the other one counts the anchors among all rows
-            is_dense = is_dense or (anchors <= min(FEW_ANCHORS, 2 * dims) and rows * anchors <= FEW_PAIRS)
+            few_pairs = min(FEW_PAIRS, FEW_PAIRS_OF_DIMENSION * dims)
+            is_dense = is_dense or (anchors <= FEW_ANCHORS and rows * anchors <= few_pairs)
     if is_dense:
         return dense_loss
     windowed = partial(windowed_loss, dense_if_wide=settings.algorithm == "auto")
