@@ -125,8 +125,8 @@ class Objective:
             return (features.sum() + predictions.sum()) * torch.nan  # the losses refuse rows they cannot name
         everything, parts = len(labels), []
         samples = [anchors]
-        if probe is not None and times > 1:  # two, so that the gradient's norm can be told from the sample's noise
-            middle = (anchors.start + anchors.stop) // 2
+        if probe is not None and times > 1:  # halves, so that the gradient's norm can be told from the sample's noise
+            middle = min(max(settings.conr_anchors // 2, anchors.start), anchors.stop)  # the same on all processes
             samples = [slice(anchors.start, middle), slice(middle, anchors.stop)]
 
         def add(name: str, weight: float, losses: list[Tensor]) -> None:
