@@ -418,7 +418,7 @@ def test_what_goes_with_conr_unless_it_is_set(given, may_resample, resample, rnc
     assert (found.resample, found.rnc_weight) == (resample, rnc_weight)
 
 
-@pytest.mark.parametrize(("given", "of_views", "of_maps"), [(None, 0, 256), (0, 0, 0), (40, 40, 40)])
+@pytest.mark.parametrize(("given", "of_views", "of_maps"), [(None, 0, 128), (0, 0, 0), (40, 40, 40)])
 def test_a_part_of_the_rows_are_anchors_where_they_are_pixels(given, of_views, of_maps):
     """All pixels of a step as anchors take longer than a small network."""
     args, labels = ConRConfig("out", use_cpu=True, conr_anchors=given), np.array([20.0, 40.0, 60.0])

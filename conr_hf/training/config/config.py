@@ -70,7 +70,7 @@ class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
         conr_anchors (`int`, *optional*):
             Rows (views or pixels) that are compared with all others of their micro-batch, drawn anew in each: ConR
             and Rank-N-Contrast over these anchors alone, times the share they lack, have the value and gradient over
-            all rows as their mean. 0: all rows. Unset: 256 with label maps, else all.
+            all rows as their mean. 0: all rows. Unset: 128 with label maps, else all.
         forward_batch_size (`int`, *optional*):
             Samples whose forward and backward fit in memory, on each device. The batch, whose samples are compared,
             may then be as large as its features allow: each part of it goes through the model twice, which takes half

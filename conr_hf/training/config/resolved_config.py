@@ -13,7 +13,7 @@ from conr_hf.training.config.config import ConRConfig
 
 # Anchors among the pixels of a micro-batch. docs/maps.md holds what a sample adds to the gradient's noise, and what it
 # spares.
-MAP_ANCHORS = 256
+MAP_ANCHORS = 128
 
 ArrayOrTensor = TypeVar("ArrayOrTensor", np.ndarray, Tensor)
 
