@@ -9,7 +9,6 @@ Images are ready in memory, two views each, so that reading them hides nothing.
 """
 
 import argparse
-import dataclasses
 import itertools
 import statistics
 import tempfile
