@@ -16,9 +16,9 @@ from conr_hf.losses.validation import Settings, bounds, check_numbers, check_set
 # tests/benchmarks/bench_loss.py.
 DENSE_ROWS = 512
 
-# Likewise for up to so many anchors, as one process has among the rows of many processes, while their pairs fit a
-# moderate memory: slices sort and copy all rows for them.
-FEW_ANCHORS, FEW_PAIRS = 256, 2**23
+# Likewise for up to so many anchors, as one process has among the rows of many, while their pairs fit a moderate
+# memory and are few beside the feature dimensions: slices sort and copy the features of all rows for them.
+FEW_ANCHORS, FEW_PAIRS, FEW_PAIRS_OF_DIMENSION = 256, 2**23, 2**15
 
 
 class PairStatistics(NamedTuple):
@@ -134,7 +134,8 @@ def conr_loss(
             breaks a compiled graph. Under a distance that is a function, and for temperatures below some 1/600, it
             forms all pairs in blocks of rows. For float32 it calculates in float64 where the logarithm of a term can
             exceed 60, at temperatures below 1/60 and under an extreme push. `"auto"` is `"dense"` up to 512 rows, or
-            2047 where nearly all pairs matter, or for a slice of up to 256 anchors, and `"windowed"` beyond.
+            2047 where nearly all pairs matter, or for a slice of up to 256 anchors and 32,768 D pairs, and
+            `"windowed"` beyond.
         anchors (`slice`, *optional*):
             Only these rows are anchors; all rows are their candidates. Unset: all rows.
         return_statistics (`bool`, *optional*, defaults to `False`): Whether to return a [`PairStatistics`] as well.
@@ -176,7 +177,7 @@ def conr_loss(
     check_numbers(features, labels, predictions, weights)
 
     with torch.autocast(features.device.type, enabled=False):
-        compute = _choose(settings, len(features), last - first)
+        compute = _choose(settings, len(features), features.shape[1], last - first)
         loss, partners = compute(features, labels, predictions, weights, reaches, settings, first, last)
 
     if not return_statistics:
@@ -185,13 +186,14 @@ def conr_loss(
     return loss, PairStatistics(is_anchor.sum(), (positives * is_anchor).sum(), (negatives * is_anchor).sum())
 
 
-def _choose(settings: Settings, rows: int, anchors: int) -> Callable[..., tuple[Tensor, Partners]]:
+def _choose(settings: Settings, rows: int, dims: int, anchors: int) -> Callable[..., tuple[Tensor, Partners]]:
     is_dense = settings.algorithm == "dense"
     if settings.algorithm == "auto":
         # A function as distance has nothing to sort by: all its pairs are formed at once while they fit one block.
         is_dense = rows <= DENSE_ROWS or (callable(settings.distance) and rows * anchors <= BLOCK_PAIRS)
         if settings.reduction == "mean":  # the other one counts the anchors among all rows
-            is_dense = is_dense or (anchors <= FEW_ANCHORS and rows * anchors <= FEW_PAIRS)
+            few_pairs = min(FEW_PAIRS, FEW_PAIRS_OF_DIMENSION * dims)
+            is_dense = is_dense or (anchors <= FEW_ANCHORS and rows * anchors <= few_pairs)
     if is_dense:
         return dense_loss
     windowed = partial(windowed_loss, dense_if_wide=settings.algorithm == "auto")

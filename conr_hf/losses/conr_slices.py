@@ -101,7 +101,7 @@ def make_plan(
         reach_read = next(read)
         for part, (own, columns, starts, ends) in zip(parts, slices, strict=True):
             first_columns, end_columns = ([int(next(read)) for _ in range(len(some))] for some in (starts, ends))
-            tiles = _cut(len(own), first_columns, end_columns, part == (0, rows), labels.device)
+            tiles = _cut(len(own), rows, first_columns, end_columns, part == (0, rows), labels.device)
             made.append(Side(values, reach_read, own, columns, tiles, part == (0, rows)))
     (by_label, *label_rest), (by_prediction, *prediction_rest) = sides
     whole = (label_rest[0], prediction_rest[0]) if label_rest else None
@@ -158,14 +158,19 @@ def _sort_key(values: Tensor, distance: Distance) -> Tensor:
     return keys.index_select(1, spread.argmax().reshape(1)).squeeze(1)
 
 
-def _cut(rows: int, starts: list[int], ends: list[int], mirrored: bool, device: torch.device) -> list[Tile]:
+def _cut(
+    rows: int, columns: int, starts: list[int], ends: list[int], mirrored: bool, device: torch.device
+) -> list[Tile]:
     """Tiles of the slices of blocks of rows; the first tile of a mirrored block holds the block's own columns."""
     smallest, largest, pairs = TILES_CPU if device.type == "cpu" else TILES_GPU
     if mirrored:
         starts = list(range(0, rows, GRAIN))
-    # What a block of B rows covers beyond its pairs grows with B, the cost per pair falls with it.
+    elif device.type == "cpu":
+        smallest = GRAIN
+    # What a block of B rows covers beyond its pairs grows with B, and the more the fewer rows there are among the
+    # columns; the cost per pair falls with it.
     typical = sum(end - start for start, end in zip(starts, ends, strict=True)) // max(len(starts), 1)
-    step = min(max(typical // 4 // GRAIN * GRAIN, smallest), largest)
+    step = min(max(typical * rows // columns // 4 // GRAIN * GRAIN, smallest), largest)
     tiles = []
     for first in range(0, rows, step):
         last = min(first + step, rows)

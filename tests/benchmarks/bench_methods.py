@@ -1,8 +1,8 @@
 """
 What ConR and the other methods add to a training step; run as
 
-    python tests/benchmarks/bench_methods.py share     # ConR's own time in a step, by profiler
-    python tests/benchmarks/bench_methods.py maps      # the same over the pixels of maps
+    python tests/benchmarks/bench_methods.py share     # ConR's own time in a step
+    python tests/benchmarks/bench_methods.py maps      # what compares the pixels of maps, 5 minutes
     python tests/benchmarks/bench_methods.py overhead  # each method's step time beside the plain loss, 10 minutes
 
 Images are ready in memory, two views each, so that reading them hides nothing.
@@ -13,22 +13,20 @@ import itertools
 import statistics
 import tempfile
 import time
+from collections import defaultdict
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch.profiler import ProfilerActivity, profile, record_function, schedule
 from transformers import TrainerCallback
 
-import conr_hf.training.objective.objective
 from conr_hf import ConRConfig, ConRTrainer, load_regressor
-from conr_hf.losses import conr_loss
+from conr_hf.losses import conr_loss, rank_n_contrast
+from conr_hf.training.objective import objective
+from conr_hf.training.objective.objective import Objective
 
 MODELS = {"timm/vit_small_patch16_224": (224, 16), "timm/convnext_atto": (64, 128)}
-MAP_MODELS = (
-    ("timm/tf_efficientnet_lite0", 128, 1024),
-    ("timm/tf_efficientnet_lite0", 128, 128),
-    ("timm/convnext_atto", 224, 1024),
-)
+MAP_MODELS = {"timm/tf_efficientnet_lite0": 128, "timm/convnext_atto": 224}
 METHODS = {
     "ConR": {"conr_weight": 0.05},
     "re-weighting": {"reweight": "sqrt_inverse"},
@@ -76,11 +74,12 @@ class Ready(torch.utils.data.Dataset):
 class StepTimes(TrainerCallback):
     """From the end of each step to the end of the next, the first few left out."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock=time.perf_counter) -> None:
+        self.clock = clock
         self.ends: list[float] = []
 
     def on_step_end(self, *_, **__) -> None:
-        self.ends.append(time.perf_counter())
+        self.ends.append(self.clock())
 
     def median(self) -> float:
         ends = self.ends[1:]
@@ -108,46 +107,51 @@ def make_trainer(
     return trainer
 
 
-def recorded_loss(features, *arguments, **options):
-    """`conr_loss`, whose forward and backward are spans of the profiler."""
-    with record_function("ConR forward"):
+class Stopwatch:
+    """Seconds of each step by what they were spent on."""
+
+    def __init__(self, clock=time.perf_counter) -> None:
+        self.clock = clock
+        self.spans: defaultdict[str, list[float]] = defaultdict(list)
+        self.begun: dict[str, float] = {}
+
+    def start(self, name: str) -> None:
+        self.begun[name] = self.clock()
+
+    def stop(self, name: str) -> None:
+        self.spans[name].append(self.clock() - self.begun[name])
+
+    def median(self, name: str) -> float:
+        """Of the steps but the first."""
+        return statistics.median(self.spans[name][1:])
+
+    def timed(self, name: str, loss, features, *arguments, **options):
+        """A loss whose forward and backward are spans of their own."""
+        self.start(f"{name} forward")
         own = features.view_as(features)
-        result = conr_loss(own, *arguments, **options)
-    span = record_function("ConR backward")
-    result[0].grad_fn.register_prehook(lambda *_: span.__enter__() and None)
-    own.grad_fn.register_prehook(lambda *_: span.__exit__(None, None, None))
-    return result
+        result = loss(own, *arguments, **options)
+        self.stop(f"{name} forward")
+        value = result[0] if isinstance(result, tuple) else result
+        value.grad_fn.register_prehook(lambda _: self.start(f"{name} backward"))
+        own.grad_fn.register_prehook(lambda _: self.stop(f"{name} backward"))
+        return result
 
 
 def show_share(folder: str) -> None:
     print("| model | pixels | samples | step | ConR forward | ConR backward | ConR's share |")
     print("|---|---|---|---|---|---|---|")
-    conr_hf.training.objective.objective.conr_loss = recorded_loss
     for name, (size, batch) in MODELS.items():
+        watch = Stopwatch()
+        objective.conr_loss = partial(watch.timed, "ConR", conr_loss)
         trainer = make_trainer(name, size, batch, 8, folder, conr_weight=0.05)
-        with profile(activities=[ProfilerActivity.CPU]) as profiler:
-            trainer.train()
-        spans = {name: [] for name in ("ConR forward", "ConR backward")}
-        for event in profiler.events():
-            if event.name in spans:
-                spans[event.name].append(event.time_range.elapsed_us() / 1e6)
-        forward, backward = (statistics.median(times[1:]) for times in spans.values())
+        trainer.train()
+        forward, backward = watch.median("ConR forward"), watch.median("ConR backward")
         step = trainer.times.median()
         print(
             f"| {name} | {size} | {batch} | {step * 1e3:.0f} ms | {forward * 1e3:.2f} ms | {backward * 1e3:.2f} ms "
             f"| {100 * (forward + backward) / step:.2f} % |",
             flush=True,
         )
-
-
-class StepOf(TrainerCallback):
-    """Tells a profiler where steps end."""
-
-    def __init__(self, profiler) -> None:
-        self.profiler = profiler
-
-    def on_step_end(self, *_, **__) -> None:
-        self.profiler.step()
 
 
 class ReadyMaps(Ready):
@@ -164,26 +168,34 @@ class ReadyMaps(Ready):
         return {**super().__getitem__(row), "labels": self.maps[row % len(self.maps)].numpy()}
 
 
-def show_share_of_maps(folder: str, steps: int) -> None:
-    """16 maps of two views, 64 channels: 1,024 pixels of each view, and 128."""
-    print("| model | step | pixels compared | ConR forward | ConR backward | drawing pixels | ConR's share |")
+def show_share_of_maps(folder: str, steps: int, anchors: list[int]) -> None:
+    """
+    16 maps of two views, 1,024 pixels of each view, 64 channels: ConR alone over all anchors, and both of some. Times
+    are the processor's, so that a busy machine changes little.
+    """
+    print("| model | anchors | step | ConR | Rank-N-Contrast | drawing pixels | share of the three |")
     print("|---|---|---|---|---|---|---|")
-    conr_hf.training.objective.objective.conr_loss = recorded_loss
-    draw = conr_hf.training.objective.objective.sample_pixels
+    contrast_rows = Objective.contrast_rows
+    for (name, size), count in itertools.product(MAP_MODELS.items(), anchors):
+        watch = Stopwatch(time.process_time)
+        objective.conr_loss = partial(watch.timed, "ConR", conr_loss)
+        objective.rank_n_contrast = partial(watch.timed, "RnC", rank_n_contrast)
 
-    def recorded_draw(*arguments):
-        with record_function("drawing"):
-            return draw(*arguments)
+        def timed_rows(self, batch, watch=watch):
+            watch.start("drawing")
+            rows = contrast_rows(self, batch)
+            watch.stop("drawing")
+            return rows
 
-    conr_hf.training.objective.objective.sample_pixels = recorded_draw
-    for name, size, pixels in MAP_MODELS:
+        Objective.contrast_rows = timed_rows
         torch.manual_seed(0)
         model, processor = load_regressor(name, "depth", task="depth", pretrained=False, image_size=size)
         args = ConRConfig(
             folder,
             per_device_train_batch_size=16,
             max_steps=steps,
-            conr_pixels=pixels,
+            conr_anchors=count,
+            rnc_weight=0.0 if count == 0 else 1.0,
             save_strategy="no",
             logging_strategy="no",
             disable_tqdm=True,
@@ -191,23 +203,19 @@ def show_share_of_maps(folder: str, steps: int) -> None:
         )
         data = ReadyMaps(16 * steps, size)
         trainer = ConRTrainer(model, args, train_dataset=data, processing_class=processor)
-        trainer.times = StepTimes()
+        trainer.times = StepTimes(time.process_time)
         trainer.add_callback(trainer.times)
-        # The last step alone: its tiles are many events.
-        with profile(
-            activities=[ProfilerActivity.CPU], schedule=schedule(wait=steps - 2, warmup=1, active=1)
-        ) as found:
-            trainer.add_callback(StepOf(found))
-            trainer.train()
-        spans = dict.fromkeys(("ConR forward", "ConR backward", "drawing"), 0.0)
-        for event in found.events():
-            if event.name in spans:
-                spans[event.name] += event.time_range.elapsed_us() / 1e6
-        forward, backward, drawing = spans.values()
-        step = trainer.times.median()
+        trainer.train()
+        both = [
+            0.0
+            if f"{loss} forward" not in watch.spans
+            else watch.median(f"{loss} forward") + watch.median(f"{loss} backward")
+            for loss in ("ConR", "RnC")
+        ]
+        step, drawing = trainer.times.median(), watch.median("drawing")
         print(
-            f"| {name}, {size} px | {step:.2f} s | {16 * 2 * pixels:,} | {forward:.2f} s | {backward:.2f} s "
-            f"| {1e3 * drawing:.0f} ms | {100 * (forward + backward + drawing) / step:.1f} % |",
+            f"| {name}, {size} px | {count or 'all'} | {step:.2f} s | {both[0]:.3f} s | {both[1]:.3f} s "
+            f"| {drawing:.3f} s | {100 * (sum(both) + drawing) / step:.1f} % |",
             flush=True,
         )
 
@@ -238,14 +246,15 @@ def show_overhead(folder: str, rounds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("what", choices=["share", "maps", "overhead"])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="of overhead")
+    parser.add_argument("--anchors", type=int, nargs="+", default=[0, 128], help="of maps; 0: all, for ConR alone")
     arguments = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
     with tempfile.TemporaryDirectory() as folder:
         if arguments.what == "share":
             show_share(folder)
         elif arguments.what == "maps":
-            show_share_of_maps(folder, 6)
+            show_share_of_maps(folder, 6, arguments.anchors)
         else:
             show_overhead(folder, arguments.rounds)
 

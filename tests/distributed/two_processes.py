@@ -65,7 +65,11 @@ CASES = {
     "own loss": (9, 8, {"compute_loss_func": own_loss}),
     "cached": (13, 8, {"forward_batch_size": 2, "rnc_weight": 0.5, "reweight": "sqrt_inverse"}),
     # Rows that are not compared with those of other processes, or nodes, are as those of another micro-batch.
-    "own rows": (13, 4 * PROCESSES, {"conr_gather": "none", "gradient_accumulation_steps": max(2 // PROCESSES, 1)}),
+    "own rows": (
+        13,
+        4 * PROCESSES,
+        {"conr_gather": "none", "gradient_accumulation_steps": max(2 // PROCESSES, 1), "conr_anchors": 5},
+    ),
     "nodes": (
         13,
         4 * NODES,
@@ -74,13 +78,15 @@ CASES = {
             "gradient_accumulation_steps": 2 // NODES,
             "rnc_weight": 0.5,
             "conr_reduction": "anchors",
+            "conr_anchors": 5,
         },
     ),
     "streamed": (13, 8, {"reweight": "inverse", "dataloader_num_workers": 2}),
 }
 # Of labels that are maps; seven, so that the last batch is uneven.
 MAP_CASES = {
-    "pixels": {"reweight": "sqrt_inverse"},
+    "pixels": {"reweight": "sqrt_inverse", "conr_anchors": 0},
+    "some pixels as anchors": {"conr_anchors": 61, "rnc_weight": 0.5},
     "means and accumulation": {"conr_pixels": 0, "gradient_accumulation_steps": 2, "resample": "inverse"},
     "methods of pixels": {"base_loss": "bni", "fds": "gaussian", "ema_decay": 0.5, "conr_reduction": "anchors"},
 }

@@ -250,6 +250,16 @@ def test_only_methods_that_were_used_are_named_and_cited(copy):
     assert not {"conr", "rank-n-contrast"} & set(metadata(copy)["tags"])
 
 
+def test_it_tells_of_a_sample_of_anchors(copy):
+    results = json.loads((copy / "results.json").read_text())
+    changed(copy, conr={**results["conr"], "conr_anchors": 256})
+    settings = table(write_card(copy).read_text(), "method")
+    assert settings["Rank-N-Contrast"] == [
+        "weight 1, temperature 2; at most 256 anchors a batch, drawn at random",
+    ]
+    assert settings["ConR"][0].endswith("their label; at most 256 anchors a batch, drawn at random")
+
+
 def test_methods_without_effect_are_not_named(copy):
     """As the settings themselves are only warned of."""
     results = json.loads((copy / "results.json").read_text())

@@ -176,6 +176,7 @@ def test_defaults():
         "label_max": None,
         "conr_gather": "all",
         "conr_pixels": 1024,
+        "conr_anchors": None,
         "map_scale": 1.0,
         "map_invalid": None,
         "image_range": None,
@@ -415,6 +416,15 @@ def test_what_goes_with_conr_unless_it_is_set(given, may_resample, resample, rnc
     """A plain run would be resampled, an imbalance corrected twice, a stream refused for what its user never set."""
     found = resolve(ConRConfig("out", use_cpu=True, **given), np.array([20.0, 40.0, 60.0]), may_resample)
     assert (found.resample, found.rnc_weight) == (resample, rnc_weight)
+
+
+@pytest.mark.parametrize(("given", "of_views", "of_maps"), [(None, 0, 128), (0, 0, 0), (40, 40, 40)])
+def test_a_part_of_the_rows_are_anchors_where_they_are_pixels(given, of_views, of_maps):
+    """All pixels of a step as anchors take longer than a small network."""
+    args, labels = ConRConfig("out", use_cpu=True, conr_anchors=given), np.array([20.0, 40.0, 60.0])
+    assert resolve(args, labels).conr_anchors == of_views
+    found = resolve(args, labels, of_maps=True)
+    assert (found.conr_anchors, found.rnc_weight) == (of_maps, 0.0)
 
 
 @pytest.mark.parametrize("labels", [np.full(5, 31.0), np.full((5, 2), 31.0), np.array([31])])

@@ -43,14 +43,24 @@ def valid_pixels(data):
     return labels[np.isfinite(labels)]
 
 
+def every_triple(points, labels):
+    """Rank-N-Contrast at temperature 2 from a tensor of all anchors by all others by all that may be farther."""
+    scores, distances = -torch.cdist(points, points) / 2, (labels[:, None] - labels).abs()
+    others = ~torch.eye(len(labels), dtype=torch.bool)
+    farther = (distances[:, None] >= distances[:, :, None] - 1e-5) & others[:, None]
+    sums = scores[:, None].masked_fill(~farther, -torch.inf).logsumexp(2)
+    return (sums - scores)[others].mean()
+
+
 # ---- A step ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("formulation", "push"), [("exact", "exponential"), ("reference", "linear")])
-def test_conr_over_all_pixels_is_the_double_loop(tmp_path, formulation, push):
+def test_losses_over_all_pixels_are_the_double_loops(tmp_path, formulation, push):
     """With more pixels to draw than there are, all that have a label are compared: value and gradient."""
     data = maps(1, map_size=8)
     settings = {"conr_formulation": formulation, "conr_push": push, "conr_pixels": 10**6, "num_views": 2}
+    settings["rnc_weight"] = 2.0
     trainer = trainer_of(tmp_path, data, per_device_train_batch_size=1, **settings)
     batch, objective = ready(trainer), trainer.training_objective
     labels, pixels = batch["labels"].flatten(0, 1), batch["pixel_values"].flatten(0, 1)
@@ -76,7 +86,7 @@ def test_conr_over_all_pixels_is_the_double_loop(tmp_path, formulation, push):
         push_scale=trainer.resolved.push_scale,
         push=push,
         formulation=formulation,
-    )
+    ) + 2 * every_triple(points[valid], own[valid])
     (slow_gradient,) = torch.autograd.grad(expected, slow)
     assert valid.sum() > 50
     assert expected > 0
@@ -304,7 +314,9 @@ class Stop(TrainerCallback):
         control.should_training_stop = state.global_step == 2
 
 
-@pytest.mark.parametrize("changed", [{}, {"fds": "gaussian", "base_loss": "bni", "ema_decay": 0.9}])
+@pytest.mark.parametrize(
+    "changed", [{"conr_anchors": 20, "rnc_weight": 0.5}, {"fds": "gaussian", "base_loss": "bni", "ema_decay": 0.9}]
+)
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, changed):
     data = maps(6)
     settings = {"per_device_train_batch_size": 2, "save_strategy": "steps", "save_steps": 1, **changed}
@@ -364,11 +376,11 @@ def test_frozen_backbones_and_a_retrained_head(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"rnc_weight": 0.5}, "rnc_weight is 0.5, which compares whole images and has no form for maps. Set it to 0"),
-        ({"ranksim_weight": 1.0}, "ranksim_weight is 1.0"),
+        ({"ranksim_weight": 1.0}, "ranksim_weight is 1.0, which compares whole images and has no form.*Set it to 0"),
         ({"base_loss": "bmc"}, "base_loss is bmc.*Set it to bni or gai"),
         ({"cmixup_alpha": 1.0, "conr_weight": 0.0}, "cmixup_alpha is 1.0"),
         ({"conr_pixels": -1}, "conr_pixels is -1"),
+        ({"conr_anchors": -1}, "conr_anchors is -1"),
     ],
 )
 def test_methods_without_a_form_for_maps_are_refused(tmp_path, changed, message):
@@ -421,8 +433,8 @@ def test_mixed_precision_is_close_to_float32(tmp_path):
 
 def test_settings_changed_after_construction_are_checked_again(tmp_path):
     trainer = trainer_of(tmp_path, maps(4))
-    trainer.args.rnc_weight = 1.0
-    with pytest.raises(ValueError, match=r"rnc_weight is 1\.0, which compares whole images"):
+    trainer.args.ranksim_weight = 1.0
+    with pytest.raises(ValueError, match=r"ranksim_weight is 1\.0, which compares whole images"):
         trainer.train()
 
 

@@ -67,6 +67,10 @@ class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
             With label maps: pixels of each view that ConR compares with those of all other views of the step, drawn
             in proportion to the density weights of `conr_reweight`, so that rare labels are among them. 0 compares
             whole views by the means of their pixels, as the paper's published code does.
+        conr_anchors (`int`, *optional*):
+            Rows (views or pixels) that are compared with all others of their micro-batch, drawn anew in each: ConR
+            and Rank-N-Contrast over these anchors alone, times the share they lack, have the value and gradient over
+            all rows as their mean. 0: all rows. Unset: 128 with label maps, else all.
         forward_batch_size (`int`, *optional*):
             Samples whose forward and backward fit in memory, on each device. The batch, whose samples are compared,
             may then be as large as its features allow: each part of it goes through the model twice, which takes half
@@ -124,6 +128,7 @@ class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
     conr_reweight: DensityMethod = "sqrt_inverse"
     conr_gather: Literal["all", "node", "none"] = "all"
     conr_pixels: int = 1024
+    conr_anchors: int | None = None
     forward_batch_size: int | None = None
     head: str | None = None
     lr_drop_epochs: list[int] | None = None
@@ -188,7 +193,7 @@ class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
                 "are drawn by weight have no order. Set one of them to its default."
             )
         check_not_negative(self, "conr_weight", "conr_window", "conr_push_scale", "learning_rate", "weight_decay")
-        check_not_negative(self, "conr_pixels")
+        check_not_negative(self, "conr_pixels", "conr_anchors")
         check_positive(self, "conr_temperature")
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "forward_batch_size"):
             value = getattr(self, name)

@@ -11,6 +11,10 @@ from conr_hf.imbalance import smoothing_kernel
 from conr_hf.imbalance.density import DensityMethod
 from conr_hf.training.config.config import ConRConfig
 
+# Anchors among the pixels of a micro-batch. docs/maps.md holds what a sample adds to the gradient's noise, and what it
+# spares.
+MAP_ANCHORS = 128
+
 ArrayOrTensor = TypeVar("ArrayOrTensor", np.ndarray, Tensor)
 
 
@@ -58,6 +62,7 @@ class ResolvedConfig:
     map_invalid: float | None
     label_min: tuple[float, ...] | None = None
     label_max: tuple[float, ...] | None = None
+    conr_anchors: int = 0
 
     @property
     def head_scale(self) -> float | Tensor:
@@ -99,6 +104,9 @@ def resolve(args: ConRConfig, labels: np.ndarray, may_resample: bool = True, of_
             f"loss_space is log1p, but {which} is {columns[row].min():g}; labels must not be negative. Set loss_space "
             "to label."
         )
+    anchors = args.conr_anchors
+    if anchors is None:
+        anchors = MAP_ANCHORS if of_maps else 0
     scale = args.label_scale if args.label_scale is not None else float(np.sqrt(columns.var(0).mean())) or 1.0
     relative_scales = np.ones(columns.shape[1])
     if args.scale_each:
@@ -141,6 +149,7 @@ def resolve(args: ConRConfig, labels: np.ndarray, may_resample: bool = True, of_
         map_invalid=args.map_invalid,
         label_min=None if args.label_min is None else tuple(args.label_bounds()[0]),
         label_max=None if args.label_max is None else tuple(args.label_bounds()[1]),
+        conr_anchors=anchors,
     )
 
 

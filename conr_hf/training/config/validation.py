@@ -147,7 +147,6 @@ def check_dense_settings(args: ConRConfig, processor: Any) -> None:
     forms = {
         "cmixup_alpha": (args.cmixup_alpha > 0, "0"),
         "ranksim_weight": (args.ranksim_weight > 0, "0"),
-        "rnc_weight": (args.rank_n_contrast_weight(0) > 0, "0"),
         "base_loss": (args.base_loss == "bmc", "bni or gai"),
     }
     for name, (is_on, instead) in forms.items():

@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -50,6 +51,8 @@ class LossMeter:
         weights, `conr_anchors`, their share of the rows, and `conr_positives` and `conr_negatives`, means per anchor;
         `conr_gradient`, the norm of ConR's gradient at the features, times its weight, in that of the base loss, and
         `conr_cosine`, the cosine between the two; and the same of Rank-N-Contrast, `rnc_gradient` and `rnc_cosine`.
+        With a sample of anchors all these are estimates, without bias but for roots and quotients, of the same over
+        all rows.
         """
         own = [torch.as_tensor(self._sums[name], dtype=torch.float32, device=self._device) for name in _SUMS]
         sums = dict(zip(_SUMS, sum_over_processes(torch.stack(own)).tolist(), strict=True))
@@ -62,8 +65,9 @@ class LossMeter:
                 figures[f"conr_{name}"] = sums[name] / max(sums["anchors"], 1)
         for name, weight in {"conr": self._resolved.weight, "rnc": self._resolved.rnc_weight}.items():
             if sums["base_gradient"] and weight > 0:
-                figures[f"{name}_gradient"] = math.sqrt(sums[f"{name}_gradient"] / sums["base_gradient"])
-                norms = math.sqrt(sums[f"{name}_gradient"] * sums["base_gradient"])
+                square = max(sums[f"{name}_gradient"], 0.0)  # an estimate, with a sample of anchors
+                figures[f"{name}_gradient"] = math.sqrt(square / sums["base_gradient"])
+                norms = math.sqrt(square * sums["base_gradient"])
                 figures[f"{name}_cosine"] = sums[f"{name}_product"] / norms if norms else 0.0
         if figures.get("conr_gradient", 0.0) > DOMINATES and not self._warned and rank() == 0:
             self._warned = True
@@ -95,8 +99,18 @@ class GradientProbe:
         self._base = gradient * scale
         self.sums["base_gradient"] = self._base.square().sum()
 
-    def measure(self, name: str, loss: Tensor) -> None:
-        """Measures a regulariser times its weight, `"conr"` or `"rnc"`, beside the base loss."""
-        (gradient,) = torch.autograd.grad(loss, self._batch.features, retain_graph=True)
-        self.sums[f"{name}_gradient"] = gradient.square().sum()
+    def measure(self, name: str, losses: Sequence[Tensor], share: float = 1.0) -> None:
+        """
+        Measures a regulariser times its weight, `"conr"` or `"rnc"`, beside the base loss: the sum of `losses`. Two of
+        them are those of two halves of a sample of anchors, that `share` of all rows.
+        """
+        found = [torch.autograd.grad(loss, self._batch.features, retain_graph=True)[0] for loss in losses]
+        gradient = torch.stack(found).sum(0)
+        square = gradient.square().sum()
+        if len(found) > 1:
+            # The noise of a sample adds to the square: of rows that are anchors the gradient is many times what it is
+            # over all rows. Noises of two halves are apart, so that their product is that of the gradients between
+            # different anchors, without bias; the squares of each anchor's own gradient are a share of the sum's.
+            square = (1 - share) * 4 * (found[0] * found[1]).sum() + share * square
+        self.sums[f"{name}_gradient"] = square
         self.sums[f"{name}_product"] = (gradient * self._base).sum()

@@ -14,7 +14,13 @@ from conr_hf.training.data_module import DataModule
 from conr_hf.training.objective.base_loss import BaseLoss, set_outputs
 from conr_hf.training.objective.batch import Batch
 from conr_hf.training.objective.loss_meter import GradientProbe, LossMeter
-from conr_hf.training.objective.pixel_sampling import ContrastRows, pool_maps, resize_to_features, sample_pixels
+from conr_hf.training.objective.pixel_sampling import (
+    ContrastRows,
+    generator_of,
+    pool_maps,
+    resize_to_features,
+    sample_pixels,
+)
 from conr_hf.utils.distributed import gather_group, gather_rows, rank, sum_over_processes, world_size
 
 
@@ -107,55 +113,84 @@ class Objective:
         own = [rows.features, rows.labels, rows.predictions.detach()]
         features, labels, predictions = gather_rows(own, counts, group)
         weights = self.conr_density.weights(labels)
-        first, count = sum(counts[: group.place]), counts[group.place]
-        if batch.is_map:  # rows without a label are left out
-            labelled = labels.isfinite().nonzero().squeeze(1)
-            first, end = torch.stack([(labelled < bound).sum() for bound in (first, first + count)]).tolist()
-            count = end - first
+        if self._distance in ("mean_abs", "euclidean"):  # others are of labels as they are
+            labels, predictions = settings.to_common_scale(labels), settings.to_common_scale(predictions)
+        as_gathered = features, labels
+        order, anchors, times = self._anchors(labels, counts, batch)
+        if order is not None:
             features, labels, predictions, weights = (
-                part.index_select(0, labelled) for part in (features, labels, predictions, weights)
+                part.index_select(0, order) for part in (features, labels, predictions, weights)
             )
         if features.device.type == "cpu" and not (features.isfinite().all() and predictions.isfinite().all()):
             return (features.sum() + predictions.sum()) * torch.nan  # the losses refuse rows they cannot name
-        anchors, everything = slice(first, first + count), len(labels)
-        if self._distance in ("mean_abs", "euclidean"):  # others are of labels as they are
-            labels, predictions = settings.to_common_scale(labels), settings.to_common_scale(predictions)
-        parts = []
+        everything, parts = len(labels), []
+        samples = [anchors]
+        if probe is not None and times > 1:  # halves, so that the gradient's norm can be told from the sample's noise
+            middle = min(max(settings.conr_anchors // 2, anchors.start), anchors.stop)  # the same on all processes
+            samples = [slice(anchors.start, middle), slice(middle, anchors.stop)]
 
-        def add(name: str, weight: float, loss: Tensor) -> None:
-            parts.append(weight * loss)
-            self.meter.add(**{name: loss.detach() * everything})
+        def add(name: str, weight: float, losses: list[Tensor]) -> None:
+            weighted = [weight * loss for loss in losses]
+            parts.extend(weighted)
+            self.meter.add(**{name: torch.stack(losses).sum().detach() * everything})
             if probe is not None and name != "ranksim":
-                probe.measure(name, parts[-1])
+                probe.measure(name, weighted, 1 / times)
 
         if settings.weight > 0:
-            loss, statistics = conr_loss(
-                features,
-                labels,
-                predictions,
-                weights,
-                window=settings.window,
-                push_scale=settings.push_scale,
-                temperature=settings.temperature,
-                push=settings.push,
-                formulation=settings.formulation,
-                reduction=settings.reduction,
-                distance=self._distance,
-                anchors=anchors,
-                return_statistics=True,
-            )
-            add("conr", settings.weight, loss)
-            self.meter.add(**statistics._asdict())
+            losses = []
+            for some in samples:
+                loss, statistics = conr_loss(
+                    features,
+                    labels,
+                    predictions,
+                    weights,
+                    window=settings.window,
+                    push_scale=settings.push_scale,
+                    temperature=settings.temperature,
+                    push=settings.push,
+                    formulation=settings.formulation,
+                    reduction=settings.reduction,
+                    distance=self._distance,
+                    anchors=some,
+                    return_statistics=True,
+                )
+                losses.append(loss * times)
+                self.meter.add(**{name: found * times for name, found in statistics._asdict().items()})
+            add("conr", settings.weight, losses)
         if settings.rnc_weight > 0:
-            loss = rank_n_contrast(
-                features, labels, temperature=args.rnc_temperature, distance=self._distance, anchors=anchors
-            )
-            add("rnc", settings.rnc_weight, loss)
+            losses = []
+            for some in samples:
+                loss = rank_n_contrast(
+                    features, labels, temperature=args.rnc_temperature, distance=self._distance, anchors=some
+                )
+                losses.append(loss * times)
+            add("rnc", settings.rnc_weight, losses)
         if args.ranksim_weight > 0:
-            loss = ranksim(features, labels, interpolation=args.ranksim_interpolation) / len(group.ranks)
-            add("ranksim", args.ranksim_weight, loss)
-        self.meter.add(rows=count)
+            loss = ranksim(*as_gathered, interpolation=args.ranksim_interpolation) / len(group.ranks)
+            add("ranksim", args.ranksim_weight, [loss])
+        self.meter.add(rows=everything / len(group.ranks))
         return torch.stack(parts).sum()
+
+    def _anchors(self, labels: Tensor, counts: list[int], batch: Batch) -> tuple[Tensor | None, slice, float]:
+        """
+        The rows that are compared, in the order to put them in (`None`: all, as gathered); this process's anchors, a
+        slice of them so ordered; and what the losses over all processes' anchors are multiplied by, to be in the mean
+        over draws what they are over all rows.
+        """
+        place, places = self.group.place, len(self.group.ranks)
+        order, rows, first, end = None, len(labels), sum(counts[:place]), sum(counts[: place + 1])
+        if batch.is_map:  # rows without a label are left out
+            order = labels.isfinite().nonzero().squeeze(1)
+            rows, (first, end) = len(order), torch.stack([(order < bound).sum() for bound in (first, end)]).tolist()
+        drawn = self.resolved.conr_anchors
+        if not 0 < drawn < rows:
+            return order, slice(first, end), 1.0
+        # The same on all processes of the group, each of which takes an equal part of them, whosever rows they are.
+        position = max(batch.position - place * (len(batch.labels) // batch.views), 0)
+        seed = self.args.seed, self._epoch, position, batch.views  # pixels of views 0 to V - 1 are drawn by theirs
+        shuffled = torch.randperm(rows, generator=generator_of(seed)).to(labels.device)
+        first, end = (drawn * part // places for part in (place, place + 1))
+        return shuffled if order is None else order[shuffled], slice(first, end), rows / drawn
 
     def _can_measure(self, batch: Batch) -> bool:
         """Whether there are gradients to compare at the features, and a way back to them."""

@@ -1,4 +1,4 @@
-"""From maps to rows: what a head reads at each pixel, its label and prediction, and a sample of them for ConR."""
+"""From maps to rows: what a head reads at each pixel, its label and prediction; samples of pixels and of rows."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -24,16 +24,20 @@ def resize_to_features(maps: Tensor, size: tuple[int, ...]) -> Tensor:
     return F.interpolate(maps[:, None], size, mode="nearest-exact")[:, 0]
 
 
+def generator_of(seed: tuple[int, ...], device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator of the draws that belong to a seed of several numbers, none negative."""
+    number = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1)
+    return torch.Generator(device).manual_seed(number)
+
+
 def draw_pixels(weights: Tensor, count: int, seeds: Sequence[tuple[int, ...]]) -> Tensor:
     """
     Indices, `(N, count)`, of each map's pixels, drawn without replacement in proportion to weights `(N, P)`; those of
     weight 0 come last. The draws depend on a map's own seed alone, and so not on its batch or process.
     """
-    generator = torch.Generator(weights.device)
     waits = torch.empty_like(weights)
     for wait, seed in zip(waits, seeds, strict=True):
-        generator.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1))
-        wait.exponential_(generator=generator)
+        wait.exponential_(generator=generator_of(seed, weights.device))
     # The first to come, where the i-th comes at a rate of its weight (Efraimidis and Spirakis, 2006).
     return (weights / waits).topk(count, sorted=False).indices
 
