@@ -10,6 +10,7 @@ Images are ready in memory, two views each, so that reading them hides nothing.
 
 import argparse
 import itertools
+import math
 import statistics
 import tempfile
 import time
@@ -170,13 +171,16 @@ class ReadyMaps(Ready):
 
 def show_share_of_maps(folder: str, steps: int, anchors: list[int]) -> None:
     """
-    16 maps of two views, 1,024 pixels of each view, 64 channels: ConR alone over all anchors, and both of some. Times
-    are the processor's, so that a busy machine changes little.
+    16 maps of two views, 1,024 pixels of each view, 64 channels: no contrast, ConR alone over all anchors, and both of
+    some. A share is that of the losses, forward and backward, and of drawing the pixels; what is gathered beside is in
+    the step, which stands beside the one without contrast. Times are the processor's, so that a busy machine changes
+    little.
     """
-    print("| model | anchors | step | ConR | Rank-N-Contrast | drawing pixels | share of the three |")
-    print("|---|---|---|---|---|---|---|")
+    print("| model | anchors | step | ConR | Rank-N-Contrast | drawing pixels | their share | step to without |")
+    print("|---|---|---|---|---|---|---|---|")
+    without = math.nan
     contrast_rows = Objective.contrast_rows
-    for (name, size), count in itertools.product(MAP_MODELS.items(), anchors):
+    for (name, size), count in itertools.product(MAP_MODELS.items(), [None, *anchors]):
         watch = Stopwatch(time.process_time)
         objective.conr_loss = partial(watch.timed, "ConR", conr_loss)
         objective.rank_n_contrast = partial(watch.timed, "RnC", rank_n_contrast)
@@ -195,7 +199,8 @@ def show_share_of_maps(folder: str, steps: int, anchors: list[int]) -> None:
             per_device_train_batch_size=16,
             max_steps=steps,
             conr_anchors=count,
-            rnc_weight=0.0 if count == 0 else 1.0,
+            conr_weight=0.0 if count is None else None,
+            rnc_weight=1.0 if count else 0.0,
             save_strategy="no",
             logging_strategy="no",
             disable_tqdm=True,
@@ -212,10 +217,15 @@ def show_share_of_maps(folder: str, steps: int, anchors: list[int]) -> None:
             else watch.median(f"{loss} forward") + watch.median(f"{loss} backward")
             for loss in ("ConR", "RnC")
         ]
-        step, drawing = trainer.times.median(), watch.median("drawing")
+        step = trainer.times.median()
+        if count is None:
+            without = step
+            print(f"| {name}, {size} px | no contrast | {step:.2f} s | | | | | |", flush=True)
+            continue
+        drawing = watch.median("drawing")
         print(
             f"| {name}, {size} px | {count or 'all'} | {step:.2f} s | {both[0]:.3f} s | {both[1]:.3f} s "
-            f"| {drawing:.3f} s | {100 * (sum(both) + drawing) / step:.1f} % |",
+            f"| {drawing:.3f} s | {100 * (sum(both) + drawing) / step:.1f} % | {step / without:.2f} |",
             flush=True,
         )
 
