@@ -90,10 +90,6 @@ class TimesErrors(TakesTurns):
         self.points.append({"seconds": self.seconds, "cpu": self.cpu_seconds, **self.test_errors(model)})
         self.wait()
 
-    def wait(self) -> None:
-        super().wait()
-        self.cpu_start = time.thread_time()
-
 
 def compare(fit: str, seed: int, steps: int, given: argparse.Namespace, folder: str) -> dict:
     """Trains all contenders of one seed; the points of each by its name."""

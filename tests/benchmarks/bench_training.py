@@ -107,6 +107,7 @@ class TakesTurns(TrainerCallback):
     def __init__(self) -> None:
         self.begins, self.ended = threading.Semaphore(0), threading.Semaphore(0)
         self.times: list[float] = []  # of its steps, in seconds
+        self.cpu_times: list[float] = []  # what its thread had of a processor meanwhile, whatever else ran
 
     def on_train_begin(self, *_, **__) -> None:
         self.wait()
@@ -115,12 +116,13 @@ class TakesTurns(TrainerCallback):
         if torch.accelerator.is_available():
             torch.accelerator.synchronize()
         self.times.append(time.perf_counter() - self.start)
+        self.cpu_times.append(time.thread_time() - self.cpu_start)
         self.wait()
 
     def wait(self) -> None:
         self.ended.release()
         self.begins.acquire()
-        self.start = time.perf_counter()
+        self.start, self.cpu_start = time.perf_counter(), time.thread_time()
 
 
 def options_of(folder: str, batch: int, steps: int) -> dict:
@@ -186,20 +188,24 @@ def take_turns(trainers: dict[str, Trainer], turns: dict[str, TakesTurns]) -> No
 def show_steps(folder: str, steps: int, models: list[str], batch: int | None, method: str, names: list[str]) -> None:
     print(f"{method}; medians of {steps} steps each, in turns, and of ratios, with their quartiles\n")
     others = [name for name in names if name != OURS]
-    print(f"| model | pixels | samples | {' | '.join([OURS, *others, *(f'to {name}' for name in others)])} |")
-    print("|" + "---|" * (4 + 2 * len(others)))
+    ratios = [f"to {name} | in CPU time" for name in others]
+    print(f"| model | pixels | samples | {' | '.join([OURS, *others, *ratios])} |\n|" + "---|" * (4 + 3 * len(others)))
     for name in models:
         size, samples = MODELS[name][0], batch or MODELS[name][1]
         trainers = make_trainers(name, size, samples, steps + 2, folder, method, names)
         turns = {contender: TakesTurns() for contender in trainers}
         take_turns(trainers, turns)
-        times = {contender: turn.times[2:] for contender, turn in turns.items()}
-        cells = [f"{1e3 * statistics.median(seconds):.1f} ms" for seconds in times.values()]
+        cells = [f"{1e3 * statistics.median(turn.times[2:]):.1f} ms" for turn in turns.values()]
         for other in others:
-            ratios = [ours / theirs for ours, theirs in zip(times[OURS], times[other], strict=True)]
-            low, middle, high = statistics.quantiles(ratios, n=4)
-            cells.append(f"{middle:.3f} ({low:.3f} to {high:.3f})")
+            mine, theirs = turns[OURS], turns[other]
+            cells += [ratio(mine.times[2:], theirs.times[2:]), ratio(mine.cpu_times[2:], theirs.cpu_times[2:])]
         print(f"| {NAMES.get(name, name)} | {size} | {samples} | {' | '.join(cells)} |", flush=True)
+
+
+def ratio(mine: list[float], theirs: list[float]) -> str:
+    """The median of what mine are of theirs, and its quartiles."""
+    low, middle, high = statistics.quantiles([own / other for own, other in zip(mine, theirs, strict=True)], n=4)
+    return f"{middle:.3f} ({low:.3f} to {high:.3f})"
 
 
 # ---- The loader -----------------------------------------------------------------------------------------------------
