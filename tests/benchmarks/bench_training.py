@@ -177,7 +177,7 @@ def take_turns(trainers: dict[str, Trainer], turns: dict[str, TakesTurns]) -> No
     for name in trainers:  # up to its first step each begins alone
         trainers[name].remove_callback(PrinterCallback)
         trainers[name].add_callback(turns[name])
-        threading.Thread(target=train, args=[name]).start()
+        threading.Thread(target=train, args=[name], daemon=True).start()
         turns[name].ended.acquire()
     while running:
         for name in random.sample(running, len(running)):
