@@ -6,6 +6,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
+export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}"
 
 if ! missing=$(python -c "import datasets, evaluate, pytest, timm; from conr_hf import ConRTrainer" 2>&1); then
   echo "The project and its dependencies do not load (${missing##*$'\n'}): pip install -e '.[dev]' first." >&2
@@ -16,5 +17,5 @@ said=$(python -m pytest -o addopts="" --import-mode importlib -q -p no:cacheprov
   tests/losses/test_conr_windowed.py tests/imbalance/test_fds.py tests/imbalance/test_density.py 2>&1)
 failed=$?
 echo "$said"
-timeout 470 python tests/benchmarks/bench_gpu.py --tests "$(tail -n 1 <<< "$said")" || exit
+timeout 440 python tests/benchmarks/bench_gpu.py --tests "$(tail -n 1 <<< "$said")" || exit
 exit $failed
