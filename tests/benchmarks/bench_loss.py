@@ -5,6 +5,7 @@ How long the loss takes, forward and backward, beside the plain dense form; run 
     python tests/benchmarks/bench_loss.py --rows 128 512 2048 --dims 256
 
 Prints two tables for each kind of labels and predictions. All algorithms of a cell take turns, and medians are taken.
+On an accelerator where there is one, of which peaks are then those of its own memory.
 """
 
 import argparse
@@ -34,6 +35,7 @@ KINDS = {
     "unrounded": "the same labels not rounded",
     "collapsed": "rounded labels; predictions of standard deviation 0.1: every pair is a candidate",
 }
+DEVICE = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 LONGEST, ALGORITHMS = 60.0, ("plain", "dense", "windowed", "auto", "compiled", "SupCon")
 
 
@@ -42,12 +44,15 @@ def make_batch(kind: str, rows: int, dims: int) -> dict:
     labels = 45 + 16 * torch.randn(rows, generator=generator)
     labels = labels if kind == "unrounded" else labels.round().clamp(1, 101)
     noise = torch.randn(rows, generator=generator)
-    return {
-        "features": torch.randn(rows, dims, generator=generator).requires_grad_(),
+    batch = {
+        "features": torch.randn(rows, dims, generator=generator),
         "labels": labels,
         "predictions": 45 + 0.1 * noise if kind == "collapsed" else labels + 8 * noise,
         "weights": 0.5 + torch.rand(rows, generator=generator),
     }
+    batch = {name: values.to(DEVICE) for name, values in batch.items()}
+    batch["features"].requires_grad_()
+    return batch
 
 
 def find_functions() -> dict:
@@ -74,15 +79,28 @@ def find_functions() -> dict:
 
 def run_once(function, batch: dict) -> float:
     batch["features"].grad = None
+    wait()
     start = time.perf_counter()
     function(**batch).backward()
+    wait()
     return time.perf_counter() - start
 
 
+def wait() -> None:
+    """Until the accelerator has done what it was given."""
+    if DEVICE.type != "cpu":
+        torch.accelerator.synchronize()
+
+
 def peak_memory(function, batch: dict) -> float:
-    """Bytes of resident memory beyond those before the call, on Linux; nan elsewhere."""
+    """Bytes beyond those before the call: an accelerator's, or on Linux of resident memory; nan elsewhere."""
     batch["features"].grad = None
     gc.collect()
+    if DEVICE.type != "cpu":
+        torch.accelerator.reset_peak_memory_stats()
+        before = torch.accelerator.memory_allocated()
+        function(**batch).backward()
+        return float(torch.accelerator.max_memory_allocated() - before)
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
@@ -103,10 +121,12 @@ def matrix_rate(dims: int) -> float:
     """Operations a second of the best of a few matrix products of the kind that a loss needs."""
     best = 0.0
     for rows in (256, 1024, 2048):
-        a, b = torch.randn(rows, dims), torch.randn(dims, rows)
+        a, b = torch.randn(rows, dims, device=DEVICE), torch.randn(dims, rows, device=DEVICE)
         for _ in range(8):
+            wait()
             start = time.perf_counter()
             a @ b
+            wait()
             best = max(best, 2 * rows * rows * dims / (time.perf_counter() - start))
     return best
 

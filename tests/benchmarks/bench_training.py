@@ -5,7 +5,8 @@ How long a training step takes beside the plain `Trainer`, and what feeding it c
     python tests/benchmarks/bench_training.py loader    # from encoded images to batches, alone and before a step
 
 On an accelerator where there is one. A step is all that lies between the ends of two: batch, forward, backward,
-clipping, optimizer. The trainers take turns, step by step, so that whatever else slows the machine slows all of them.
+clipping, optimizer. The trainers take turns, step by step and in random order, so that whatever else slows the machine
+slows all of them.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import statistics
 import tempfile
 import threading
 import time
+from random import Random
 
 import datasets
 import numpy as np
@@ -36,6 +38,7 @@ MODELS = {
 }
 NAMES = {"small": "timm/convnext_atto"}
 VIEWS = 2
+OURS, OTHERS = "ConRTrainer", ["Trainer", "three forwards"]
 METHODS = {
     "ConR": {"resample": "none", "rnc_weight": 0.0},  # the method of the paper alone
     "defaults": {},  # with resampling and Rank-N-Contrast
@@ -99,27 +102,27 @@ class ThreeForwards(Trainer):
 
 
 class TakesTurns(TrainerCallback):
-    """One step of each trainer after the other, each in a thread of its own."""
+    """Stops its trainer before its first step, and after each, until it is given a turn."""
 
-    def __init__(self, own: threading.Semaphore, following: threading.Semaphore) -> None:
-        self.own, self.following, self.times = own, following, []
+    def __init__(self) -> None:
+        self.begins, self.ended = threading.Semaphore(0), threading.Semaphore(0)
+        self.times: list[float] = []  # of its steps, in seconds
+        self.cpu_times: list[float] = []  # what its thread had of a processor meanwhile, whatever else ran
 
     def on_train_begin(self, *_, **__) -> None:
-        self._wait()
+        self.wait()
 
     def on_step_end(self, *_, **__) -> None:
         if torch.accelerator.is_available():
             torch.accelerator.synchronize()
         self.times.append(time.perf_counter() - self.start)
-        self._wait()
+        self.cpu_times.append(time.thread_time() - self.cpu_start)
+        self.wait()
 
-    def on_train_end(self, *_, **__) -> None:
-        self.following.release()
-
-    def _wait(self) -> None:
-        self.following.release()
-        self.own.acquire()
-        self.start = time.perf_counter()
+    def wait(self) -> None:
+        self.ended.release()
+        self.begins.acquire()
+        self.start, self.cpu_start = time.perf_counter(), time.thread_time()
 
 
 def options_of(folder: str, batch: int, steps: int) -> dict:
@@ -135,8 +138,10 @@ def options_of(folder: str, batch: int, steps: int) -> dict:
     }
 
 
-def make_trainers(chosen: str, size: int, batch: int, steps: int, folder: str, method: str) -> dict[str, Trainer]:
-    """The contenders, each with a model of its own."""
+def make_trainers(
+    chosen: str, size: int, batch: int, steps: int, folder: str, method: str, names: list[str]
+) -> dict[str, Trainer]:
+    """The contenders of these names, ours first, each with a model of its own."""
     options = options_of(folder, batch, steps)
 
     def parts(views):
@@ -145,50 +150,62 @@ def make_trainers(chosen: str, size: int, batch: int, steps: int, folder: str, m
         return model, processor, Ready(batch * (steps + 2), size, views)
 
     model, processor, data = parts(VIEWS)
-    ours = ConRTrainer(model, ConRConfig(**options, **METHODS[method]), train_dataset=data, processing_class=processor)
-    model, _, data = parts(VIEWS)
-    stock = Trainer(model, TrainingArguments(**options), data_collator=repeated, train_dataset=data)
-    model, _, data = parts(3)
-    three = ThreeForwards(model, TrainingArguments(**options), data_collator=stacked, train_dataset=data)
-    return {"ConRTrainer": ours, "Trainer": stock, "three forwards": three}
+    settings = ConRConfig(**options, **METHODS[method])
+    trainers = {OURS: ConRTrainer(model, settings, train_dataset=data, processing_class=processor)}
+    if "Trainer" in names:
+        model, _, data = parts(VIEWS)
+        settings = TrainingArguments(**options)
+        trainers["Trainer"] = Trainer(model, settings, data_collator=repeated, train_dataset=data)
+    if "three forwards" in names:
+        model, _, data = parts(3)
+        settings = TrainingArguments(**options)
+        trainers["three forwards"] = ThreeForwards(model, settings, data_collator=stacked, train_dataset=data)
+    return trainers
 
 
-def take_turns(trainers: dict[str, Trainer]) -> dict[str, list[float]]:
-    """Seconds of each step of each trainer, the first few left out."""
-    turns = [threading.Semaphore(0) for _ in trainers]
-    pairs = zip(turns, [*turns[1:], turns[0]], strict=True)
-    callbacks = [TakesTurns(own, following) for own, following in pairs]
-    threads = []
-    for trainer, callback in zip(trainers.values(), callbacks, strict=True):
-        trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(callback)
-        threads.append(threading.Thread(target=trainer.train))
-    # Up to its first step each begins alone; the last of them passes the turn on to the first.
-    for thread, own in zip(threads, [*turns[1:], turns[0]], strict=True):
-        thread.start()
-        own.acquire()
-    turns[0].release()
-    for thread in threads:
-        thread.join()
-    return {name: callback.times[2:] for name, callback in zip(trainers, callbacks, strict=True)}
+def take_turns(trainers: dict[str, Trainer], turns: dict[str, TakesTurns]) -> None:
+    """Trains each trainer in a thread of its own, one at a time, in rounds of a turn for each, in random order."""
+
+    def train(name: str) -> None:
+        try:
+            trainers[name].train()
+        finally:
+            running.remove(name)
+            turns[name].ended.release()
+
+    random, running = Random(0), list(trainers)
+    for name in trainers:  # up to its first step each begins alone
+        trainers[name].remove_callback(PrinterCallback)
+        trainers[name].add_callback(turns[name])
+        threading.Thread(target=train, args=[name], daemon=True).start()
+        turns[name].ended.acquire()
+    while running:
+        for name in random.sample(running, len(running)):
+            turns[name].begins.release()
+            turns[name].ended.acquire()
 
 
-def show_steps(folder: str, steps: int, models: list[str], batch: int | None, method: str) -> None:
-    print(f"{method}; medians of {steps} steps each, in turns, and of their ratios\n")
-    print("| model | pixels | samples | ConRTrainer | Trainer | three forwards | to Trainer | to three forwards |")
-    print("|---|---|---|---|---|---|---|---|")
+def show_steps(folder: str, steps: int, models: list[str], batch: int | None, method: str, names: list[str]) -> None:
+    print(f"{method}; medians of {steps} steps each, in turns, and of ratios, with their quartiles\n")
+    others = [name for name in names if name != OURS]
+    ratios = [f"to {name} | in CPU time" for name in others]
+    print(f"| model | pixels | samples | {' | '.join([OURS, *others, *ratios])} |\n|" + "---|" * (4 + 3 * len(others)))
     for name in models:
         size, samples = MODELS[name][0], batch or MODELS[name][1]
-        times = take_turns(make_trainers(name, size, samples, steps + 2, folder, method))
-        ours, stock, three = times.values()
-        to_stock, to_three = (
-            statistics.median(mine / theirs for mine, theirs in zip(ours, other, strict=True))
-            for other in (stock, three)
-        )
-        shown = " | ".join(f"{1e3 * statistics.median(some):.1f} ms" for some in (ours, stock, three))
-        print(
-            f"| {NAMES.get(name, name)} | {size} | {samples} | {shown} | {to_stock:.3f} | {to_three:.3f} |", flush=True
-        )
+        trainers = make_trainers(name, size, samples, steps + 2, folder, method, names)
+        turns = {contender: TakesTurns() for contender in trainers}
+        take_turns(trainers, turns)
+        cells = [f"{1e3 * statistics.median(turn.times[2:]):.1f} ms" for turn in turns.values()]
+        for other in others:
+            mine, theirs = turns[OURS], turns[other]
+            cells += [ratio(mine.times[2:], theirs.times[2:]), ratio(mine.cpu_times[2:], theirs.cpu_times[2:])]
+        print(f"| {NAMES.get(name, name)} | {size} | {samples} | {' | '.join(cells)} |", flush=True)
+
+
+def ratio(mine: list[float], theirs: list[float]) -> str:
+    """The median of what mine are of theirs, and its quartiles."""
+    low, middle, high = statistics.quantiles([own / other for own, other in zip(mine, theirs, strict=True)], n=4)
+    return f"{middle:.3f} ({low:.3f} to {high:.3f})"
 
 
 # ---- The loader -----------------------------------------------------------------------------------------------------
@@ -266,13 +283,15 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch", type=int, help="samples of a batch, in place of those that suit a CPU")
-    parser.add_argument("--method", default="ConR", choices=list(METHODS))
+    parser.add_argument("--method", default="defaults", choices=list(METHODS))
+    parser.add_argument("--beside", nargs="+", default=OTHERS, choices=OTHERS)
     arguments = parser.parse_args()
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads\n")
     with tempfile.TemporaryDirectory() as folder:
         if arguments.what == "step":
-            show_steps(folder, arguments.steps, arguments.models, arguments.batch, arguments.method)
+            names = [OURS, *arguments.beside]
+            show_steps(folder, arguments.steps, arguments.models, arguments.batch, arguments.method, names)
         else:
             show_loader(folder, arguments.steps, arguments.models, arguments.batch)
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from timm.models import efficientnet, mobilenetv3, regnet, resnet
@@ -69,12 +70,16 @@ _FASTER_CHANNELS_LAST = (
 )
 
 
+_FORMATS: WeakKeyDictionary[nn.Module, torch.memory_format] = WeakKeyDictionary()  # found once, not in each step
+
+
 def memory_format(model: nn.Module) -> torch.memory_format:
     """How the pixels of a model, perhaps wrapped, lie in memory: channels last only where that is known to be good."""
     # Weights stay as they are: fused AdamW steps wrongly, without a word, from a state saved in the other layout.
-    if any(isinstance(layer, _FASTER_CHANNELS_LAST) for layer in model.modules()):
-        return torch.channels_last
-    return torch.contiguous_format
+    if model not in _FORMATS:
+        is_faster = any(isinstance(layer, _FASTER_CHANNELS_LAST) for layer in model.modules())
+        _FORMATS[model] = torch.channels_last if is_faster else torch.contiguous_format
+    return _FORMATS[model]
 
 
 def forward_views(model: nn.Module, inputs: dict[str, Any], labels: Tensor) -> tuple[Any, Tensor]:
