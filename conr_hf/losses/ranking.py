@@ -168,7 +168,7 @@ class _RankNContrast(torch.autograd.Function):
             reach, flat = float(tolerance), labels.flatten()
             loss, gradient = sorted_loss(points, flat, reach, temperature, first, last, sums_dtype, slopes)
         pairs = len(features) * (len(features) - 1)
-        ctx.save_for_backward(gradient.div_(pairs))
+        ctx.save_for_backward(gradient.div_(temperature * pairs))
         return loss / pairs
 
     @staticmethod
@@ -222,7 +222,7 @@ def _loss_of_any(
         pulls = torch.where(lengths > 0, pulls / lengths, 0)  # of z_i towards z_j, per unit of their difference
         gradient[start:end] += pulls @ points - pulls.sum(1, keepdim=True) * own
         gradient += pulls.T @ own - pulls.sum(0).unsqueeze(1) * points
-    return losses, gradient.div_(temperature)
+    return losses, gradient
 
 
 def _distances(points: Tensor, squares: Tensor, first: int, last: int) -> Tensor:

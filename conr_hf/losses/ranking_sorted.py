@@ -44,8 +44,8 @@ def sorted_loss(
     needs_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
     """
-    The terms of Rank-N-Contrast of anchors `first` to `last`, `()`, and the gradient in the features, `(M, D)`, both
-    still to be divided by M (M - 1); the gradient is 0 unless it is needed.
+    The terms of Rank-N-Contrast of anchors `first` to `last`, `()`, still to be divided by M (M - 1), and the gradient
+    in the features, `(M, D)`, still to be divided by t M (M - 1); it is 0 unless it is needed.
 
     `points` are the centred features, `(M, D)`, and `labels`, `(M,)`, of any dtype. With `e_ik = exp(s_ik / t)` summed
     over the rows of each distinct label, an anchor's denominator for a label at distance d is the sum over labels up
@@ -65,19 +65,22 @@ def sorted_loss(
     loss, gradient = torch.zeros((), dtype=torch.float64, device=device), torch.zeros_like(points)
 
     step = max(SMALLEST, (PAIRS_CPU if device.type == "cpu" else PAIRS_GPU) // rows)
-    blocks = torch.split(places[first:last].sort().values, step)
-    ends = torch.stack([group_of[block[[0, -1]]] for block in blocks]).tolist() if last > first else []
-    for anchors, (lowest, highest) in zip(blocks, ends, strict=False):  # all tensors of pairs are (M, A)
-        own, diagonal = points[anchors], (anchors, torch.arange(len(anchors), device=device))
+    chosen = places[first:last].sort().values
+    own_groups = group_of[chosen]
+    lowest, highest = own_groups[::step].tolist(), [*own_groups[step - 1 :: step].tolist(), *own_groups[-1:].tolist()]
+    for anchors, low, high in zip(torch.split(chosen, step), lowest, highest, strict=False):
+        # Tensors of pairs are (M, A).
+        own = points if len(anchors) == rows else points[anchors]
+        itself = anchors.unsqueeze(0)
         squared = (squares.unsqueeze(1) + squares[anchors]).addmm_(points, own.T, alpha=-2).clamp_(min=0)
-        squared[diagonal] = 0
+        squared.scatter_(0, itself, 0)
         lengths = squared.sqrt()
         terms = lengths.to(sums_dtype).mul(-1 / temperature).exp_()
-        terms[diagonal] = 0  # no pair with itself
+        terms.scatter_(0, itself, 0)  # no pair with itself
         sums = terms
         if len(values) < rows:
             sums = terms.new_zeros(len(values), len(anchors)).index_add_(0, group_of, terms)
-        logarithms, rates = sum_denominators(sums.T.contiguous(), group_of[anchors], lowest, highest, groups)
+        logarithms, rates = sum_denominators(sums.T.contiguous(), group_of[anchors], low, high, groups)
         loss += logarithms + lengths.sum(dtype=torch.float64) / temperature
         if not needs_gradient:
             continue
@@ -92,7 +95,7 @@ def sorted_loss(
         else:
             gradient.addmm_(pulls, own).sub_(pulls.sum(1, keepdim=True) * points)
             gradient[anchors] += (points.T @ pulls).T - pulls.sum(0).unsqueeze(1) * own
-    return loss.to(points.dtype), torch.empty_like(gradient).index_copy_(0, order, gradient / temperature)
+    return loss.to(points.dtype), torch.empty_like(gradient).index_copy_(0, order, gradient)
 
 
 def make_groups(values: Tensor, sizes: Tensor, tolerance: float) -> Groups:
@@ -111,8 +114,8 @@ def sum_denominators(sums: Tensor, own: Tensor, lowest: int, highest: int, group
     """
     values, sizes, tolerance, close, first_equal, last_equal = groups
     # Groups below `lowest` are below every anchor, those from `highest` on are not; between, each anchor has its own.
-    width, here = highest - lowest, torch.arange(len(own), device=own.device)
-    above = (torch.arange(lowest, highest, device=own.device) >= own.unsqueeze(1)).to(sums.dtype)
+    width, bound = highest - lowest, own.unsqueeze(1)
+    above = (torch.arange(lowest, highest, device=own.device) >= bound).to(sums.dtype)
     below = 1 - above
 
     from_low, from_high = sums[:, :highest].cumsum(1), sums[:, lowest:].flip(1).cumsum(1).flip(1)
@@ -121,17 +124,16 @@ def sum_denominators(sums: Tensor, own: Tensor, lowest: int, highest: int, group
     inwards = torch.cat([nothing, from_low[:, :lowest], between, from_high[:, width:], nothing], 1)  # (A, 1 + G + 1)
 
     # Where the denominator of each group begins on the anchor's other side, as a column of `inwards`.
-    mirrored = 2 * values[own].unsqueeze(1) - values
+    mirrored = 2 * values[bound] - values
     mirrored[:, :lowest] -= tolerance
     mirrored[:, lowest:highest] += (above - below) * tolerance
     mirrored[:, highest:] += tolerance
     opposite = torch.searchsorted(values, mirrored, right=True)
     opposite[:, :lowest] += 1
     opposite[:, lowest:highest] += below.long()
-    opposite[here, own] = own
+    opposite.scatter_(1, bound, bound)
     totals = inwards.gather(1, opposite).add_(inwards[:, 1:-1])
     if len(close) > 0:  # a denominator begins at the farthest of a label's equals, and each side ends at the anchor
-        bound = own.unsqueeze(1)
         is_above = close >= bound
         across = opposite[:, close]
         across = torch.where(is_above, across.clamp(max=bound), across.clamp(min=bound + 1))
@@ -141,10 +143,9 @@ def sum_denominators(sums: Tensor, own: Tensor, lowest: int, highest: int, group
 
     # An anchor is in its own group, and no pair with itself.
     logarithms = totals.log()
-    total = (logarithms @ sizes).sum(dtype=torch.float64) - logarithms[here, own].sum(dtype=torch.float64)
+    total = (logarithms @ sizes).sum(dtype=torch.float64) - logarithms.gather(1, bound).sum(dtype=torch.float64)
     reciprocals = totals.reciprocal_()
-    rates = reciprocals * sizes
-    rates[here, own] -= reciprocals[here, own]
+    rates = (reciprocals * sizes).scatter_add_(1, bound, -reciprocals.gather(1, bound))
     held = F.pad(rates, (1, 1))
     if len(close) > 0:
         held[:, close + 1] = 0
