@@ -199,7 +199,7 @@ def show_share_of_maps(folder: str, steps: int, anchors: list[int]) -> None:
             per_device_train_batch_size=16,
             max_steps=steps,
             conr_anchors=count,
-            conr_weight=0.0 if count is None else None,
+            conr_weight=0.0 if count is None else 0.05,
             rnc_weight=1.0 if count else 0.0,
             save_strategy="no",
             logging_strategy="no",
