@@ -47,7 +47,8 @@ def sorted_loss(
     The terms of Rank-N-Contrast of anchors `first` to `last`, `()`, still to be divided by M (M - 1), and the gradient
     in the features, `(M, D)`, still to be divided by t M (M - 1); it is 0 unless it is needed.
 
-    `points` are the centred features, `(M, D)`, and `labels`, `(M,)`, of any dtype. With `e_ik = exp(s_ik / t)` summed
+    `points` are the centred features, `(M, D)`, and `labels`, `(M,)`, of any dtype; the tolerance is above 0 unless all
+    labels are 0. With `e_ik = exp(s_ik / t)` summed
     over the rows of each distinct label, an anchor's denominator for a label at distance d is the sum over labels up
     to `y_i - d` plus the sum over those from `y_i + d` on. Both are entries of sums that run from the two ends inwards
     to the anchor, so that nothing is ever subtracted. What the denominators give to the gradient runs the same ways
@@ -144,14 +145,16 @@ def sum_denominators(sums: Tensor, own: Tensor, lowest: int, highest: int, group
     # An anchor is in its own group, and no pair with itself.
     logarithms = totals.log()
     total = (logarithms @ sizes).sum(dtype=torch.float64) - logarithms.gather(1, bound).sum(dtype=torch.float64)
+    # Each term is inside the denominators that reach it: what they give to it is put where they begin, and summed from
+    # the anchor outwards.
     reciprocals = totals.reciprocal_()
     rates = (reciprocals * sizes).scatter_add_(1, bound, -reciprocals.gather(1, bound))
-    held = F.pad(rates, (1, 1))
+    begun = F.pad(rates, (1, 1))
     if len(close) > 0:
-        held[:, close + 1] = 0
-        held.scatter_add_(1, same, rates[:, close])
-    held = held.scatter_add_(1, opposite, rates)[:, 1:-1]
-    to_low = torch.cat([held[:, :lowest], held[:, lowest:highest] * below], 1).flip(1).cumsum(1).flip(1)
-    to_high = torch.cat([held[:, lowest:highest] * above, held[:, highest:]], 1).cumsum(1)
+        begun[:, close + 1] = 0
+        begun.scatter_add_(1, same, rates[:, close])
+    begun = begun.scatter_add_(1, opposite, rates)[:, 1:-1]
+    to_low = torch.cat([begun[:, :lowest], begun[:, lowest:highest] * below], 1).flip(1).cumsum(1).flip(1)
+    to_high = torch.cat([begun[:, lowest:highest] * above, begun[:, highest:]], 1).cumsum(1)
     between = to_low[:, lowest:] + to_high[:, :width]
     return total, torch.cat([to_low[:, :lowest], between, to_high[:, width:]], 1)

@@ -68,9 +68,10 @@ class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
             in proportion to the density weights of `conr_reweight`, so that rare labels are among them. 0 compares
             whole views by the means of their pixels, as the paper's published code does.
         conr_anchors (`int`, *optional*):
-            Rows (views or pixels) that are compared with all others of their micro-batch, drawn anew in each: ConR
-            and Rank-N-Contrast over these anchors alone, times the share they lack, have the value and gradient over
-            all rows as their mean. 0: all rows. Unset: 128 with label maps, else all.
+            How many rows (views or pixels) are compared with all others of their micro-batch, drawn anew in each. ConR
+            and Rank-N-Contrast take the sum over these anchors times all rows by anchors: in the mean over draws the
+            value and gradient over all rows. 0: all rows. Unset: 128 with label maps, else all. The logged figure of
+            this name is another: the share of rows that have both a positive and a negative.
         forward_batch_size (`int`, *optional*):
             Samples whose forward and backward fit in memory, on each device. The batch, whose samples are compared,
             may then be as large as its features allow: each part of it goes through the model twice, which takes half

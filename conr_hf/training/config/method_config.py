@@ -70,7 +70,8 @@ class MethodConfig:
         ranksim_interpolation (`float`, *optional*, defaults to 2.0):
             RankSim's interpolation strength (lambda).
         rnc_weight (`float`, *optional*):
-            Weight of Rank-N-Contrast beside the base loss. Unset: 1 with ConR, else 0, as with label maps.
+            Weight of Rank-N-Contrast beside the base loss. Unset: 1 with ConR, but 0 with label maps; 0 without
+            ConR.
         rnc_temperature (`float`, *optional*, defaults to 2.0):
             Rank-N-Contrast's temperature.
         cmixup_alpha (`float`, *optional*, defaults to 0.0):

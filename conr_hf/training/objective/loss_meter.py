@@ -2,7 +2,6 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from conr_hf.utils.distributed import rank, sum_over_processes
 logger = logging.get_logger(__name__)
 
 DOMINATES = 1.0  # times the base loss's gradient at the features
+DOMINATES_IN_A_SAMPLE = 2.0  # likewise, where a sample of anchors estimates it
 _SUMS = (
     *("base", "conr", "anchors", "positives", "negatives", "rnc", "ranksim", "samples", "rows"),
     *("base_gradient", "conr_gradient", "conr_product", "rnc_gradient", "rnc_product"),
@@ -51,8 +51,8 @@ class LossMeter:
         weights, `conr_anchors`, their share of the rows, and `conr_positives` and `conr_negatives`, means per anchor;
         `conr_gradient`, the norm of ConR's gradient at the features, times its weight, in that of the base loss, and
         `conr_cosine`, the cosine between the two; and the same of Rank-N-Contrast, `rnc_gradient` and `rnc_cosine`.
-        With a sample of anchors all these are estimates, without bias but for roots and quotients, of the same over
-        all rows.
+        With a sample of anchors those of ConR and Rank-N-Contrast are estimates of the same over all rows, by sums
+        without bias; a gradient that is smaller than the sample's noise has no cosine.
         """
         own = [torch.as_tensor(self._sums[name], dtype=torch.float32, device=self._device) for name in _SUMS]
         sums = dict(zip(_SUMS, sum_over_processes(torch.stack(own)).tolist(), strict=True))
@@ -65,11 +65,13 @@ class LossMeter:
                 figures[f"conr_{name}"] = sums[name] / max(sums["anchors"], 1)
         for name, weight in {"conr": self._resolved.weight, "rnc": self._resolved.rnc_weight}.items():
             if sums["base_gradient"] and weight > 0:
-                square = max(sums[f"{name}_gradient"], 0.0)  # an estimate, with a sample of anchors
+                square = max(sums[f"{name}_gradient"], 0.0)
                 figures[f"{name}_gradient"] = math.sqrt(square / sums["base_gradient"])
-                norms = math.sqrt(square * sums["base_gradient"])
-                figures[f"{name}_cosine"] = sums[f"{name}_product"] / norms if norms else 0.0
-        if figures.get("conr_gradient", 0.0) > DOMINATES and not self._warned and rank() == 0:
+                if square > 0:
+                    cosine = sums[f"{name}_product"] / math.sqrt(square * sums["base_gradient"])
+                    figures[f"{name}_cosine"] = min(max(cosine, -1.0), 1.0)
+        limit = DOMINATES_IN_A_SAMPLE if self._resolved.conr_anchors > 0 else DOMINATES
+        if figures.get("conr_gradient", 0.0) > limit and not self._warned and rank() == 0:
             self._warned = True
             logger.warning(
                 f"ConR's gradient at the features is {figures['conr_gradient']:.1f} times that of the base loss, "
@@ -99,18 +101,23 @@ class GradientProbe:
         self._base = gradient * scale
         self.sums["base_gradient"] = self._base.square().sum()
 
-    def measure(self, name: str, losses: Sequence[Tensor], share: float = 1.0) -> None:
-        """
-        Measures a regulariser times its weight, `"conr"` or `"rnc"`, beside the base loss: the sum of `losses`. Two of
-        them are those of two halves of a sample of anchors, that `share` of all rows.
-        """
-        found = [torch.autograd.grad(loss, self._batch.features, retain_graph=True)[0] for loss in losses]
-        gradient = torch.stack(found).sum(0)
-        square = gradient.square().sum()
-        if len(found) > 1:
-            # The noise of a sample adds to the square: of rows that are anchors the gradient is many times what it is
-            # over all rows. Noises of two halves are apart, so that their product is that of the gradients between
-            # different anchors, without bias; the squares of each anchor's own gradient are a share of the sum's.
-            square = (1 - share) * 4 * (found[0] * found[1]).sum() + share * square
-        self.sums[f"{name}_gradient"] = square
+    def measure(self, name: str, loss: Tensor) -> None:
+        """Measures a regulariser over all rows, times its weight, `"conr"` or `"rnc"`, beside the base loss."""
+        gradient = self._gradient(loss)
+        self.sums[f"{name}_gradient"] = gradient.square().sum()
         self.sums[f"{name}_product"] = (gradient * self._base).sum()
+
+    def measure_sample(self, name: str, parts: tuple[Tensor, Tensor], counts: tuple[int, int], share: float) -> None:
+        """
+        Estimates the same from a sample of anchors, a `share` of all rows: from the two `parts` of the loss over so
+        many of them. An anchor's own gradient makes the sum's square many times what it is over all rows. The product
+        of two parts is free of it; the sum's square has it in the right proportion for the share of all rows.
+        """
+        one, other = self._gradient(parts[0]), self._gradient(parts[1])
+        between = sum(counts) ** 2 / (counts[0] * counts[1]) * (one * other).sum()
+        gradient = one + other
+        self.sums[f"{name}_gradient"] = (1 - share) * between + share * gradient.square().sum()
+        self.sums[f"{name}_product"] = (gradient * self._base).sum()
+
+    def _gradient(self, loss: Tensor) -> Tensor:
+        return torch.autograd.grad(loss, self._batch.features, retain_graph=True)[0]

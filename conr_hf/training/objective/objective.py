@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from conr_hf.imbalance import FeatureSmoothing, make_density, smoothing_kernel
-from conr_hf.losses import conr_loss, rank_n_contrast, ranksim
+from conr_hf.losses import PairStatistics, conr_loss, rank_n_contrast, ranksim
 from conr_hf.models.head import Head
 from conr_hf.training.config.config import ConRConfig
 from conr_hf.training.config.resolved_config import lds_kernel
@@ -116,81 +116,90 @@ class Objective:
         if self._distance in ("mean_abs", "euclidean"):  # others are of labels as they are
             labels, predictions = settings.to_common_scale(labels), settings.to_common_scale(predictions)
         as_gathered = features, labels
-        order, anchors, times = self._anchors(labels, counts, batch)
+        order, anchors, rows_per_anchor = self._anchors(labels, counts, batch)
         if order is not None:
             features, labels, predictions, weights = (
                 part.index_select(0, order) for part in (features, labels, predictions, weights)
             )
         if features.device.type == "cpu" and not (features.isfinite().all() and predictions.isfinite().all()):
             return (features.sum() + predictions.sum()) * torch.nan  # the losses refuse rows they cannot name
-        everything, parts = len(labels), []
-        samples = [anchors]
-        if probe is not None and times > 1:  # halves, so that the gradient's norm can be told from the sample's noise
-            middle = min(max(settings.conr_anchors // 2, anchors.start), anchors.stop)  # the same on all processes
-            samples = [slice(anchors.start, middle), slice(middle, anchors.stop)]
+        row_count, parts = len(labels), []
 
-        def add(name: str, weight: float, losses: list[Tensor]) -> None:
-            weighted = [weight * loss for loss in losses]
-            parts.extend(weighted)
-            self.meter.add(**{name: torch.stack(losses).sum().detach() * everything})
-            if probe is not None and name != "ranksim":
-                probe.measure(name, weighted, 1 / times)
+        def conr(of: slice) -> tuple[Tensor, PairStatistics]:
+            return conr_loss(
+                features,
+                labels,
+                predictions,
+                weights,
+                window=settings.window,
+                push_scale=settings.push_scale,
+                temperature=settings.temperature,
+                push=settings.push,
+                formulation=settings.formulation,
+                reduction=settings.reduction,
+                distance=self._distance,
+                anchors=of,
+                return_statistics=True,
+            )
+
+        def rnc(of: slice) -> Tensor:
+            return rank_n_contrast(
+                features, labels, temperature=args.rnc_temperature, distance=self._distance, anchors=of
+            )
+
+        def add(name: str, loss: Tensor, weight: float) -> Tensor:
+            parts.append(weight * loss)
+            self.meter.add(**{name: loss.detach() * row_count})
+            return parts[-1]
+
+        def measure(name: str, loss: Tensor, loss_of: Callable[[slice], Tensor], weight: float) -> None:
+            if probe is None:
+                return
+            if rows_per_anchor == 1:
+                probe.measure(name, loss)
+            elif settings.conr_anchors > 1:
+                half = settings.conr_anchors // 2
+                middle = min(max(half, anchors.start), anchors.stop)  # of the anchors of all processes
+                halves = (slice(anchors.start, middle), slice(middle, anchors.stop))
+                one, other = (weight * rows_per_anchor * loss_of(some) for some in halves)
+                probe.measure_sample(name, (one, other), (half, settings.conr_anchors - half), 1 / rows_per_anchor)
 
         if settings.weight > 0:
-            losses = []
-            for some in samples:
-                loss, statistics = conr_loss(
-                    features,
-                    labels,
-                    predictions,
-                    weights,
-                    window=settings.window,
-                    push_scale=settings.push_scale,
-                    temperature=settings.temperature,
-                    push=settings.push,
-                    formulation=settings.formulation,
-                    reduction=settings.reduction,
-                    distance=self._distance,
-                    anchors=some,
-                    return_statistics=True,
-                )
-                losses.append(loss * times)
-                self.meter.add(**{name: found * times for name, found in statistics._asdict().items()})
-            add("conr", settings.weight, losses)
+            loss, statistics = conr(anchors)
+            weighted = add("conr", loss * rows_per_anchor, settings.weight)
+            self.meter.add(**{name: count * rows_per_anchor for name, count in statistics._asdict().items()})
+            measure("conr", weighted, lambda of: conr(of)[0], settings.weight)
         if settings.rnc_weight > 0:
-            losses = []
-            for some in samples:
-                loss = rank_n_contrast(
-                    features, labels, temperature=args.rnc_temperature, distance=self._distance, anchors=some
-                )
-                losses.append(loss * times)
-            add("rnc", settings.rnc_weight, losses)
+            weighted = add("rnc", rnc(anchors) * rows_per_anchor, settings.rnc_weight)
+            measure("rnc", weighted, rnc, settings.rnc_weight)
         if args.ranksim_weight > 0:
             loss = ranksim(*as_gathered, interpolation=args.ranksim_interpolation) / len(group.ranks)
-            add("ranksim", args.ranksim_weight, [loss])
-        self.meter.add(rows=everything / len(group.ranks))
+            add("ranksim", loss, args.ranksim_weight)
+        self.meter.add(rows=row_count / len(group.ranks))
         return torch.stack(parts).sum()
 
     def _anchors(self, labels: Tensor, counts: list[int], batch: Batch) -> tuple[Tensor | None, slice, float]:
         """
         The rows that are compared, in the order to put them in (`None`: all, as gathered); this process's anchors, a
-        slice of them so ordered; and what the losses over all processes' anchors are multiplied by, to be in the mean
-        over draws what they are over all rows.
+        slice of them so ordered; and how many rows an anchor stands for, by which the losses over all processes'
+        anchors are multiplied, to be in the mean over draws what they are over all rows.
         """
-        place, places = self.group.place, len(self.group.ranks)
-        order, rows, first, end = None, len(labels), sum(counts[:place]), sum(counts[: place + 1])
+        process, processes = self.group.place, len(self.group.ranks)
+        order, row_count, first, end = None, len(labels), sum(counts[:process]), sum(counts[: process + 1])
         if batch.is_map:  # rows without a label are left out
             order = labels.isfinite().nonzero().squeeze(1)
-            rows, (first, end) = len(order), torch.stack([(order < bound).sum() for bound in (first, end)]).tolist()
-        drawn = self.resolved.conr_anchors
-        if not 0 < drawn < rows:
+            row_count = len(order)
+            first, end = torch.stack([(order < bound).sum() for bound in (first, end)]).tolist()
+        anchor_count = self.resolved.conr_anchors
+        if not 0 < anchor_count < row_count:
             return order, slice(first, end), 1.0
-        # The same on all processes of the group, each of which takes an equal part of them, whosever rows they are.
-        position = max(batch.position - place * (len(batch.labels) // batch.views), 0)
+        # The same on all processes of the group, each of which takes an equal part of them, whosever rows they are:
+        # by the position of the group's first sample. Batches that have none are all at 0.
+        position = max(batch.position - process * (len(batch.labels) // batch.views), 0)
         seed = self.args.seed, self._epoch, position, batch.views  # pixels of views 0 to V - 1 are drawn by theirs
-        shuffled = torch.randperm(rows, generator=generator_of(seed)).to(labels.device)
-        first, end = (drawn * part // places for part in (place, place + 1))
-        return shuffled if order is None else order[shuffled], slice(first, end), rows / drawn
+        shuffled = torch.randperm(row_count, generator=generator_of(seed)).to(labels.device)
+        first, end = (anchor_count * part // processes for part in (process, process + 1))
+        return shuffled if order is None else order[shuffled], slice(first, end), row_count / anchor_count
 
     def _can_measure(self, batch: Batch) -> bool:
         """Whether there are gradients to compare at the features, and a way back to them."""
