@@ -47,12 +47,11 @@ def sorted_loss(
     The terms of Rank-N-Contrast of anchors `first` to `last`, `()`, still to be divided by M (M - 1), and the gradient
     in the features, `(M, D)`, still to be divided by t M (M - 1); it is 0 unless it is needed.
 
-    `points` are the centred features, `(M, D)`, and `labels`, `(M,)`, of any dtype; the tolerance is above 0 unless all
-    labels are 0. With `e_ik = exp(s_ik / t)` summed
-    over the rows of each distinct label, an anchor's denominator for a label at distance d is the sum over labels up
-    to `y_i - d` plus the sum over those from `y_i + d` on. Both are entries of sums that run from the two ends inwards
-    to the anchor, so that nothing is ever subtracted. What the denominators give to the gradient runs the same ways
-    back, from the anchor outwards.
+    `points` are the centred features, `(M, D)`, and `labels`, `(M,)`, of any dtype; the tolerance is above 0 unless
+    all labels are 0. With `e_ik = exp(s_ik / t)` summed over the rows of each distinct label, an anchor's denominator
+    for a label at distance d is the sum over labels up to `y_i - d` plus the sum over those from `y_i + d` on. Both
+    are entries of sums that run from the two ends inwards to the anchor, so that nothing is ever subtracted. What the
+    denominators give to the gradient runs the same ways back, from the anchor outwards.
     """
     labels, order = labels.double().sort(stable=True)
     points = points[order]
