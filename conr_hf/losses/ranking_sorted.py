@@ -63,6 +63,7 @@ def sorted_loss(
     squares = points.square().sum(1) * (1 - 4 * torch.finfo(points.dtype).eps)
     smallest = torch.finfo(points.dtype).tiny
     loss, gradient = torch.zeros((), dtype=torch.float64, device=device), torch.zeros_like(points)
+    pulled = torch.zeros_like(squares)  # how strongly each row is drawn to all others together
 
     step = max(SMALLEST, (PAIRS_CPU if device.type == "cpu" else PAIRS_GPU) // rows)
     chosen = places[first:last].sort().values
@@ -90,11 +91,12 @@ def sorted_loss(
         pulls.mul_(lengths).div_(squared.add_(smallest))  # per unit of z_j - z_i; 0 where the two are the same
         if len(anchors) == rows:
             pulls = pulls + pulls.T
-            pulls.diagonal().sub_(pulls.sum(1))
             gradient = pulls @ points
         else:
-            gradient.addmm_(pulls, own).sub_(pulls.sum(1, keepdim=True) * points)
-            gradient[anchors] += (points.T @ pulls).T - pulls.sum(0).unsqueeze(1) * own
+            gradient.addmm_(pulls, own).index_add_(0, anchors, (points.T @ pulls).T)
+            pulled.index_add_(0, anchors, pulls.sum(0))
+        pulled += pulls.sum(1)
+    gradient.addcmul_(pulled.unsqueeze(1), points, value=-1)
     return loss.to(points.dtype), torch.empty_like(gradient).index_copy_(0, order, gradient)
 
 
