@@ -176,8 +176,8 @@ def _common(
     return hits, places[hits]
 
 
-def _files() -> list[tuple[Path, int]]:
-    """The files and how many bytes they have, the newest first; none where the folder cannot be read."""
+def _files() -> list[tuple[str, int]]:
+    """The paths of the files and how many bytes they have, the newest first; none where the folder cannot be read."""
     found = []
     with contextlib.suppress(OSError), os.scandir(folder()) as entries:
         for entry in entries:
@@ -185,7 +185,7 @@ def _files() -> list[tuple[Path, int]]:
                 with contextlib.suppress(FileNotFoundError):  # just removed
                     found.append((entry.stat(), entry.path))
     found.sort(key=lambda file: -file[0].st_mtime_ns)
-    return [(Path(path), status.st_size) for status, path in found]
+    return [(path, status.st_size) for status, path in found]
 
 
 def _write(records: npt.NDArray[Any]) -> None:
@@ -203,4 +203,4 @@ def _write(records: npt.NDArray[Any]) -> None:
     for file, size in older:
         total += size
         if total > MOST_BYTES:
-            file.unlink(missing_ok=True)
+            Path(file).unlink(missing_ok=True)
