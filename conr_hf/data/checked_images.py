@@ -199,8 +199,8 @@ def _write(records: npt.NDArray[Any]) -> None:
         os.replace(unfinished, folder() / f"{name}.records")
     finally:
         unfinished.unlink(missing_ok=True)
-    (_, total), *older = _files()
-    for file, size in older:
+    total = 0
+    for age, (file, size) in enumerate(_files()):
         total += size
-        if total > MOST_BYTES:
+        if age > 0 and total > MOST_BYTES:
             Path(file).unlink(missing_ok=True)
