@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import io
 import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ import PIL
 import pyarrow as pa
 import pyarrow.compute as pc
 from huggingface_hub import constants
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, features
 from torch.utils.data import Dataset
 
 from conr_hf.data.images import Size, decode_image
@@ -39,10 +38,11 @@ class CheckedImages:
     """
     The images of a data set's `rows` that were found good before, now or in an earlier run: `known`, by row.
 
-    A file is known by its path, size and time of change in nanoseconds; one inside a data set by a SHA-256 of its
-    bytes, since the fingerprint of a data set need not change with them. What decides beside the image belongs to it:
-    `image_range`, Pillow's version and its limits. Of the rows of a data set that is no `datasets.Dataset`, or has a
-    transform, nothing is known without making them, so all are read.
+    A file is known by its path, its size, and when its contents and its entry in the file system were changed, in
+    nanoseconds; one inside a data set by a SHA-256 of its bytes, since the fingerprint of a data set need not change
+    with them. What decides beside the image belongs to it: `image_range`, and Pillow's version, limits and decoders.
+    Of the rows of a data set that is no `datasets.Dataset`, or has a transform, nothing is known without making them,
+    so all are read.
 
     Each check adds a small file to [`folder`], whole or not at all, so any number of runs and processes may share it.
     Where it cannot be read or written, images are read again.
@@ -58,29 +58,35 @@ class CheckedImages:
         show_progress: bool,
     ) -> None:
         self.known: dict[int, CheckedImage] = {}
-        self._keys: dict[int, bytes] = {}
+        self._rows = rows
+        self._keys = np.zeros(len(rows), "S16")  # empty where an image has none
         if not has_stored_images(stored, column):
             return
         plain = stored.select_columns([column]).with_format("arrow")  # type: ignore[attr-defined]
         rules = _rules(image_range)
 
-        def keys_of(block: Sequence[int]) -> list[bytes | None]:
-            return [image_key(content, path, rules) for content, path in _cells(plain, column, block)]
+        def keys_of(block: Sequence[int]) -> list[bytes]:
+            return [image_key(content, path, rules) or b"" for content, path in _cells(plain, column, block)]
 
-        found = blocks_in_threads(keys_of, stored, rows, title, show_progress)
-        self._keys = {row: key for row, key in zip(rows, found, strict=True) if key is not None}
-        self.known = dict(_known(self._keys))
+        keys = blocks_in_threads(keys_of, stored, rows, title, show_progress)
+        self._keys = np.fromiter(keys, "S16", count=len(rows))
+        wanted, which = np.unique(self._keys, return_inverse=True)
+        records = _find(wanted)[which]
+        for place in np.flatnonzero(records["width"]):
+            _, largest, height, width = records[place].item()
+            self.known[rows[int(place)]] = CheckedImage((height, width), None if largest < 0 else largest)
 
     def keep(self, found: Mapping[int, CheckedImage]) -> None:
         """Writes down the images that were read and `found` good, by row."""
-        records = [
-            (self._keys[row], -1 if image.largest is None else image.largest, *image.size)
-            for row, image in found.items()
-            if row in self._keys and row not in self.known
-        ]
-        if records:
+        new = (
+            (key, -1 if found[row].largest is None else found[row].largest, *found[row].size)
+            for row, key in zip(self._rows, self._keys, strict=True)
+            if key and row in found and row not in self.known
+        )
+        records = np.fromiter(new, _RECORD)
+        if len(records):
             with contextlib.suppress(OSError):  # a cache that is full, or not the user's to write
-                _write(np.unique(np.array(records, _RECORD)))
+                _write(records[np.unique(records["key"], return_index=True)[1]])
 
 
 def check_image(cell: Any, image_range: Sequence[float] | None) -> CheckedImage:
@@ -103,7 +109,7 @@ def has_stored_images(stored: Dataset[Any], column: str) -> bool:
 
 
 def image_key(content: pa.Buffer | None, path: str | None, rules: bytes) -> bytes | None:
-    """16 bytes that change with an image and with the `rules`; `None` of one that is neither here nor in a file."""
+    """16 bytes that change with an image and with the `rules`; `None` of one neither here nor in a file to be read."""
     digest = hashlib.sha256(rules)
     if content is not None:
         digest.update(b"bytes")
@@ -115,16 +121,21 @@ def image_key(content: pa.Buffer | None, path: str | None, rules: bytes) -> byte
             status = os.stat(path)
         except (OSError, ValueError):  # not there, or no name of a file
             return None
-        digest.update(
-            f"{os.path.abspath(path)}\n{status.st_size}\n{status.st_mtime_ns}".encode(errors="surrogatepass")
-        )
+        if not os.access(path, os.R_OK):
+            return None
+        # Tools that copy or unpack files set st_mtime, but none sets st_ctime.
+        about = (os.path.abspath(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        digest.update("\n".join(map(str, about)).encode(errors="surrogatepass"))
     return digest.digest()[:16]
 
 
 def _rules(image_range: Sequence[float] | None) -> bytes:
     """What decides, beside the image, whether it can be read."""
+    Image.init()  # which fills Image.OPEN
     white = None if image_range is None else tuple(map(float, image_range))
-    return repr((_RULES, PIL.__version__, Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, white)).encode()
+    limits = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES)
+    decoders = (sorted(Image.OPEN), features.get_supported_modules(), features.get_supported_codecs())
+    return repr((_RULES, PIL.__version__, limits, decoders, white)).encode()
 
 
 def _cells(plain: datasets.Dataset, column: str, rows: Sequence[int]) -> Iterator[tuple[pa.Buffer | None, str | None]]:
@@ -137,56 +148,59 @@ def _cells(plain: datasets.Dataset, column: str, rows: Sequence[int]) -> Iterato
         yield content.as_buffer() if content.is_valid else None, path
 
 
-# ---- The files ------------------------------------------------------------------------------------------------------
+# ---- The files, each of records sorted by their keys, and nothing else ----------------------------------------------
 
 
-def _known(keys: Mapping[int, bytes]) -> Iterator[tuple[int, CheckedImage]]:
-    """The rows whose keys stand in one of the files, with what is written beside."""
-    records = np.concatenate([np.empty(0, _RECORD), *(_read(file) for file, _ in _files())])
-    if len(records) == 0 or not keys:
-        return
-    records = records[np.argsort(records["key"])]
-    wanted = np.array(list(keys.values()), "S16")
-    places = np.searchsorted(records["key"], wanted).clip(max=len(records) - 1)
-    hits = records["key"][places] == wanted
-    for row, place, hit in zip(keys, places.tolist(), hits.tolist(), strict=True):
-        if hit:
-            _, largest, height, width = records[place].item()
-            yield row, CheckedImage((height, width), None if largest < 0 else largest)
+def _find(wanted: npt.NDArray[np.bytes_]) -> npt.NDArray[Any]:
+    """The record of each of these keys, which are sorted and differ; of width 0 where none of the files has it."""
+    found = np.zeros(len(wanted), _RECORD)
+    for file, _ in _files():
+        try:
+            records = np.asarray(np.memmap(file, _RECORD, "r"))
+        except (OSError, ValueError):  # just removed, or cut off
+            continue
+        if len(records) < len(wanted):
+            theirs, ours = _common(records["key"], wanted)
+        else:
+            ours, theirs = _common(wanted, records["key"])
+        found[ours] = records[theirs]
+    return found
 
 
-def _files() -> list[tuple[Path, int]]:
-    """The files and how many bytes they have, the newest first; none where the folder cannot be read."""
-    try:
-        found = [(entry.stat(), entry.path) for entry in os.scandir(folder()) if entry.name.endswith(".npy")]
-    except OSError:
-        return []
+def _common(
+    few: npt.NDArray[np.bytes_], many: npt.NDArray[np.bytes_]
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Where the keys that both have stand in `few`, and where in `many`, which is sorted and not empty."""
+    places = np.searchsorted(many, few).clip(max=len(many) - 1)
+    hits = np.flatnonzero(many[places] == few)
+    return hits, places[hits]
+
+
+def _files() -> list[tuple[str, int]]:
+    """The paths of the files and how many bytes they have, the newest first; none where the folder cannot be read."""
+    found = []
+    with contextlib.suppress(OSError), os.scandir(folder()) as entries:
+        for entry in entries:
+            if entry.name.endswith(".records"):
+                with contextlib.suppress(FileNotFoundError):  # just removed
+                    found.append((entry.stat(), entry.path))
     found.sort(key=lambda file: -file[0].st_mtime_ns)
-    return [(Path(path), status.st_size) for status, path in found]
-
-
-def _read(file: Path) -> npt.NDArray[Any]:
-    """The records of a file; none of one that is damaged, or has just been removed."""
-    try:
-        records = np.lib.format.read_array(io.BytesIO(file.read_bytes()), allow_pickle=False)
-    except (OSError, ValueError):
-        return np.empty(0, _RECORD)
-    return records if records.dtype == _RECORD and records.ndim == 1 else np.empty(0, _RECORD)
+    return [(path, status.st_size) for status, path in found]
 
 
 def _write(records: npt.NDArray[Any]) -> None:
-    """Adds a file, called by what is in it, and removes the oldest where all are too large."""
-    content = io.BytesIO()
-    np.save(content, records, allow_pickle=False)
-    name = hashlib.sha256(records.tobytes()).hexdigest()[:32]
+    """Adds a file, called by what is in it, and removes the oldest, but never the newest, where all are too large."""
+    content = records.tobytes()
+    name = hashlib.sha256(content).hexdigest()[:32]
     folder().mkdir(parents=True, exist_ok=True)
     unfinished = folder() / f"{name}.{uuid.uuid4().hex}.part"
     try:
-        unfinished.write_bytes(content.getvalue())
-        os.replace(unfinished, folder() / f"{name}.npy")
+        unfinished.write_bytes(content)
+        os.replace(unfinished, folder() / f"{name}.records")
     finally:
         unfinished.unlink(missing_ok=True)
-    files = _files()
-    for (file, _), total in zip(files, np.cumsum([size for _, size in files]), strict=True):
-        if total > MOST_BYTES:
-            file.unlink(missing_ok=True)
+    total = 0
+    for age, (file, size) in enumerate(_files()):
+        total += size
+        if age > 0 and total > MOST_BYTES:
+            Path(file).unlink(missing_ok=True)

@@ -263,6 +263,7 @@ def unreadable_rows(
     cannot be read. Warns where none of them uses more than a quarter of its 16 bits.
     """
     stored = only_columns(undecoded(dataset, [image_column]), [image_column])
+    in_blocks = has_stored_images(stored, image_column)
     checked = CheckedImages(stored, image_column, rows, image_range, f"Looking up {name}", show_progress)
 
     def read(index: int, row: Row | None = None) -> CheckedImage | str:
@@ -273,7 +274,7 @@ def unreadable_rows(
             return f'column "{image_column}": the image cannot be read ({describe_error(error)})'
 
     def read_block(block: Sequence[int]) -> list[CheckedImage | str]:
-        if not has_stored_images(stored, image_column):
+        if not in_blocks:
             return [read(index) for index in block]
         cells = stored[block][image_column]  # many at once, which takes a tenth of the time
         return [read(index, {image_column: cell}) for index, cell in zip(block, cells, strict=True)]

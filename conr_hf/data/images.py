@@ -253,7 +253,8 @@ def _unread_tiff(file: IO[bytes]) -> str | None:
     try:
         tags = TiffImagePlugin.ImageFileDirectory_v2(header)
         file.seek(tags.next)
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             tags.load(file)
         bits, kind, channels = tags[_BITS][0], _KINDS.get(tags.get(_SAMPLE_FORMAT, (1,))[0]), tags.get(_PER_PIXEL, 1)
     except Exception:  # whatever a damaged file makes of it

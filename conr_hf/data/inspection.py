@@ -269,9 +269,10 @@ def _read_images(
         size = f"{image.width} x {image.height}"
         return _Picture(size, mode, hashlib.blake2b(size.encode() + image.tobytes(), digest_size=16).digest(), largest)
 
-    pictures = list(in_threads(read, rows, every, f"Reading {name}", show_progress))
-    checked.keep(good)
-    return pictures
+    try:
+        return list(in_threads(read, rows, every, f"Reading {name}", show_progress))
+    finally:  # also where the user ends it
+        checked.keep(good)
 
 
 def _mode(cell: Any, image: Image.Image) -> str:

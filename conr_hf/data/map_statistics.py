@@ -121,20 +121,22 @@ def read_maps(
 
     found: dict[int, ReadMap | str] = {}
     total = held = 0
-    for index, one in zip(rows, in_threads(read, dataset, rows, f"Reading {name}", show_progress), strict=True):
-        found[index] = one
-        if isinstance(one, str):
-            continue
-        total, held = total + one.valid, held + len(one.values)
-        if held > 2 * MOST_PIXELS:
-            share = MOST_PIXELS / total
-            # More than the share, as subsample_evenly may round up.
-            maps = {row: kept for row, kept in found.items() if isinstance(kept, ReadMap)}
-            maps = {row: subsample(row, kept, int(kept.valid * share) + 2) for row, kept in maps.items()}
-            found |= maps
-            held = sum(len(kept.values) for kept in maps.values())
-    if image_column is not None:
-        checked.keep(good)
+    try:
+        for index, one in zip(rows, in_threads(read, dataset, rows, f"Reading {name}", show_progress), strict=True):
+            found[index] = one
+            if isinstance(one, str):
+                continue
+            total, held = total + one.valid, held + len(one.values)
+            if held > 2 * MOST_PIXELS:
+                share = MOST_PIXELS / total
+                # More than the share, as subsample_evenly may round up.
+                maps = {row: kept for row, kept in found.items() if isinstance(kept, ReadMap)}
+                maps = {row: subsample(row, kept, int(kept.valid * share) + 2) for row, kept in maps.items()}
+                found |= maps
+                held = sum(len(kept.values) for kept in maps.values())
+    finally:  # also where the user ends it
+        if image_column is not None:
+            checked.keep(good)
     warning = dark_images([one.largest for one in found.values() if isinstance(one, ReadMap)])
     if warning is not None and rank() == 0:
         logger.warning(f'{name}, column "{image_column}": {warning}')

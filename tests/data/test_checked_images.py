@@ -10,7 +10,7 @@ import pytest
 from image_files import png_of_16_bits, tiff_of
 from PIL import Image
 
-from conr_hf.data import checked_images
+from conr_hf.data import checked_images, inspection, threads
 from conr_hf.data.columns import unreadable_rows
 from conr_hf.data.config import DataConfig
 from conr_hf.data.inspection import inspect
@@ -67,7 +67,7 @@ def test_a_second_check_decodes_only_what_was_bad_or_is_new(tmp_path, decoded, e
     assert decoded == []
 
 
-def test_a_file_that_changed_is_read_again(tmp_path, decoded):
+def test_a_file_that_changed_is_read_again(tmp_path, decoded, monkeypatch):
     rows = files(tmp_path, [png(0), png(1)])
     assert check(rows) == {}
     path = tmp_path / "1.png"
@@ -78,13 +78,19 @@ def test_a_file_that_changed_is_read_again(tmp_path, decoded):
     path.write_bytes(png(1)[:-30])  # at the same time, and smaller
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert "truncated" in check(rows)[1]
+    path.write_bytes(b"x" * before.st_size)  # as large and at the same time, as tar and rsync leave it
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_ctime_ns != before.st_ctime_ns
+    assert "it is not an image" in check(rows)[1]
     path.unlink()
     assert "No such file" in check(rows)[1]
     path.write_bytes(png(1))
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     decoded.clear()
+    assert check(rows) == check(rows) == {}
+    assert len(decoded) == 1
+    monkeypatch.setattr(os, "access", lambda *_: False)
     assert check(rows) == {}
-    assert decoded == []
+    assert len(decoded) == 3
 
 
 def test_bytes_that_changed_are_read_again_although_the_fingerprint_is_the_same(tmp_path):
@@ -106,6 +112,18 @@ def test_what_decides_beside_the_image_belongs_to_it(monkeypatch):
     assert list(check(rows)) == [0]
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
     assert list(check(rows, image_range=(0, 5))) == [1]
+
+
+def test_images_are_read_again_where_pillow_has_other_decoders(monkeypatch):
+    rows = images_of([png(0)])
+    assert check(rows) == {}
+    with monkeypatch.context() as patch:
+        patch.delitem(Image.OPEN, "PNG")
+        assert list(check(rows)) == [0]
+    assert check(rows) == {}
+    monkeypatch.setattr(checked_images.features, "get_supported_codecs", lambda: ["jpg"])
+    monkeypatch.setattr(checked_images, "decode_image", lambda *_: 1 / 0)
+    assert list(check(rows)) == [0]
 
 
 def test_dark_images_are_told_at_every_start(caplog):
@@ -138,7 +156,8 @@ def test_a_cache_that_cannot_be_used_costs_nothing_but_time(tmp_path, decoded, m
     assert list(checked_images.folder().iterdir()) == []
     assert list(check(rows)) == [1]
     (file,) = checked_images.folder().iterdir()
-    for damaged in (file.read_bytes()[:-1], b"", b"\x93NUMPY", np.array([{"a": 1}], object).dumps()):
+    good = file.read_bytes()
+    for damaged in (good[:-1], b"", bytes(len(good)), b"x" * len(good), good[:-12] + bytes(12)):
         file.write_bytes(damaged)
         decoded.clear()
         assert list(check(rows)) == [1]
@@ -159,7 +178,58 @@ def test_runs_that_check_at_the_same_time_lose_nothing(decoded, monkeypatch):
     monkeypatch.setattr(checked_images, "MOST_BYTES", 500)
     assert check(images_of([png(9)])) == check(images_of([png(9)])) == {}
     assert len(decoded) == 1
-    assert sum(file.stat().st_size for file in checked_images.folder().iterdir()) <= 500
+    assert len(list(checked_images.folder().iterdir())) == 3
+
+
+def test_the_oldest_files_are_removed_but_never_the_newest(decoded, monkeypatch):
+    monkeypatch.setattr(checked_images, "MOST_BYTES", 3 * 28)
+    rows = images_of(png(seed) for seed in range(8))
+    for block in ([0, 1], [2], [3], range(4, 8)):
+        assert check(rows.select(block)) == {}
+        (newest, *_), before = checked_images._files(), decoded.copy()
+        os.utime(newest[0], ns=(0, len(before) * 10**9))
+        assert check(rows.select(block)) == {}
+        assert decoded == before
+        if block == [3]:
+            assert [size for _, size in checked_images._files()] == [28, 28]
+    assert [size for _, size in checked_images._files()] == [4 * 28]
+
+
+def test_every_file_is_looked_up_though_another_vanishes(decoded, monkeypatch):
+    rows = images_of(png(seed) for seed in [0, 1, 2, 0, 3, 4, 5])
+    for block in ([0, 1], [2], [4, 5, 6]):
+        assert check(rows.select(block)) == {}
+    os.symlink("nowhere", checked_images.folder() / "vanished.records")
+    decoded.clear()
+    assert check(rows) == check(rows.select([3])) == check(rows.select([6, 1])) == {}
+    assert decoded == []
+
+
+@pytest.mark.parametrize(
+    ("module", "read"),
+    [
+        (inspection, lambda rows: inspect({"train": rows}, show_progress=False)),
+        (checked_images, lambda rows: read_maps(rows, range(20), "x", DataConfig(), True, False)),
+        (checked_images, check),
+    ],
+)
+def test_what_was_read_is_kept_where_the_user_ends_it(decoded, monkeypatch, module, read):
+    monkeypatch.setattr(threads, "cores", lambda: 1)
+    rows = images_of(png(seed) for seed in range(20)).add_column("label", [np.ones((4, 6)).tolist()] * 20)
+    decode = module.decode_image
+
+    def ends(cell, image_range):
+        if cell["bytes"] == png(17):
+            raise KeyboardInterrupt
+        return decode(cell, image_range)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "decode_image", ends)
+        with pytest.raises(KeyboardInterrupt):
+            read(rows)
+    decoded.clear()
+    assert check(rows) == {}
+    assert len(decoded) < 8
 
 
 def test_rows_that_are_made_when_they_are_asked_for_are_always_read(decoded):
