@@ -187,11 +187,13 @@ def _near_folder(path: Path) -> str:
 @contextmanager
 def importing() -> Iterator[None]:
     """Around imports that take seconds, a tenth of them to look for garbage in what the libraries make to stay."""
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if was_enabled:
+            gc.enable()
     if gc.get_freeze_count() == 0:  # nobody else in this process has chosen
         gc.freeze()  # as Trainer looks through everything when it starts
 
