@@ -34,7 +34,7 @@ def rank_n_contrast(
     through it. Float64 features or labels are computed in float64, everything else in float32, under autocast too.
     Time grows with M^2 and memory with M. It has a first derivative only. With several label dimensions, a distance
     that is a function, or features so far apart that their scores differ by more than 600, the rows are sorted anew
-    for each anchor, which takes some 3 to 8 times as long on a CPU; otherwise it waits for the device.
+    for each anchor, which takes up to some 6 times as long on a CPU; otherwise it waits for the device.
 
     Args:
         features (`torch.Tensor` of shape `(M, D)`):
