@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import BaseImageProcessor
 
-from conr_hf.data.augmentation import augment, sample_augmentation
+from conr_hf.data.augmentation import Augmentation
 from conr_hf.data.columns import Row, check_column, label_values
 from conr_hf.data.dataset import SampledExample
 from conr_hf.data.images import describe_error, format_size, to_image
@@ -24,8 +25,7 @@ class ImageCollator:
     """
     Makes batches of rows: `num_views` (V) augmented views of each image for training, one plain view for evaluation.
 
-    Each image is decoded and processed once for all its views: a view is the processor's output, padded, cropped back
-    to its size and perhaps flipped. So evaluation sees exactly what the processor saved with the model gives. Rows
+    Each image is decoded and processed once for all its views: a view is the processor's output, augmented. So evaluation sees exactly what the processor saved with the model gives. Rows
     that come ready for the model have `pixel_values` of shape `(C, H, W)`, or `(V, C, H, W)`, and need no processor.
 
     Labels follow their images: a map is resized to the image's size (nearest neighbour) and moved with the view,
@@ -52,8 +52,7 @@ class ImageCollator:
     image_column: str
     label_columns: Sequence[str]  # T of them, or one that holds T numbers
     num_views: int
-    horizontal_flip: bool  # of half of the views, from left to right
-    crop_padding: float  # the largest shift of a view, as a share of its sides
+    augmentation: Augmentation
     seed: int
     flipped_columns: Sequence[str] = ()
     map_scale: float = 1.0  # label units in a stored number of a map
@@ -65,6 +64,14 @@ class ImageCollator:
     def __post_init__(self) -> None:
         signs = [-1.0 if column in self.flipped_columns else 1.0 for column in self.label_columns]
         self.signs = torch.tensor(signs)  # (T,)
+
+    @cached_property
+    def _black_and_white(self) -> Tensor:
+        """Pixel values of a black and of a white image, `(2, C)`."""
+        assert self.processor is not None
+        colors = (0, 255) if self.image_mode == "L" else ((0, 0, 0), (255, 255, 255))
+        pixels = _pixel_values(self.processor, [Image.new(self.image_mode, (256, 256), color) for color in colors])
+        return pixels[:, :, pixels.shape[2] // 2, pixels.shape[3] // 2]
 
     def __call__(self, examples: Sequence[SampledExample]) -> dict[str, Any]:
         indices, rows = [example[0] for example in examples], _rows(examples)
@@ -81,21 +88,26 @@ class ImageCollator:
 
     def with_views(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch with views instead of images, on the device where it is; mixed where it has partners."""
-        made = {name: value for name, value in batch.items() if name not in ("crops", "partners", "shares")}
-        if "crops" in batch:
-            made |= self._augmented(batch["crops"], made["pixel_values"], made.get("labels"))
+        made = {name: value for name, value in batch.items() if name not in ("draws", "partners", "shares")}
+        if "draws" in batch:
+            made |= self._augmented(batch["draws"], made["pixel_values"], made.get("labels"))
         if "partners" in batch:
             for name, partner in self.with_views(batch["partners"]).items():
                 shares = batch["shares"].view(-1, *[1] * (partner.ndim - 1))
                 made[name] = torch.lerp(partner, made[name], shares)
         return made
 
-    def _augmented(self, crops: Tensor, images: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
-        views = {"pixel_values": augment(images, crops, self.crop_padding)}
+    def _augmented(self, draws: Tensor, images: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+        pixels = self.augmentation.move(images, draws)
+        if self.augmentation.changes_color:
+            black, white = (value.to(pixels.device) for value in self._black_and_white)
+            pixels = self.augmentation.recolor(pixels, draws, black, white)
+        views = {"pixel_values": pixels}
         if labels is not None and labels.ndim == 3:
-            views["labels"] = augment(labels[:, None], crops, self.crop_padding, fill=float("nan"))[:, :, 0]
+            moved = self.augmentation.move(labels[:, None], draws, fill=float("nan"), mode="nearest")
+            views["labels"] = moved[:, :, 0]
         elif labels is not None and (self.signs < 0).any():
-            signs = torch.where(crops[..., 2:] > 0, self.signs.to(crops.device), 1.0)  # (B, V, T)
+            signs = torch.where(draws[..., 2:3] > 0, self.signs.to(draws.device), 1.0)  # (B, V, T)
             views["labels"] = labels.view(len(labels), 1, -1) * signs
         return views
 
@@ -109,13 +121,13 @@ class ImageCollator:
         tensors = {"pixel_values": self._images(rows, numbers)}
         size = tensors["pixel_values"].shape[-2:]
         # Rows ready for the model, and those of evaluation, stay as they are.
-        crops = None if "pixel_values" in rows[0] else self._crops(indices, size, of_partners)
-        if crops is not None:
-            tensors["crops"] = crops
+        draws = None if "pixel_values" in rows[0] else self._draws(indices, size, of_partners)
+        if draws is not None:
+            tensors["draws"] = draws
         if "labels" in rows[0] or all(column in rows[0] for column in self.label_columns):
             cells = [label_values(row, self.label_columns, "a data set") for row in rows]
             if is_map(cells[0][0]):
-                tensors["labels"] = self._maps(cells, None if crops is None else size)
+                tensors["labels"] = self._maps(cells, None if draws is None else size)
             else:
                 labels = torch.tensor([[float(cell) for cell in row] for row in cells], dtype=torch.float32)
                 tensors["labels"] = labels[:, 0] if labels.shape[1] == 1 else labels
@@ -138,19 +150,19 @@ class ImageCollator:
             _check_sizes(self.processor, images, numbers)
             raise
 
-    def _crops(
+    def _draws(
         self, indices: Sequence[SampledIndex | int | None], size: tuple[int, ...], of_partners: bool
     ) -> Tensor | None:
-        """The crops of each row's V views, `(B, V, 3)`; none in evaluation."""
-        crops = []
+        """What is drawn for each row's V views, `(B, V, 10)`; nothing in evaluation."""
+        draws = []
         for index in indices:
             if not isinstance(index, SampledIndex):
                 return None
             places = [(self.seed, index.epoch, index.position, view) for view in range(self.num_views)]
             randoms = [np.random.default_rng((*place, 1) if of_partners else place) for place in places]
-            views = [sample_augmentation(size, self.crop_padding, random, self.horizontal_flip) for random in randoms]
-            crops.append(views)
-        return torch.tensor(crops)
+            views = [self.augmentation.draw(size, random) for random in randoms]
+            draws.append(views)
+        return torch.tensor(draws, dtype=torch.float64)
 
     def _maps(self, cells: Sequence[Sequence[Any]], size: tuple[int, ...] | None) -> Tensor:
         """`(B, H, W)`, of the images' size where it is given."""

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
+from conr_hf.data.augmentation import Augmentation, AugmentationName
 from conr_hf.metrics.gaze import GAZE
 from conr_hf.utils.fields import check_not_negative, check_positive, with_help
 
@@ -37,8 +38,16 @@ class DataConfig:
             the image.
         flipped_columns (`list[str]`, *optional*):
             Label columns whose sign changes with a flip. Unset: `yaw`, if `label_columns` are pitch and yaw.
+        augmentation (`str`, *optional*, defaults to `"light"`):
+            How much the views of a training image differ from it: `"none"`, not at all; `"light"`, by a shift;
+            `"medium"`, by a crop of 75 to 100 % of its area that is resized to the whole, by brightness, contrast and
+            saturation (20 % up or down) and by a lack of colour in a tenth of the views; `"strong"`, by crops of 50 to
+            100 %, colours of 40 %, and no colour in a fifth. Flips come with any of them by `horizontal_flip`.
+        augment_color (`bool`, *optional*, defaults to `True`):
+            Whether medium and strong augmentation changes colours; false where the colour tells the label.
         crop_padding (`float`, *optional*, defaults to 1/14):
-            Largest shift of a view, as a share of its side; 0 where a shift changes the label, as in counting.
+            Largest shift of a view of light augmentation, as a share of its side; 0 where a shift changes the label,
+            as in counting: then there are no crops either.
         label_scale (`float`, *optional*):
             The label scale s, in label units. Unset: the standard deviation of the training labels (over several
             dimensions the root of their mean variance), 1 if that is 0. 1 reproduces settings given for raw labels.
@@ -73,6 +82,8 @@ class DataConfig:
     num_views: int = 2
     horizontal_flip: bool = False
     flipped_columns: list[str] | None = None
+    augmentation: AugmentationName = "light"
+    augment_color: bool = True
     crop_padding: float = 1 / 14
     label_scale: float | None = None
     scale_each: bool = False
@@ -121,6 +132,10 @@ class DataConfig:
                 f"loss_space is {loss_space} and scale_each is true, which divides by each dimension's standard "
                 "deviation. Leave one of them out."
             )
+
+    def augmentation_settings(self) -> Augmentation:
+        """What may become of a training image in its views."""
+        return Augmentation.named(self.augmentation, self.crop_padding, self.horizontal_flip, self.augment_color)
 
     def label_bounds(self) -> tuple[list[float], list[float]]:
         """The smallest and largest label that there can be, for each label column; infinite where it is unset."""

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from conr_hf.data.augmentation import visible_fraction
 from conr_hf.imbalance import Bins, fit_mixture, make_density
 from conr_hf.losses import bmc, bni, focal_l1, focal_mse, gai, huber, l1, make_mixture, mse
 from conr_hf.training.config.config import ConRConfig
@@ -45,7 +44,7 @@ class BaseLoss:
             # training set, and not the batch's, so that no pixel's weight depends on its company.
             share, size = self.data.valid_share(), batch.labels.shape[1:]
             if batch.labels_by_view:  # shifted with their views, which lack what lies outside the image
-                share *= visible_fraction(size, self.args.crop_padding)
+                share *= self.args.augmentation_settings().visible_fraction(size)
             weights = weights.repeat_interleave(size.numel()) * valid / (size.numel() * share)
         weights = self.density.weights(labels) * weights
         if self.balanced is None:
