@@ -21,29 +21,41 @@ _LUMA = (0.299, 0.587, 0.114)  # grey of red, green and blue, ITU-R BT.601
 @dataclass(frozen=True)
 class Augmentation:
     """
-    What may become of an image in a view: a shift by up to the share `crop_padding` of its sides, and a flip from left
-    to right of half of the views; or, with `crop_area` below 1 and in place of the shift, a random resized crop that
-    shows at least that share of the image's area, its sides' ratio changed by up to 4 / 3; brightness, contrast and
-    saturation times 1 - `jitter` to 1 + `jitter`; and no colour in a share `gray` of the views.
+    What may become of an image in a view: a shift by up to the share `crop_padding` of its sides, or, with `crop_area`
+    below 1, a random resized crop that shows at least that share of its area, the ratio of its sides changed by up to
+    4 / 3; flips of half of the views, from left to right and upside down; brightness, contrast and saturation times 1
+    - `jitter` to 1 + `jitter`; and no colour in a share `gray` of the views.
     """
 
     crop_padding: float = 0.0
     horizontal_flip: bool = False
+    vertical_flip: bool = False
     crop_area: float = 1.0
     jitter: float = 0.0
     gray: float = 0.0
 
     @classmethod
     def named(
-        cls, name: AugmentationName, crop_padding: float, horizontal_flip: bool, with_color: bool
+        cls,
+        name: AugmentationName,
+        *,
+        crop_padding: float,
+        horizontal_flip: bool = False,
+        vertical_flip: bool = False,
+        crop_area: float | None = None,
+        with_color: bool = True,
     ) -> "Augmentation":
-        """The one of this name; `crop_padding` 0 leaves out crops of any kind, `with_color` false what changes it."""
+        """
+        The one of this name, with another `crop_area` if given. Images of `crop_padding` 0 are neither shifted nor
+        cropped; with `with_color` false they keep their colours.
+        """
         if name == "none":
             return cls()
         area, jitter, gray = _LEVELS[name]
+        area = area if crop_area is None else crop_area
         area = area if crop_padding > 0 else 1.0
-        color = (jitter, gray) if with_color else (0.0, 0.0)
-        return cls(crop_padding if area == 1 else 0.0, horizontal_flip, area, *color)
+        jitter, gray = (jitter, gray) if with_color else (0.0, 0.0)
+        return cls(crop_padding if area == 1 else 0.0, horizontal_flip, vertical_flip, area, jitter, gray)
 
     @property
     def changes_color(self) -> bool:
@@ -53,12 +65,13 @@ class Augmentation:
     def draw(self, size: tuple[int, ...], random: np.random.Generator) -> list[float]:
         """
         Draws a view of an image of `size` (height, width): the first row and column of the crop in the padded image,
-        whether it is flipped (0 or 1), the crop's first row, first column, height and width as shares of the image's
-        sides, the factors of brightness, contrast and saturation.
+        whether it is flipped left to right and upside down (0 or 1), the crop's first row, first column, height and
+        width as shares of the image's sides, the factors of brightness, contrast and saturation.
         """
         pad_y, pad_x = self._padding(size)
         top, left = random.integers(0, 2 * pad_y + 1), random.integers(0, 2 * pad_x + 1)
-        flipped = self.horizontal_flip and random.random() < 0.5
+        mirrored = self.horizontal_flip and random.random() < 0.5
+        inverted = self.vertical_flip and random.random() < 0.5
         crop, color = (0.0, 0.0, 1.0, 1.0), [1.0, 1.0, 1.0]
         if self.crop_area < 1:
             area = random.uniform(self.crop_area, 1)
@@ -69,17 +82,19 @@ class Augmentation:
             color = random.uniform(1 - self.jitter, 1 + self.jitter, 3).tolist()
             if random.random() < self.gray:
                 color[2] = 0.0
-        return [float(top), float(left), float(flipped), *crop, *color]
+        return [float(top), float(left), float(mirrored), float(inverted), *crop, *color]
 
     def move(self, images: Tensor, draws: Tensor, fill: float = 0.0, mode: str = "bilinear") -> Tensor:
         """
         The views, `(B, V, C, H, W)`, of images or maps, `(B, C, H, W)`, on the device where these are, with their
-        colours as they are. `draws`, `(B, V, 10)` float64, holds V views of each, as [`~Augmentation.draw`] returns
+        colours as they are. `draws`, `(B, V, 11)` float64, holds V views of each, as [`~Augmentation.draw`] returns
         them. Shifted images are padded with `fill`, 0 being the processor's mean colour; resized ones are
         interpolated by `mode`, `"bilinear"` or `"nearest"`.
         """
-        return self._shifted(images, draws[..., :3].long(), fill) if self.crop_area == 1 else _resized_crops(
-            images, draws.float(), mode
+        return (
+            self._shifted(images, draws[..., :4].long(), fill)
+            if self.crop_area == 1
+            else _resized_crops(images, draws.float(), mode)
         )
 
     def recolor(self, views: Tensor, draws: Tensor, black: Tensor, white: Tensor) -> Tensor:
@@ -92,12 +107,14 @@ class Augmentation:
         channels = views.shape[2]
         luma = views.new_tensor(_LUMA if channels == 3 else [1 / channels] * channels)
         span = (white - black).view(-1, 1, 1)
-        brightness, contrast, saturation = draws.float()[..., 7:, None, None, None].unbind(2)  # (B, V, 1, 1, 1) each
+        brightness, contrast, saturation = draws.float()[..., 8:, None, None, None].unbind(2)  # (B, V, 1, 1, 1) each
         values = (views - black.view(-1, 1, 1)) / span
         gray = torch.einsum("bvchw,c->bvhw", values, luma)[:, :, None]
         mean = gray.mean((-2, -1), keepdim=True)
         factor = brightness * contrast
-        values = values.mul_(factor * saturation).add_(gray * (factor * (1 - saturation)) + (brightness - factor) * mean)
+        values = values.mul_(factor * saturation).add_(
+            gray * (factor * (1 - saturation)) + (brightness - factor) * mean
+        )
         return values.clamp_(0, 1).mul_(span).add_(black.view(-1, 1, 1))
 
     def visible_fraction(self, size: tuple[int, ...]) -> float:
@@ -111,11 +128,16 @@ class Augmentation:
         height, width = images.shape[-2:]
         pad_y, pad_x = self._padding((height, width))
         padded = F.pad(images, (pad_x, pad_x, pad_y, pad_y), value=fill)
-        top, left, flipped = draws.unbind(-1)
+        top, left, mirrored, inverted = draws.unbind(-1)
         both = torch.stack([padded, padded.flip(-1)], 1)  # (B, 2, C, H + 2 pad_y, W + 2 pad_x)
         windows = both.unfold(3, height, 1).unfold(4, width, 1)  # (B, 2, C, 2 pad_y + 1, 2 pad_x + 1, H, W), no copy
-        left = torch.where(flipped > 0, 2 * pad_x - left, left)
-        return windows[torch.arange(len(images), device=images.device)[:, None], flipped, :, top, left]
+        left = torch.where(mirrored > 0, 2 * pad_x - left, left)
+        views = windows[torch.arange(len(images), device=images.device)[:, None], mirrored, :, top, left]
+        return (
+            torch.where(inverted.view(*draws.shape[:2], 1, 1, 1) > 0, views.flip(-2), views)
+            if self.vertical_flip
+            else views
+        )
 
     def _padding(self, size: Sequence[int]) -> tuple[int, int]:
         """Pixels above and below, left and right."""
@@ -125,11 +147,11 @@ class Augmentation:
 
 def _resized_crops(images: Tensor, draws: Tensor, mode: str) -> Tensor:
     (height, width), views = images.shape[-2:], draws.shape[1]
-    flipped, top, left, tall, wide = draws[..., 2:7].flatten(0, 1).unbind(-1)  # (B * V,) each
+    mirrored, inverted, top, left, tall, wide = draws[..., 2:8].flatten(0, 1).unbind(-1)  # (B * V,) each
     # From places in a view to places in its image, both from -1 to 1.
     none = torch.zeros_like(top)
-    across = torch.stack([wide * (1 - 2 * flipped), none, 2 * left + wide - 1], -1)
-    down = torch.stack([none, tall, 2 * top + tall - 1], -1)
+    across = torch.stack([wide * (1 - 2 * mirrored), none, 2 * left + wide - 1], -1)
+    down = torch.stack([none, tall * (1 - 2 * inverted), 2 * top + tall - 1], -1)
     grid = F.affine_grid(torch.stack([across, down], 1), [len(top), 1, height, width], align_corners=False)
     grid = grid.view(len(images), views * height, width, 2)  # an image's views one below the other
     sampled = F.grid_sample(images, grid, mode=mode, padding_mode="border", align_corners=False)

@@ -153,7 +153,7 @@ class ImageCollator:
     def _draws(
         self, indices: Sequence[SampledIndex | int | None], size: tuple[int, ...], of_partners: bool
     ) -> Tensor | None:
-        """What is drawn for each row's V views, `(B, V, 10)`; nothing in evaluation."""
+        """What is drawn for each row's V views, `(B, V, 11)`; nothing in evaluation."""
         draws = []
         for index in indices:
             if not isinstance(index, SampledIndex):

@@ -42,12 +42,17 @@ class DataConfig:
             How much the views of a training image differ from it: `"none"`, not at all; `"light"`, by a shift;
             `"medium"`, by a crop of 75 to 100 % of its area that is resized to the whole, by brightness, contrast and
             saturation (20 % up or down) and by a lack of colour in a tenth of the views; `"strong"`, by crops of 50 to
-            100 %, colours of 40 %, and no colour in a fifth. Flips come with any of them by `horizontal_flip`.
+            100 %, colours of 40 %, and no colour in a fifth. Flips come with light and stronger ones, if allowed.
         augment_color (`bool`, *optional*, defaults to `True`):
             Whether medium and strong augmentation changes colours; false where the colour tells the label.
+        crop_area (`float`, *optional*):
+            The smallest share of an image's area that a crop shows; 1: shifts in place of crops, where the size of
+            things in the image tells the label. Unset: by `augmentation`.
         crop_padding (`float`, *optional*, defaults to 1/14):
-            Largest shift of a view of light augmentation, as a share of its side; 0 where a shift changes the label,
-            as in counting: then there are no crops either.
+            Largest shift of a view, as a share of its side; 0 where a shift changes the label, as in counting: then
+            there are no crops either.
+        vertical_flip (`bool`, *optional*, defaults to `False`):
+            Turn half of the views upside down, as `horizontal_flip`: images from above and of microscopes have no up.
         label_scale (`float`, *optional*):
             The label scale s, in label units. Unset: the standard deviation of the training labels (over several
             dimensions the root of their mean variance), 1 if that is 0. 1 reproduces settings given for raw labels.
@@ -84,6 +89,8 @@ class DataConfig:
     flipped_columns: list[str] | None = None
     augmentation: AugmentationName = "light"
     augment_color: bool = True
+    crop_area: float | None = None
+    vertical_flip: bool = False
     crop_padding: float = 1 / 14
     label_scale: float | None = None
     scale_each: bool = False
@@ -135,7 +142,14 @@ class DataConfig:
 
     def augmentation_settings(self) -> Augmentation:
         """What may become of a training image in its views."""
-        return Augmentation.named(self.augmentation, self.crop_padding, self.horizontal_flip, self.augment_color)
+        return Augmentation.named(
+            self.augmentation,
+            crop_padding=self.crop_padding,
+            horizontal_flip=self.horizontal_flip,
+            vertical_flip=self.vertical_flip,
+            crop_area=self.crop_area,
+            with_color=self.augment_color,
+        )
 
     def label_bounds(self) -> tuple[list[float], list[float]]:
         """The smallest and largest label that there can be, for each label column; infinite where it is unset."""
