@@ -100,9 +100,9 @@ class Augmentation:
     def recolor(self, views: Tensor, draws: Tensor, black: Tensor, white: Tensor) -> Tensor:
         """
         Views `(B, V, C, H, W)` with other brightness, contrast and saturation, by `draws` as in
-        [`~Augmentation.move`]. `black` and `white`, `(C,)`, are the pixel values of these two. With v from 0 (black) to
-        1 (white) and its grey g: first v times the brightness; then its distance to the mean of g times the contrast,
-        and that to its own g times the saturation; cut off below 0 and above 1.
+        [`~Augmentation.move`]. `black` and `white`, `(C,)`, are the pixel values of these two. With v from 0 (black)
+        to 1 (white) and its grey g: first v times the brightness; then its distance to the mean of g times the
+        contrast, and that to its own g times the saturation; cut off below 0 and above 1.
         """
         channels = views.shape[2]
         luma = views.new_tensor(_LUMA if channels == 3 else [1 / channels] * channels)

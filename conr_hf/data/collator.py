@@ -17,6 +17,7 @@ from conr_hf.data.columns import Row, check_column, label_values
 from conr_hf.data.dataset import SampledExample
 from conr_hf.data.images import describe_error, format_size, to_image
 from conr_hf.data.label_maps import is_map, to_map
+from conr_hf.data.own_transform import apply_transform
 from conr_hf.data.sampler import SampledIndex
 
 
@@ -25,12 +26,13 @@ class ImageCollator:
     """
     Makes batches of rows: `num_views` (V) augmented views of each image for training, one plain view for evaluation.
 
-    Each image is decoded and processed once for all its views: a view is the processor's output, augmented. So evaluation sees exactly what the processor saved with the model gives. Rows
-    that come ready for the model have `pixel_values` of shape `(C, H, W)`, or `(V, C, H, W)`, and need no processor.
+    Each image is decoded and processed once for all its views: a view is the processor's output, augmented. So
+    evaluation sees exactly what the processor saved with the model gives. Rows that come ready for the model have
+    `pixel_values` of shape `(C, H, W)`, or `(V, C, H, W)`, and need no processor.
 
     Labels follow their images: a map is resized to the image's size (nearest neighbour) and moved with the view,
-    without labels where the view lies outside the image; a flip changes the sign of the columns in `flipped_columns`,
-    such as yaw.
+    without labels where the view lies outside the image; a flip from left to right changes the sign of the columns in
+    `flipped_columns`, such as yaw.
 
     Where an index has a partner, views, labels and weights are mixtures of the row's and its partner's, by the index's
     share.
@@ -60,6 +62,7 @@ class ImageCollator:
     makes_views: bool = True
     image_mode: str = "RGB"  # as in `to_image`, and so is image_range
     image_range: Sequence[float] | None = None
+    transform: Callable[..., Any] | None = None  # the user's own, in place of `augmentation`
 
     def __post_init__(self) -> None:
         signs = [-1.0 if column in self.flipped_columns else 1.0 for column in self.label_columns]
@@ -98,6 +101,8 @@ class ImageCollator:
         return made
 
     def _augmented(self, draws: Tensor, images: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+        if self.transform is not None:
+            return self._transformed(draws, images, labels)
         pixels = self.augmentation.move(images, draws)
         if self.augmentation.changes_color:
             black, white = (value.to(pixels.device) for value in self._black_and_white)
@@ -109,6 +114,22 @@ class ImageCollator:
         elif labels is not None and (self.signs < 0).any():
             signs = torch.where(draws[..., 2:3] > 0, self.signs.to(draws.device), 1.0)  # (B, V, T)
             views["labels"] = labels.view(len(labels), 1, -1) * signs
+        return views
+
+    def _transformed(self, seeds: Tensor, images: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+        assert self.transform is not None
+        black, white = self._black_and_white[..., None, None]
+        maps = labels if labels is not None and labels.ndim == 3 else [None] * len(images)
+        made = [
+            [apply_transform(self.transform, image, label_map, seed) for seed in of_image]
+            for image, label_map, of_image in zip(
+                (images - black) / (white - black), maps, seeds.tolist(), strict=True
+            )
+        ]
+        pixels = torch.stack([torch.stack([view for view, _ in views]) for views in made])
+        views = {"pixel_values": pixels * (white - black) + black}
+        if labels is not None and labels.ndim == 3:
+            views["labels"] = torch.stack([torch.stack([moved for _, moved in views]) for views in made])
         return views
 
     def _tensors(
@@ -153,16 +174,18 @@ class ImageCollator:
     def _draws(
         self, indices: Sequence[SampledIndex | int | None], size: tuple[int, ...], of_partners: bool
     ) -> Tensor | None:
-        """What is drawn for each row's V views, `(B, V, 11)`; nothing in evaluation."""
-        draws = []
+        """What is drawn for each row's V views, `(B, V, 11)`, or a transform's seeds, `(B, V)`; none in evaluation."""
+        draws: list[list[Any]] = []
         for index in indices:
             if not isinstance(index, SampledIndex):
                 return None
             places = [(self.seed, index.epoch, index.position, view) for view in range(self.num_views)]
             randoms = [np.random.default_rng((*place, 1) if of_partners else place) for place in places]
-            views = [self.augmentation.draw(size, random) for random in randoms]
-            draws.append(views)
-        return torch.tensor(draws, dtype=torch.float64)
+            if self.transform is None:
+                draws.append([self.augmentation.draw(size, random) for random in randoms])
+            else:
+                draws.append([int(random.integers(2**62)) for random in randoms])
+        return torch.tensor(draws, dtype=torch.float64 if self.transform is None else torch.int64)
 
     def _maps(self, cells: Sequence[Sequence[Any]], size: tuple[int, ...] | None) -> Tensor:
         """`(B, H, W)`, of the images' size where it is given."""

@@ -110,6 +110,13 @@ class DataConfig:
             raise ValueError(
                 f"image_range is {self.image_range}; give two numbers, of black and then of white, as in 0 4095."
             )
+        if self.crop_area is not None and not 0 < self.crop_area <= 1:
+            raise ValueError(f"crop_area is {self.crop_area}; it must be above 0 and at most 1, a share of the area.")
+        if self.vertical_flip and (columns := self.sign_flipped_columns()):
+            raise ValueError(
+                f"vertical_flip is true, but upside down the direction in {', '.join(columns)} is another, and so is "
+                "its label. Set it to false."
+            )
         if self.num_views < 1:
             raise ValueError(f"num_views is {self.num_views}; it must be 1 or more.")
         if self.crop_padding > 0.5:

@@ -49,8 +49,9 @@ class DataModule:
         train_labels: npt.ArrayLike | Bins | None = None,
         compute_loss_func: Callable[..., Tensor] | None = None,
         label_distance: Callable[[Tensor, Tensor], Tensor] | None = None,
+        transform: Callable[..., Any] | None = None,
     ) -> None:
-        self.args, self.data_collator = args, data_collator
+        self.args, self.data_collator, self.transform = args, data_collator, transform
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.unit = ""  # of the labels, where somebody has named it
         self.model: PreTrainedModel | None = None  # whose saved state is asked where there is no training set

@@ -55,9 +55,10 @@ class DataLoaders:
             args.sign_flipped_columns(),
             args.map_scale,
             args.map_invalid,
-            makes_views=args.device.type == "cpu",
+            makes_views=args.device.type == "cpu" or self.data.transform is not None,
             image_mode=options["mode"],
             image_range=options["image_range"],
+            transform=self.data.transform,
         )
 
     def dummy_pixels(self) -> Tensor:

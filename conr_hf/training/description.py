@@ -26,15 +26,32 @@ def describe_method(settings: ResolvedConfig, own_loss: bool = False, has_sample
     return f"Trains with {', '.join(parts)}"
 
 
-def describe_views(args: ConRConfig) -> str:
+def describe_views(args: ConRConfig, has_own_transform: bool = False) -> str:
     """What becomes of an image before the model sees it, in one sentence."""
-    shift = f"shifted by up to {100 * args.crop_padding:.2g} % of its side" if args.crop_padding > 0 else "not shifted"
-    views = "1 view" if args.num_views == 1 else f"{args.num_views} views"
-    if args.horizontal_flip:
-        flip = "half of them flipped left to right (horizontal_flip false where a mirror changes the label)"
+    views = f"Each image is seen in {'1 view' if args.num_views == 1 else f'{args.num_views} views'}"
+    if has_own_transform:
+        return f"{views}, made by your own transform."
+    if args.augmentation == "none":
+        return f"{views}, as it is (augmentation none)."
+    made = args.augmentation_settings()
+    if made.crop_area < 1:
+        moved = f"cropped to {100 * made.crop_area:.2g} to 100 % of its area and resized"
     else:
-        flip = "never flipped (horizontal_flip true flips half of them, where a mirror keeps the label)"
-    return f"Each image is seen in {views}: {shift}, {flip}."
+        moved = (
+            f"shifted by up to {100 * made.crop_padding:.2g} % of its side" if made.crop_padding > 0 else "not shifted"
+        )
+    changes = [moved]
+    if made.changes_color:
+        changes.append(
+            f"its colours changed by up to {100 * made.jitter:.2g} % and left out in {100 * made.gray:.2g} % of them"
+        )
+    if made.horizontal_flip:
+        changes.append("half of them flipped left to right (horizontal_flip false where a mirror changes the label)")
+    else:
+        changes.append("never flipped (horizontal_flip true flips half of them, where a mirror keeps the label)")
+    if made.vertical_flip:
+        changes.append("half of them turned upside down")
+    return f"{views}: {', '.join(changes)}."
 
 
 def describe_shots(bins: Bins, unit: str, samples: str = "images") -> str | None:

@@ -75,10 +75,11 @@ class ConRTrainer(CheckpointMixin, HubMixin, Trainer):
             Your metrics, added to ours. Predictions have the labels' shape. Of maps it is called batch by batch, as
             with `batch_eval_metrics` of `Trainer`.
         preprocess_logits_for_metrics (`Callable`, *optional*): As in `Trainer`, on predictions in the labels' shape.
-        label_distance (`Callable`, *optional*):
-            Your own distance of labels in place of `conr_distance`, for ConR and Rank-N-Contrast: of two tensors of
-            shapes `(M, 1, T)` and `(1, K, T)`, in label units, it returns `(M, K)`, not negative. `conr_window` and
-            `conr_push_scale` are then in its unit.
+        label_distance (`Callable`, *optional*): Your own, in place of `conr_distance`, for ConR and Rank-N-Contrast:
+            of two tensors of shapes `(M, 1, T)` and `(1, K, T)`, in label units, it returns `(M, K)`, not negative.
+            `conr_window` and `conr_push_scale` are then in its unit.
+        transform (`Callable`, *optional*): A torchvision v2 transform of images from 0 (black) to 1 that takes the
+            place of `augmentation`. A label map, a `tv_tensors.Mask`, is moved along.
         kwargs (*optional*): Anything else that `Trainer` takes: `model_init`, `callbacks`, `optimizers` (the head is
             then an ordinary layer to it), `compute_loss_func` (takes the base loss's place, in label units), ...
 
@@ -118,6 +119,7 @@ class ConRTrainer(CheckpointMixin, HubMixin, Trainer):
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         preprocess_logits_for_metrics: Callable[[Tensor, Tensor | None], Tensor] | None = None,
         label_distance: Callable[[Tensor, Tensor], Tensor] | None = None,
+        transform: Callable[..., Any] | None = None,
         compute_loss_func: Callable[..., Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -128,9 +130,8 @@ class ConRTrainer(CheckpointMixin, HubMixin, Trainer):
         evaluation_sets = list(eval_dataset) if isinstance(eval_dataset, dict) else [""] * (eval_dataset is not None)
         args = args.with_evaluation_defaults(evaluation_sets)
         # Before super().__init__(), which calls model_init, which adopts the head by a forward of the data's pixels.
-        self.data = DataModule(
-            args, train_dataset, eval_dataset, data_collator, train_labels, compute_loss_func, label_distance
-        )
+        own = compute_loss_func, label_distance, transform
+        self.data = DataModule(args, train_dataset, eval_dataset, data_collator, train_labels, *own)
         self.loaders = DataLoaders(args, self.data, processing_class, self.global_batch)
         self.metrics = ComputeMetrics(self.data, compute_metrics)
         super().__init__(

@@ -58,7 +58,7 @@ def _print_description(trainer: Trainer, data: DataModule) -> None:
     columns = column_names(data.train_dataset)  # type: ignore[arg-type]
     lines = [describe_method(data.resolved, trainer.compute_loss_func is not None, "sample_weight" in columns)]
     if isinstance(trainer.data_collator, ImageCollator) and "pixel_values" not in columns:
-        lines.append(describe_views(data.args))
+        lines.append(describe_views(data.args, data.transform is not None))
     few = describe_shots(data.bins, data.label_unit(), "pixels" if data.labels_are_maps else "images")
     lines += [few] if few is not None else []
     lines += [NO_VALIDATION] if data.eval_dataset is None else []

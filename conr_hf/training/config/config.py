@@ -224,6 +224,11 @@ class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
         needs |= {
             "label_scale": (not self.scale_each, "scale_each false"),
             "flipped_columns": (self.horizontal_flip, "horizontal_flip"),
+            "augment_color": (self.augmentation in ("medium", "strong"), "augmentation medium or strong"),
+            "crop_area": (self.augmentation != "none" and self.crop_padding > 0, "augmentation and crop_padding"),
+            **dict.fromkeys(
+                ("horizontal_flip", "vertical_flip", "crop_padding"), (self.augmentation != "none", "augmentation")
+            ),
         }
         warn_without_effect(self, needs)
         for name, needed in {"prediction_loss_only": False, "eval_do_concat_batches": True}.items():

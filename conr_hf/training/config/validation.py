@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from conr_hf import losses
 from conr_hf.data.collator import ImageCollator
+from conr_hf.data.own_transform import check_transform
 from conr_hf.metrics.gaze import GAZE, in_radians
 from conr_hf.models.factory import check_precision
 from conr_hf.models.head import Head, MapHead
@@ -109,6 +110,12 @@ def check_settings(trainer: Trainer, args: ConRConfig, data: DataModule, made_op
             f"cmixup_alpha is {args.cmixup_alpha}, but a data_collator of your own gets plain rows, which are not "
             "mixed. Set it to 0, or leave data_collator out."
         )
+    if data.transform is not None:
+        if own_collator:
+            raise ValueError(
+                "transform would have no effect beside a data_collator of your own. Leave one of them out."
+            )
+        check_transform(data.transform, args.sign_flipped_columns())
     if data.is_stream and trainer.accelerator.split_batches and args.world_size > 1:
         raise ValueError("split_batches is true, with which a stream's length is not known. Leave it out.")
     resamples = args.resample not in (None, "none")
