@@ -119,17 +119,17 @@ class ImageCollator:
     def _transformed(self, seeds: Tensor, images: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         assert self.transform is not None
         black, white = self._black_and_white[..., None, None]
-        maps = labels if labels is not None and labels.ndim == 3 else [None] * len(images)
+        values = (images - black) / (white - black)
+        maps = labels if labels is not None and labels.ndim == 3 else None
         made = [
-            [apply_transform(self.transform, image, label_map, seed) for seed in of_image]
-            for image, label_map, of_image in zip(
-                (images - black) / (white - black), maps, seeds.tolist(), strict=True
-            )
+            apply_transform(self.transform, values[i], None if maps is None else maps[i], seed)
+            for i, of_image in enumerate(seeds.tolist())
+            for seed in of_image
         ]
-        pixels = torch.stack([torch.stack([view for view, _ in views]) for views in made])
-        views = {"pixel_values": pixels * (white - black) + black}
-        if labels is not None and labels.ndim == 3:
-            views["labels"] = torch.stack([torch.stack([moved for _, moved in views]) for views in made])
+        pixels = torch.stack([view for view, _ in made]) * (white - black) + black
+        views = {"pixel_values": pixels.unflatten(0, seeds.shape)}
+        if maps is not None:
+            views["labels"] = torch.stack([moved for _, moved in made if moved is not None]).unflatten(0, seeds.shape)
         return views
 
     def _tensors(

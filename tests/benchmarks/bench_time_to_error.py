@@ -29,7 +29,7 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
 from conr_hf import ConRConfig, ConRTrainer, load_benchmark, load_regressor
-from conr_hf.data.augmentation import augment, sample_augmentation
+from conr_hf.data.augmentation import Augmentation
 from conr_hf.imbalance import make_bins
 from conr_hf.metrics import shot_metrics_from_bins
 
@@ -59,15 +59,15 @@ class Ready(torch.utils.data.Dataset):
 class StockCollator:
     """One view of each image, and standardised labels."""
 
-    def __init__(self, labels: Tensor, crop_padding: float, seed: int) -> None:
-        self.mean, self.scale, self.crop_padding = labels.mean(), labels.std(), crop_padding
+    def __init__(self, labels: Tensor, augmentation: Augmentation, seed: int) -> None:
+        self.mean, self.scale, self.augmentation = labels.mean(), labels.std(), augmentation
         self.random = np.random.default_rng(seed)
 
     def __call__(self, rows: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
         pixels, labels = (torch.stack(column) for column in zip(*rows, strict=True))
         size = pixels.shape[-2:]
-        crops = [[sample_augmentation(size, self.crop_padding, self.random, True)] for _ in rows]
-        views = augment(pixels, torch.tensor(crops), self.crop_padding)[:, 0]
+        draws = torch.tensor([[self.augmentation.draw(size, self.random)] for _ in rows])
+        views = self.augmentation.move(pixels, draws)[:, 0]
         return {"pixel_values": views, "labels": (labels - self.mean) / self.scale}
 
 
@@ -127,7 +127,7 @@ def compare(fit: str, seed: int, steps: int, given: argparse.Namespace, folder: 
 
     model, processor = parts()
     train, test = Ready(data["train"], processor), Ready(data["test"], processor)
-    collator = StockCollator(train.labels, ConRConfig.crop_padding, seed)
+    collator = StockCollator(train.labels, Augmentation(ConRConfig.crop_padding, horizontal_flip=True), seed)
 
     def errors_of(scale: Tensor | float, mean: Tensor | float):
         @torch.no_grad()

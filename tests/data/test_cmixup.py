@@ -7,6 +7,7 @@ import torch
 from small import images, models
 from torch.utils.data import DataLoader
 
+from conr_hf.data.augmentation import Augmentation
 from conr_hf.data.cmixup import CMixup
 from conr_hf.data.collator import ImageCollator, UserCollator
 from conr_hf.data.dataset import SampledDataset
@@ -135,7 +136,7 @@ def vit_processor():
 
 
 def collator(processor, columns=("label",), flip=True, padding=0.2):
-    return ImageCollator(processor, "image", columns, 2, flip, padding, seed=0)
+    return ImageCollator(processor, "image", columns, 2, Augmentation(padding, flip), seed=0)
 
 
 def mixed_epoch(rows, mixing, multiple=1, epoch=0):

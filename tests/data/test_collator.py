@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from conr_hf import load_regressor
-from conr_hf.data.augmentation import augment, sample_augmentation
+from conr_hf.data.augmentation import Augmentation
 from conr_hf.data.collator import ImageCollator, UserCollator
 from conr_hf.data.dataset import SampledDataset
 from conr_hf.data.sampler import SampledIndex
@@ -56,8 +56,9 @@ def shift_of(view, image, pad_y, pad_x):
 
 
 def shifted(image, crop_padding, random, horizontal_flip):
-    move = sample_augmentation(image.shape[-2:], crop_padding, random, horizontal_flip)
-    return augment(image[None], torch.tensor([[move]]), crop_padding)[0, 0]
+    augmentation = Augmentation(crop_padding, horizontal_flip)
+    draws = torch.tensor([[augmentation.draw(image.shape[-2:], random)]])
+    return augmentation.move(image[None], draws)[0, 0]
 
 
 @pytest.mark.parametrize(("height", "width", "pad_y", "pad_x"), [(7, 7, 1, 1), (10, 6, 2, 1)])
@@ -109,7 +110,7 @@ def test_without_padding_and_flip_nothing_changes_whatever_is_drawn():
 
 
 def collator(processor, columns=("label",), views=3, flip=True, padding=1 / 14, seed=0):
-    return ImageCollator(processor, "image", columns, views, flip, padding, seed)
+    return ImageCollator(processor, "image", columns, views, Augmentation(padding, flip), seed)
 
 
 def picture(seed=0, size=(40, 24), mode="RGB"):
@@ -167,7 +168,8 @@ CELLS = {
 
 @pytest.mark.parametrize("mixes", [False, True])
 @pytest.mark.parametrize("kind", CELLS)
-def test_views_made_after_the_batch_has_travelled_are_those_of_the_workers(processor, kind, mixes):
+@pytest.mark.parametrize("augmentation", [Augmentation(0.2, True), Augmentation(0.0, True, True, 0.5, 0.4, 0.2)])
+def test_views_made_after_the_batch_has_travelled_are_those_of_the_workers(processor, augmentation, kind, mixes):
     """On an accelerator each image travels once, and a run there would see other views than its resume on a CPU."""
     columns, flipped = CELLS[kind]
     random = np.random.default_rng(0)
@@ -182,7 +184,7 @@ def test_views_made_after_the_batch_has_travelled_are_those_of_the_workers(proce
     mixtures = [(SampledIndex(i, 0, i, 4 + i, 0.2 * i), rows[i], rows[4 + i]) for i in range(4)]
     examples = mixtures if mixes else drawn(rows[:4])
     made, left = (
-        ImageCollator(processor, "image", columns, 3, True, 0.2, 0, flipped, makes_views=makes)
+        ImageCollator(processor, "image", columns, 3, augmentation, 0, flipped, makes_views=makes)
         for makes in (True, False)
     )
     expected, batch = made(examples), left(examples)

@@ -16,6 +16,7 @@ from PIL import Image
 from small import build, images, models
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
+from conr_hf.data.augmentation import Augmentation
 from conr_hf.data.collator import ImageCollator
 from conr_hf.data.columns import class_numbers, column_names, read_labels
 from conr_hf.data.dataset import SampledDataset
@@ -181,7 +182,7 @@ def collate(examples):
     def processor(images, return_tensors):
         return {"pixel_values": torch.zeros(len(images), 3, 2, 2)}
 
-    return ImageCollator(processor, "image", ["label"], 1, False, 0.0, 0)(examples)["labels"]
+    return ImageCollator(processor, "image", ["label"], 1, Augmentation(), 0)(examples)["labels"]
 
 
 LONG = "10,000 whole numbers before a half"  # of readers that go by the first rows
@@ -356,7 +357,7 @@ def test_a_model_of_two_targets_trains_on_a_column_of_two_numbers(tmp_path):
     assert trainer.predict(rows).label_ids.shape == (12, 2)
     streamed, wanted = rows.to_iterable_dataset(), torch.tensor(PAIRS)
     stream = StreamingDataset(streamed, "x", "image", ["gaze"], 12, 4, 0, 1, False, False)
-    batch = ImageCollator(processor, "image", ["gaze"], 1, False, 0.0, 0)([(None, row) for _, row in stream])
+    batch = ImageCollator(processor, "image", ["gaze"], 1, Augmentation(), 0)([(None, row) for _, row in stream])
     assert torch.equal(batch["labels"], wanted)
     one, processor = models["timm-resnet"]()
     with pytest.raises(ValueError, match=r"predicts 1 values, but label_columns names 2 \(gaze_0, gaze_1\)"):

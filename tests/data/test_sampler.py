@@ -9,6 +9,7 @@ from accelerate.data_loader import BatchSamplerShard
 from small import build, images, models
 from torch.utils.data import BatchSampler, DataLoader
 
+from conr_hf.data.augmentation import Augmentation
 from conr_hf.data.collator import ImageCollator
 from conr_hf.data.dataset import SampledDataset
 from conr_hf.data.sampler import SampledIndex, TrainingSampler
@@ -205,7 +206,7 @@ def vit_processor():
 
 
 def collator(processor, seed=0, num_views=2, crop_padding=0.2):
-    return ImageCollator(processor, "image", ["label"], num_views, True, crop_padding, seed)
+    return ImageCollator(processor, "image", ["label"], num_views, Augmentation(crop_padding, True), seed)
 
 
 def test_views_hang_on_seed_epoch_position_and_view_alone(vit_processor):

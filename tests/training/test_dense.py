@@ -10,7 +10,7 @@ import torch
 from small import build, map_models, maps, models
 from transformers import TrainerCallback
 
-from conr_hf.data.augmentation import visible_fraction
+from conr_hf.data.augmentation import Augmentation
 from conr_hf.imbalance import make_bins, make_density
 from conr_hf.models.outputs import prediction, resized
 from conr_hf.training.objective.batch import Forwarded, collect_batch
@@ -134,7 +134,7 @@ def test_what_views_lose_at_their_edges_is_made_up_for(tmp_path):
         constant = torch.full_like(labels, 30.0)
         means.append(trainer.training_objective.base(batch_of(batch, None, constant, labels)).item())
     assert means[1] == pytest.approx(means[0], rel=0.03)
-    assert visible_fraction((32, 32), 0.25) < 0.8
+    assert Augmentation(crop_padding=0.25).visible_fraction((32, 32)) < 0.8
 
 
 def test_gradients_at_the_features_are_measured(tmp_path):
