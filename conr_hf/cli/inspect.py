@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from conr_hf.cli.inspect_views import draw_views
 from conr_hf.cli.options import one_or_each
 from conr_hf.data.inspection import OUTLIER_Z, inspect
 from conr_hf.data.local import load_local
@@ -36,14 +37,17 @@ def inspect_data(options: Namespace) -> None:
     """Inspects a data set, prints what was found and, with `--output`, writes `inspection.json` and `labels.png`."""
     if options.output is not None:
         check_writable(options.output)
+    elif options.views is not None:
+        raise ValueError(f"--views {options.views} draws a picture: name a folder for it with --output.")
+    data = load_local(
+        options.data,
+        options.image_column,
+        image_folder=options.image_folder,
+        image_suffix=options.image_suffix,
+        data_config=options.data_config,
+    )
     found = inspect(
-        load_local(
-            options.data,
-            options.image_column,
-            image_folder=options.image_folder,
-            image_suffix=options.image_suffix,
-            data_config=options.data_config,
-        ),
+        data,
         label_columns=options.label_columns,
         image_column=options.image_column,
         group_column=options.group_column,
@@ -58,13 +62,17 @@ def inspect_data(options: Namespace) -> None:
     written = [Path(options.output, "inspection.json")]
     write_json(written[0], found)
     if find_spec("matplotlib") is None:
-        print('\nThe figure needs matplotlib; install it with: pip install "conr-hf[plots]"')
+        print('\nThe figures need matplotlib; install it with: pip install "conr-hf[plots]"')
     elif "bins" in found:
-        written.append(Path(options.output, "labels.png"))
         training = found["training_split"]
+        if options.views is not None:
+            problems = found["problems"]["unreadable_images"] + found["problems"]["bad_labels"]
+            bad_rows = {problem["row"] for problem in problems if problem["split"] == training}
+            written.append(draw_views(options, data[training], bad_rows))
+        written.append(Path(options.output, "labels.png"))
         label_histogram(
             Bins.from_dict(found["bins"]),
-            written[1],
+            written[-1],
             unit=options.unit,
             title=f"{Path(options.data).name}: labels of {training}",
             target=found["label_columns"],

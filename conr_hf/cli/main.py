@@ -149,6 +149,14 @@ def _run(given: list[str]) -> int:
     )
     inspect.add_argument("--unit", default="", help="unit of the labels, for the figure")
     inspect.add_argument("--output", help="folder for labels.png and inspection.json (default: write nothing)")
+    about = "draw so many views of six training images, by the options below, into views.png in --output"
+    inspect.add_argument("--views", type=_positive, metavar="N", help=about)
+    inspect.add_argument("--augmentation", choices=("none", "light", "medium", "strong"), default="light")
+    for name, default in {"augment_color": True, "horizontal_flip": False, "vertical_flip": False}.items():
+        inspect.add_argument(f"--{name}", type=_boolean, default=default, metavar="true|false")
+    inspect.add_argument("--crop_area", type=float, help="smallest share of the area that a crop shows")
+    inspect.add_argument("--crop_padding", type=float, default=1 / 14, help="largest shift, as a share of a side")
+    inspect.add_argument("--image_size", type=_positive, default=224, help="pixels of a side (default: 224)")
 
     split = subparsers.add_parser("split", help="validation and test sets that hold rare labels like common ones")
     split.add_argument("data", help="your own data: folder of images, table, or Hub id", metavar="DATA")
@@ -227,6 +235,12 @@ def _fraction(text: str) -> float:
         return float(Fraction(text))
     except (ValueError, ZeroDivisionError) as error:
         raise argparse.ArgumentTypeError(f"{text!r} must be a number or a fraction, such as 1/3") from error
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} must be true or false")
+    return text.lower() == "true"
 
 
 def _positive(text: str) -> int:
