@@ -12,12 +12,17 @@ import pytest
 from command_line import conr, photos, relabel
 from PIL import Image
 from small import images
+from transformers import ViTImageProcessor
 
 import conr_hf
 from conr_hf import ConRConfig, load_benchmark
 from conr_hf.cli.inspect import as_text
 from conr_hf.cli.recipe import read_recipe
+from conr_hf.data.augmentation import Augmentation
+from conr_hf.data.collator import ImageCollator
 from conr_hf.data.inspection import inspect
+from conr_hf.data.local import load_local
+from conr_hf.data.sampler import SampledIndex
 from conr_hf.data.splits import split_counts
 from conr_hf.imbalance import make_bins
 from conr_hf.plots import COLOURS, label_histogram
@@ -256,9 +261,33 @@ def test_problems_are_listed_by_row_and_are_no_failure(album, tmp_path):
     assert "train 7: it is not an image" in ended.out
     assert "... and 11 more" in ended.out
     assert "train 11 = test 0" in ended.out
+    assert "views 3 draws a picture: name a folder for it with --output" in conr("inspect", album, "--views", "3").err
+    drawn = conr("inspect", album, "--output", out, "--views", "3", "--augmentation", "strong", "--image_size", "16")
+    assert f"{out / 'views.png'}, {out / 'labels.png'}" in drawn.out, drawn.err
     found = json.loads((out / "inspection.json").read_text())
     assert len(found["problems"]["unreadable_images"]) == 31
     assert Counter(problem["split"] for problem in found["problems"]["unreadable_images"]) == {"train": 31}
+
+
+def test_views_are_those_of_training(album, tmp_path, monkeypatch):
+    """Each of six images from the smallest to the largest label, and what a collator with the same options gives."""
+    drawn = {}
+    monkeypatch.setattr("conr_hf.cli.inspect_views.view_sheet", lambda *parts, **titles: drawn.update(parts=parts))
+    options = ["--augmentation", "medium", "--horizontal_flip", "true", "--image_size", "16", "--views", "4"]
+    ended = conr("inspect", album, "--output", tmp_path / "out", *options)
+    assert ended.code == 0, ended.err
+    images, views, names, path = drawn["parts"]
+    assert path == tmp_path / "out" / "views.png"
+    assert [int(name.split()[-1]) for name in names] == np.sort(AGES)[[0, 32, 64, 95, 127, 159]].tolist()
+    rows = load_local(str(album))["train"]
+    augmentation = Augmentation.named("medium", crop_padding=1 / 14, horizontal_flip=True)
+    processor = ViTImageProcessor(size={"height": 16, "width": 16}, image_mean=[0.0] * 3, image_std=[1.0] * 3)
+    collate = ImageCollator(processor, "image", ["label"], 4, augmentation, 0)
+    row = int(names[2].split(":")[0].removeprefix("row "))
+    expected = collate([(SampledIndex(row, 0, 2), rows[row])])["pixel_values"][0]
+    for view, own in zip(views[2], expected, strict=True):
+        assert np.array_equal(view, (own * 255).round().byte().permute(1, 2, 0).numpy())
+    assert images[2].shape == (16, 16, 3)
 
 
 def test_the_figure_shows_every_shot(tmp_path):
