@@ -230,9 +230,7 @@ class Objective:
         """
         if self._is_sharded or not batch.features.requires_grad:
             return None
-        # Features of a compiled model, and cached ones, are no step on the way to predictions.
-        if batch.is_map and not self.args.torch_compile and not batch.features.is_leaf:
-            return torch.autograd.grad(loss, batch.features, retain_graph=True)[0]
+        # The features of a compiled model, and cached ones, are no step on the way to predictions.
         (gradient,) = torch.autograd.grad(loss, batch.predictions, retain_graph=True)
         self.labels = batch.labels  # which FDS smooths by
         return self.head.gradient_at_features(batch.features, gradient)
