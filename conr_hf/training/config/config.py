@@ -44,7 +44,7 @@ class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
         conr_gradient_share (`float`, *optional*):
             In place of `conr_weight`: the norm of ConR's gradient at the features, times its weight, in that of the
             base loss's; 0.1 to 0.6 is usual. The weight follows from the steps before, and is 0 in the first; see
-            [`~conr_hf.losses.GradientShare`]. 0 computes no ConR. Unset: `conr_weight`.
+            `conr_hf.losses.GradientShare`. 0 computes no ConR. Unset: `conr_weight`.
         conr_window (`float`, *optional*):
             Labels within this distance are similar (the paper's omega). Unset: 0.01 R.
         conr_temperature (`float`, *optional*, defaults to 0.07):

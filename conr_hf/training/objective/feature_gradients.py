@@ -44,7 +44,7 @@ def feature_gradient(
 class GradientShares:
     """The terms of a run that have a share of the gradient in place of a weight, by their names in the log."""
 
-    def __init__(self, resolved: ResolvedConfig, group: GatherGroup) -> None:
+    def __init__(self, resolved: ResolvedConfig, group: GatherGroup, device: torch.device) -> None:
         shares = {
             "conr": resolved.conr_gradient_share,
             "rnc": resolved.rnc_gradient_share,
@@ -52,7 +52,8 @@ class GradientShares:
         }
         self.terms = {name: GradientShare(share) for name, share in shares.items() if share > 0}
         self._group = group
-        self._step: dict[str, Tensor] = {}  # squared norms so far
+        self._nothing = torch.zeros(3, device=device)
+        self._step = dict.fromkeys(self.terms, self._nothing)  # squared norms so far
 
     def weigh(
         self,
@@ -71,16 +72,17 @@ class GradientShares:
         for name, (base, square, noisy) in zip(gradients, sum_over_processes(own, self._group), strict=True):
             squares = torch.stack([base, square.maximum(noisy / rows_per_anchor), noisy])
             weights[name] = self.terms[name].weight_of(squares)
-            self._step[name] = self._step.get(name, torch.zeros_like(squares)) + squares * samples**2
+            self._step[name] = self._step[name] + squares * samples**2
         return weights
 
     def end_step(self, skipped: bool) -> None:
         """Takes in the norms of the step, over all processes, unless it was skipped."""
-        step, self._step = self._step, {}
-        if not step:
+        if not self.terms:
             return
+        step, self._step = self._step, dict.fromkeys(self.terms, self._nothing)
         squares = torch.stack(list(step.values()))
         if len(self._group.ranks) < world_size():  # or each process has those of all already
+            # Also where this group had no rows, as the others wait for it.
             squares = sum_over_processes(squares / len(self._group.ranks))
         if not skipped:
             for name, of_term in zip(step, squares, strict=True):

@@ -57,7 +57,7 @@ class Objective:
         self.labels: Tensor  # of the rows that the head is about to read, in label units
         self.measures_gradients = False  # in this step, at the features
         self.meter = LossMeter(args, self.resolved, args.device)
-        self.shares = GradientShares(self.resolved, self.group)
+        self.shares = GradientShares(self.resolved, self.group, args.device)
         self._epoch = 0
 
     def __call__(self, batch: Batch) -> Tensor:
