@@ -18,7 +18,7 @@ def ready(folder, kind, **changed):
     if kind == "pixels":
         settings = {"per_device_train_batch_size": 4, "conr_pixels": 36, **WEIGHTS, **changed}
         trainer = build(*map_models["dpt"](), folder, maps(4), **settings)
-        shape, features = (8, 32, 32), torch.randn(8, 5, 16, 16)
+        shape, features = (8, 32, 32), torch.randn(8, trainer.head.weight.shape[1], 16, 16)
     else:
         settings = {"per_device_train_batch_size": 6, **WEIGHTS, **changed}
         trainer = build(*models["vit"](), folder, images(6), **settings)
@@ -96,3 +96,21 @@ def test_the_gradient_that_is_logged_is_that_over_all_rows(tmp_path):
     assert noisy > 2 * square
     for name in ("conr_gradient", "rnc_gradient", "conr_cosine", "rnc_cosine"):
         assert sampled[name] == pytest.approx(full[name], rel=0.1, abs=0.05 if "cosine" in name else 0), name
+
+
+def test_a_share_is_of_the_gradient_over_all_rows(tmp_path):
+    """The noise of the sample makes the norm several times what it is, and ConR would be a fraction of its share."""
+    shares = {"conr_weight": 0.05, "conr_gradient_share": 0.3, "rnc_weight": None, "rnc_gradient_share": 0.3}
+    objective, batch = ready(tmp_path, "pixels", **shares)
+    weights = []
+    for anchors, draws in ((0, 1), (40, 40)):
+        with_anchors(objective, anchors)
+        for term in objective.shares.terms.values():
+            term.means = torch.zeros(3)
+        for objective._epoch in range(draws):
+            objective(batch)
+            objective.optimizer_step(skipped=False)
+        means = torch.stack([term.means for term in objective.shares.terms.values()])
+        weights.append((means[:, 0] / means[:, 1]).sqrt())
+    assert means[0, 2] > 2 * means[0, 1]  # of ConR
+    torch.testing.assert_close(weights[1], weights[0], rtol=0.2, atol=0)
