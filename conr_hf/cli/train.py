@@ -25,6 +25,7 @@ from conr_hf.inference.run_results import write_run
 from conr_hf.models.factory import load_regressor
 from conr_hf.training.checkpoints import last_complete_checkpoint
 from conr_hf.training.config.config import ConRConfig
+from conr_hf.training.refit import refit_facts
 from conr_hf.training.trainer import ConRTrainer
 from conr_hf.utils.environment import hardware, peak_memory, versions
 from conr_hf.utils.files import check_writable, writing
@@ -112,6 +113,7 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
         "resumed": resume is not None,
         "peak_memory": peak_memory(),
         "unit": unit,
+        **refit_facts(trainer.state),
     }
     saved = last_complete_checkpoint(str(args.output_dir))
     advice = "resume with --resume_from_checkpoint true: the checkpoints are complete" if saved else "train again"
@@ -175,6 +177,6 @@ def stage_one_options(recipe: Recipe, options: dict[str, Any]) -> dict[str, Any]
         changed = None
     if not isinstance(changed, dict):
         raise ValueError(f'stage_one is "{recipe.stage_one}"; it must name options, as in {{reweight: none}}.')
-    second_only = {"stage_one", "retrain_head", "freeze_backbone", "feature_index"}
+    second_only = {"stage_one", "retrain_head", "freeze_backbone", "feature_index", "refit_head"}
     second_only |= {"output_dir", "resume_from_checkpoint", "overwrite_output_dir", "push_to_hub"}
     return {name: value for name, value in options.items() if name not in second_only} | changed
