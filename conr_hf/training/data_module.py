@@ -169,8 +169,7 @@ class DataModule:
         return split.rows.at(chosen), strata, strata if pixels is None else pixels
 
     def _is_for_refit(self, split: LoadedSplit) -> np.ndarray:
-        seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
-        return stratified_folds(_strata(split), self.bins, REFIT_PARTS, seed) == 0
+        return stratified_folds(_strata(split), self.bins, REFIT_PARTS, self.args.seed) == 0
 
     def all_labels(self) -> dict[str, np.ndarray]:
         """Labels of the training set, and of the evaluation sets whose labels are numbers in columns, by name."""

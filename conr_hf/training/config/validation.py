@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -172,23 +172,27 @@ def check_refit(args: ConRConfig, data: DataModule, head: Head) -> None:
     """Refuses to re-fit a head without rows that it could be fitted on, and one that no line can be folded into."""
     if args.refit_head == "none":
         return
-    problem, mend = f"refit_head is {args.refit_head}", "Set refit_head to none"
-    dataset = data.refit_dataset()
+    dataset, link = data.refit_dataset(), head.link if isinstance(head, MapHead) else "identity"
+    problem, mend = "", "Leave refit_head out"
     if dataset is None:
-        raise ValueError(f"{problem}, but there is no evaluation set to fit it on. {mend}, or give eval_dataset.")
-    if dataset is data.train_dataset:
-        raise ValueError(f"{problem}, but eval_dataset is train_dataset, whose errors are too small. {mend}.")
-    if head.bias is None or (isinstance(head, MapHead) and head.link != "identity"):
-        what = "has no bias" if head.bias is None else f"is followed by a {cast(MapHead, head).link}"
-        raise ValueError(f"{problem}, but the head {what}, so that no line can be folded into it. {mend}.")
-    rows, _, labels = data.refit_rows()
-    least = LEAST_MAPS if data.labels_are_maps else LEAST_ROWS
-    found = min(len(np.unique(column)) for column in data.bins.index(labels).T)
-    if len(rows) < least or found < LEAST_BINS:
-        raise ValueError(
-            f"{problem}, but of the evaluation set it gets {len(rows)} row{'s' * (len(rows) != 1)} in {found} label "
-            f"bin{'s' * (found != 1)}; it needs {least} in {LEAST_BINS}. {mend}, or give more evaluation rows."
-        )
+        problem, mend = "there is no evaluation set to fit it on", "Give eval_dataset"
+    elif dataset is data.train_dataset:
+        problem, mend = "eval_dataset is train_dataset, whose errors are too small", "Give other rows"
+    elif head.bias is None or link != "identity":
+        what = "has no bias" if head.bias is None else f"is followed by a {link}"
+        problem = f"it {what}, so that no line can be folded into it"
+    else:
+        rows, _, labels = data.refit_rows()
+        least = LEAST_MAPS if data.labels_are_maps else LEAST_ROWS
+        found = min(len(np.unique(column)) for column in data.bins.index(labels).T)
+        if len(rows) < least or found < LEAST_BINS:
+            problem = (
+                f"a third of the evaluation set is {len(rows)} row{'s' * (len(rows) != 1)} in {found} label "
+                f"bin{'s' * (found != 1)}, and it takes {least} in {LEAST_BINS} or more"
+            )
+            mend = "Give more evaluation rows or another bin_width, or leave refit_head out"
+    if problem:
+        raise ValueError(f"The head cannot be re-fitted (refit_head): {problem}. {mend}.")
 
 
 def check_output_range(model: str, head: MapHead, labels: np.ndarray) -> None:
