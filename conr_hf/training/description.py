@@ -56,7 +56,7 @@ def describe_shots(bins: Bins, unit: str, samples: str = "images") -> str | None
 def describe_refit(refit: Mapping[str, Any], unit: str) -> str:
     """What the re-fit of the head came to, in one sentence, from the `refit_head` of `results.json`."""
     before, after, of_unit = f"{refit['bmae_before']:.4g}", f"{refit['bmae_after']:.4g}", f" {unit}" if unit else ""
-    on = f"by cross-validation on {refit['rows']:,} validation rows that nothing else has used"
+    on = f"by cross-validation on {refit['rows']:,} validation rows kept for it"
     if refit["bmae_after"] >= refit["bmae_before"]:
         return f"The head stays as it is: no line lowers the balanced MAE of {before}{of_unit}, {on}."
     slopes = {key.removeprefix("slope"): value for key, value in refit.items() if key.startswith("slope")}

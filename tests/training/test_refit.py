@@ -292,7 +292,7 @@ def test_an_output_behind_relu_is_refused(tmp_path):
 
 def test_a_collator_of_ones_own(tmp_path):
     """Its rows' labels are read for the bins alone."""
-    model, processor = small.models["vit"]()
+    _, processor = small.models["vit"]()
 
     def collate(rows):
         pixels = processor(images=[row["image"] for row in rows], return_tensors="pt")["pixel_values"]
