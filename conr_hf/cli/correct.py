@@ -43,13 +43,13 @@ def correct_saved(options: Namespace) -> None:
     folder = run if options.in_place else Path(options.output_dir or f"{run}-corrected")
     if not options.in_place and (found := files_of_run(folder)):
         raise ValueError(f'"{folder}" holds a run already ({", ".join(found)}). Name another --output_dir.')
-    check_writable(str(folder))
     loaded, processor = load_saved(options.run, maps=True)
     settings = {"output_dir": str(folder), "seed": results["seed"], "refit_head": "affine", "report_to": "none"}
     args, data, targets, unit = load_data_of(options.run, loaded, options, settings)
     held_out, unlabelled = measured_splits(data, args)
     if "validation" not in held_out:
         raise ValueError(f'The data has no split "validation" to fit the head on; it has {", ".join(data)}.')
+    check_writable(str(folder))
     trainer = ConRTrainer(loaded, args, eval_dataset=held_out["validation"], processing_class=processor)
     trainer.data.unit = unit
     check_refit(args, trainer.data, trainer.head)
@@ -62,6 +62,8 @@ def correct_saved(options: Namespace) -> None:
     refit = refit_facts(trainer.state)["refit_head"]
     if refit["bmae_after"] >= refit["bmae_before"]:
         print("Nothing is written.")
+        if not any(folder.iterdir()):
+            folder.rmdir()
         return
     if trainer.state.best_global_step:
         print("This validation split chose the epoch, so that its errors, before and after, are a little too small.")
