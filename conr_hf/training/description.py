@@ -55,13 +55,19 @@ def describe_shots(bins: Bins, unit: str, samples: str = "images") -> str | None
 
 def describe_refit(refit: Mapping[str, Any], unit: str) -> str:
     """What the re-fit of the head came to, in one sentence, from the `refit_head` of `results.json`."""
-    before, after, of_unit = f"{refit['bmae_before']:.4g}", f"{refit['bmae_after']:.4g}", f" {unit}" if unit else ""
+    of_unit = f" {unit}" if unit else ""
     on = f"by cross-validation on {refit['rows']:,} validation rows kept for it"
     if refit["bmae_after"] >= refit["bmae_before"]:
-        return f"The head stays as it is: no line lowers the balanced MAE of {before}{of_unit}, {on}."
+        return (
+            f"The head stays as it is: no line lowers the balanced MAE of {refit['bmae_before']:.4g}{of_unit}, {on}."
+        )
     slopes = {key.removeprefix("slope"): value for key, value in refit.items() if key.startswith("slope")}
     lines = [
         f"{slope:.4g} x {name.removeprefix('_') or 'prediction'} {refit[f'intercept{name}']:+.4g}"
         for name, slope in slopes.items()
     ]
-    return f"Head re-fitted to {' and '.join(lines)}: balanced MAE {before} -> {after}{of_unit}, {on}."
+    errors = [
+        f"{name} {refit[f'{key}_before']:.4g} -> {refit[f'{key}_after']:.4g}{of_unit}"
+        for name, key in (("balanced MAE", "bmae"), ("MAE", "mae"))
+    ]
+    return f"Head re-fitted to {' and '.join(lines)}: {' and '.join(errors)}, {on}."

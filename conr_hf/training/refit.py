@@ -26,12 +26,17 @@ Clip = Callable[[FloatArray], FloatArray]
 
 
 class Refit(NamedTuple):
-    """A line for each of the T label dimensions, and the balanced MAE without and with it, in label units."""
+    """
+    A line for each of the T label dimensions, and the errors without and with them, in label units: with them by
+    cross-validation, each row by lines that were not fitted to it.
+    """
 
     slope: FloatArray  # (T,): 1 where the predictions stay as they are
     intercept: FloatArray  # (T,), in label units: 0 where they stay
-    before: float
-    after: float  # cross-validated: each row by a line that was not fitted to it
+    bmae_before: float
+    bmae_after: float
+    mae_before: float
+    mae_after: float
 
 
 def refit_head(trainer: Trainer, data: DataModule, head: Head) -> None:
@@ -49,11 +54,11 @@ def refit_head(trainer: Trainer, data: DataModule, head: Head) -> None:
     fold_into(head, fitted.slope, fitted.intercept)
     names = [f"_{name}" for name in data.label_names or ()] if len(fitted.slope) > 1 else [""]
     logs: dict[str, float] = {"refit_rows": len(rows)}
-    logs |= {"refit_bmae_before": fitted.before, "refit_bmae_after": fitted.after}
+    logs |= {f"refit_{name}": value for name, value in fitted._asdict().items() if name not in ("slope", "intercept")}
     for name, slope, intercept in zip(names, fitted.slope.tolist(), fitted.intercept.tolist(), strict=True):
         logs |= {f"refit_slope{name}": slope, f"refit_intercept{name}": intercept}
     trainer.log(logs)
-    if fitted.after < fitted.before:
+    if fitted.bmae_after < fitted.bmae_before:
         trainer.evaluate()  # so that the last errors in the log are those of the model that is left
 
 
@@ -94,34 +99,36 @@ def fit_lines(predictions: FloatArray, labels: FloatArray, bins: Bins, folds: In
             others = folds != fold
             slope, intercept = fit_line(p[others], y[others], _bins_alike(index[others, t]))
             unseen[~others, t] = slope * p[~others] + intercept
-    before, after = ((weights * np.abs(clip(some) - labels)).mean(axis=0) for some in (predictions, unseen))
-    kept = (after < before) & (lines[:, 0] > 0)
-    lines[~kept] = 1.0, 0.0
-    return Refit(lines[:, 0], lines[:, 1], float(before.mean()), float(np.where(kept, after, before).mean()))
+    before, after = (np.abs(clip(some) - labels) for some in (predictions, unseen))
+    kept = ((weights * after).mean(axis=0) < (weights * before).mean(axis=0)) & (lines[:, 0] > 0)
+    lines[~kept], after[:, ~kept] = (1.0, 0.0), before[:, ~kept]
+    errors = [float((some * error).mean()) for some in (weights, 1.0) for error in (before, after)]
+    return Refit(lines[:, 0], lines[:, 1], *errors)
 
 
 def fit_line(p: FloatArray, y: FloatArray, weights: FloatArray) -> tuple[float, float]:
     """
     Slope a and intercept b with the least sum of weights |y - a p - b|, for arrays of shape `(N,)`: exact, as the
-    multipliers of the linear program max y d with sum d = 0, p d = 0 and |d| <= weights, which is its dual.
+    multipliers of the linear program max y d with sum d = 0, p d = 0 and |d| <= weights, which is its dual. Slope 0
+    where predictions or labels are all equal.
     """
-    middle, scale = np.median(y), np.abs(y - np.median(y)).mean()
-    if scale == 0 or np.ptp(p) == 0:
-        return 0.0, float(_weighted_median(y, weights))
-    x, target = (p - middle) / scale, (y - middle) / scale
+    (p_middle, p_scale), (y_middle, y_scale) = ((np.median(z), np.abs(z - np.median(z)).mean()) for z in (p, y))
+    if p_scale == 0 or y_scale == 0:
+        return 0.0, float(y_middle)
+    equal = np.stack([(p - p_middle) / p_scale, np.ones_like(p)])
     bounds = np.stack([-weights, weights], axis=1)
-    solved = linprog(-target, A_eq=np.stack([x, np.ones_like(x)]), b_eq=[0, 0], bounds=bounds, method="highs")
-    slope, intercept = -solved.eqlin.marginals
-    return float(slope), float(scale * intercept + (1 - slope) * middle)
+    solved = linprog((y_middle - y) / y_scale, A_eq=equal, b_eq=[0, 0], bounds=bounds, method="highs")
+    slope, intercept = -solved.eqlin.marginals * y_scale / [p_scale, 1]
+    return float(slope), float(y_middle + intercept - slope * p_middle)
 
 
 @torch.no_grad()
 def fold_into(head: Head, slope: FloatArray, intercept: FloatArray) -> None:
     """Makes slope x prediction + intercept, `(T,)` each, of what a head predicts."""
     assert head.bias is not None
-    factor, shift = (torch.from_numpy(part).to(head.weight.device) for part in (slope, intercept))
-    head.weight.copy_(head.weight.double() * factor.view(-1, *[1] * (head.weight.ndim - 1)))
-    head.bias.copy_(head.bias.double() * factor + shift)
+    weight, bias, factor = head.weight.cpu().double(), head.bias.cpu().double(), torch.from_numpy(slope)
+    head.weight.copy_(weight * factor.view(-1, *[1] * (weight.ndim - 1)))
+    head.bias.copy_(bias * factor + torch.from_numpy(intercept))
 
 
 def _bins_alike(index: IntArray) -> FloatArray:
@@ -129,12 +136,6 @@ def _bins_alike(index: IntArray) -> FloatArray:
     _, place, counts = np.unique(index, return_inverse=True, return_counts=True)
     weights: FloatArray = len(index) / (len(counts) * counts[place])
     return weights
-
-
-def _weighted_median(y: FloatArray, weights: FloatArray) -> float:
-    order = np.argsort(y)
-    total = np.cumsum(weights[order])
-    return float(y[order[np.searchsorted(total, total[-1] / 2)]])
 
 
 def _predicted(trainer: Trainer, rows: SampledDataset, of_maps: bool) -> tuple[FloatArray, FloatArray, IntArray]:
@@ -174,5 +175,5 @@ def _predicted(trainer: Trainer, rows: SampledDataset, of_maps: bool) -> tuple[F
 
 def _rows_of(values: Any) -> FloatArray:
     """A batch of numbers, vectors or maps, on any device, with one row of the array each, float64."""
-    array: FloatArray = torch.as_tensor(values).double().cpu().numpy()
+    array: FloatArray = torch.as_tensor(values).cpu().double().numpy()
     return array.reshape(len(array), -1)

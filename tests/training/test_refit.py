@@ -97,7 +97,8 @@ def test_a_dimension_without_gain_stays_as_it_is():
     assert found.slope[[0, 2]].tolist() == [1.0, 1.0]
     assert found.intercept[[0, 2]].tolist() == [0.0, 0.0]
     assert found.slope[1] == pytest.approx(2, rel=0.1)
-    assert found.after < found.before
+    assert found.bmae_after < found.bmae_before
+    assert found.mae_before == pytest.approx(np.abs(predictions - labels).mean())
 
 
 # ---- A run ----------------------------------------------------------------------------------------------------------
