@@ -244,6 +244,15 @@ def test_resumed_equals_uninterrupted_bit_for_bit(one, two):
 # ---- Nodes ----------------------------------------------------------------------------------------------------------
 
 
+def test_the_re_fitted_head_is_that_of_one_process(one, two):
+    """Each process would fit a line to its own rows, or to repeats that even out the last batch."""
+    first, second = (result["refitted"] for result in two)
+    assert torch.equal(first["weights"], second["weights"])
+    torch.testing.assert_close(first["weights"], one["refitted"]["weights"], rtol=1e-3, atol=1e-3)
+    assert first["log"] == pytest.approx(one["refitted"]["log"], rel=1e-3)
+    assert first["log"]["refit_slope"] != 1
+
+
 def test_the_nodes_of_processes():
     """Processes of different nodes would wait for each other in groups that are not the same."""
     assert ranks_by_node([0, 1, 2, 3]) == ((0, 1, 2, 3),)

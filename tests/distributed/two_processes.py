@@ -307,6 +307,16 @@ def resumed(folder):
     }
 
 
+def refitted(folder):
+    """Weights after a re-fit of the head, and what it logged; neither 61 nor the third of it divides."""
+    settings = {"refit_head": "affine", "bin_width": 5.0, "optim": "sgd", "learning_rate": 0.05, "conr_weight": 0.0}
+    settings |= {f"per_device_{what}_batch_size": 4 // PROCESSES for what in ("train", "eval")}
+    trainer = build(*fresh("vit"), folder, images(16), images(61, seed=1), **settings)
+    trainer.train()
+    log = next(entry for entry in trainer.state.log_history if "refit_rows" in entry)
+    return {"weights": flat(trainer.model), "log": log}
+
+
 def group():
     """Who is there."""
     return {
@@ -327,6 +337,7 @@ def run(folder, cases=tuple(CASES)):
         results |= {"gathered": gathered(), "contrast": contrast()}
         results |= {f"maps, {name}": run_maps(name, folder / f"maps, {name}") for name in MAP_CASES}
         results |= {"skipped": skipped(folder / "skipped"), "resumed": resumed(folder / "resumed")}
+        results |= {"refitted": refitted(folder / "refitted")}
         results |= {"maps": read_maps(folder / "maps")}
     torch.save({**results, "group": group()}, folder / f"results.{rank()}.pt")
 
