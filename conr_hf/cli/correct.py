@@ -7,7 +7,7 @@ from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from conr_hf.cli.recipe_data import measured_splits
-from conr_hf.cli.saved_data import load_data_of
+from conr_hf.cli.saved_data import load_data_of, run_options
 from conr_hf.hub.model_card import read_run
 from conr_hf.inference.evaluate import evaluate
 from conr_hf.inference.run_results import write_run
@@ -43,9 +43,10 @@ def correct_saved(options: Namespace) -> None:
     folder = run if options.in_place else Path(options.output_dir or f"{run}-corrected")
     if not options.in_place and (found := files_of_run(folder)):
         raise ValueError(f'"{folder}" holds a run already ({", ".join(found)}). Name another --output_dir.')
+    own = run_options(options.run, options)
     loaded, processor = load_saved(options.run, maps=True)
     settings = {"output_dir": str(folder), "seed": results["seed"], "refit_head": "affine", "report_to": "none"}
-    args, data, targets, unit = load_data_of(options.run, loaded, options, settings)
+    args, data, targets, unit = load_data_of(options.run, loaded, options, own, settings)
     held_out, unlabelled = measured_splits(data, args)
     if "validation" not in held_out:
         raise ValueError(f'The data has no split "validation" to fit the head on; it has {", ".join(data)}.')

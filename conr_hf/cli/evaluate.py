@@ -5,7 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from conr_hf.cli.saved_data import load_data_of
+from conr_hf.cli.saved_data import load_data_of, run_options
 from conr_hf.data.columns import has_labels, label_values
 from conr_hf.inference.evaluate import evaluate
 from conr_hf.models.saved import load_saved
@@ -27,10 +27,11 @@ def evaluate_saved(options: Namespace) -> None:
     model, split = options.model, options.split
     if options.output is not None:
         check_writable(options.output)
+    own = run_options(model, options)
     loaded, processor = load_saved(model, maps=True)
     with TemporaryDirectory() as scratch:
         args, sets, targets, unit = load_data_of(
-            model, loaded, options, {"output_dir": scratch, **_refit_settings(options)}
+            model, loaded, options, own, {"output_dir": scratch, **_refit_settings(options)}
         )
         if split not in sets:
             raise ValueError(f'The data has no split "{split}"; it has {", ".join(sets)}. Name one with --split.')

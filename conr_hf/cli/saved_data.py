@@ -19,14 +19,13 @@ _SOURCE = ("benchmark", "benchmark_source", "data", "data_config", "image_folder
 
 
 def load_data_of(
-    name: str, model: PreTrainedModel, options: Namespace, settings: dict[str, Any]
+    name: str, model: PreTrainedModel, options: Namespace, own: dict[str, Any], settings: dict[str, Any]
 ) -> tuple[ConRConfig, dict[str, Any], list[str], str]:
     """
-    The data of the saved `model` of this name, by the `recipe.yaml` in its folder unless the `options` of the command
-    line name others: the settings that they are read with, to which the given ones are added, their splits, the names
-    of the targets, and the unit. Labels and maps are read as in training, unless the options say otherwise.
+    The data of the saved `model` of this name, by its [`run_options`] unless the `options` of the command line name
+    others: the settings that they are read with, to which the given ones are added, their splits, the names of the
+    targets, and the unit. Labels and maps are read as in training, unless the options say otherwise.
     """
-    own = run_options(name) if options.benchmark is None and options.data is None else {}
     saved = load_state(name)
     reading: dict[str, Any] = {"label_columns": ["label"], "map_scale": 1.0, "map_invalid": None}
     if saved is not None:
@@ -50,12 +49,17 @@ def load_data_of(
     return args, data, targets, unit or saved_unit(name)
 
 
-def run_options(model: str) -> dict[str, Any]:
-    """The options of the run that a saved model, or a checkpoint, is of, by the `recipe.yaml` in its folder."""
+def run_options(model: str, options: Namespace) -> dict[str, Any]:
+    """
+    The options of the run that a saved model, or a checkpoint, is of, by the `recipe.yaml` in its folder; empty where
+    the command line names other data.
+    """
+    if options.benchmark is not None or options.data is not None:
+        return {}
     files = [folder / RECIPE for folder in (Path(model), Path(model).parent) if (folder / RECIPE).is_file()]
-    options = read_yaml(files[0]) if files else {}
-    if not isinstance(options, dict) or not (options.get("data") or options.get("benchmark")):
+    own = read_yaml(files[0]) if files else {}
+    if not isinstance(own, dict) or not (own.get("data") or own.get("benchmark")):
         raise ValueError(
             f'Name what to evaluate on, with --data or --benchmark: no {RECIPE} beside "{model}" says it.'
         )
-    return options
+    return own
