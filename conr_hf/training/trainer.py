@@ -74,9 +74,8 @@ class ConRTrainer(CheckpointMixin, HubMixin, Trainer):
             Your metrics, added to ours. Predictions have the labels' shape. Of maps it is called batch by batch, as
             with `batch_eval_metrics` of `Trainer`.
         preprocess_logits_for_metrics (`Callable`, *optional*): As in `Trainer`, on predictions in the labels' shape.
-        label_distance (`Callable`, *optional*): Your own, in place of `conr_distance`, for ConR and Rank-N-Contrast:
-            of two tensors of shapes `(M, 1, T)` and `(1, K, T)`, in label units, it returns `(M, K)`, not negative.
-            `conr_window` and `conr_push_scale` are then in its unit.
+        label_distance (`Callable`, *optional*): Your own, in place of `conr_distance`: of tensors `(M, 1, T)` and
+            `(1, K, T)`, in label units, it returns `(M, K)`, not negative: the unit of window and push scale.
         transform (`Callable`, *optional*): A torchvision v2 transform of images from 0 (black) to 1 that takes the
             place of `augmentation`. A label map, a `tv_tensors.Mask`, is moved along.
         kwargs (*optional*): Anything else that `Trainer` takes: `model_init`, `callbacks`, `optimizers` (the head is
