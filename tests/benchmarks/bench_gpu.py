@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import transformers
 from bench_loss import DEVICE, SETTINGS, make_batch, peak_memory, reference, run_once, show_bytes, show_time, wait
@@ -25,7 +26,7 @@ from bench_training import OURS, VIEWS, Ready, TakesTurns, options_of, repeated,
 from transformers import Trainer, TrainingArguments
 
 from conr_hf import ConRConfig, ConRTrainer, load_regressor
-from conr_hf.data.augmentation import augment
+from conr_hf.data.augmentation import Augmentation
 from conr_hf.losses import conr_loss, rank_n_contrast
 
 Row = tuple[str, str, str, str]  # what, at which size, ours, and what stands beside it
@@ -143,19 +144,19 @@ def contrast_rows(sizes: Sizes, folder: str, name: str) -> Iterator[Row]:
 
 def view_rows(sizes: Sizes) -> Iterator[Row]:
     """Two views of each image, made on the device and on the CPU."""
-    random = torch.Generator().manual_seed(0)
-    images = torch.randn(sizes.samples, 3, sizes.pixels, sizes.pixels, generator=random)
-    shifts = torch.randint(0, 2 * round(sizes.pixels / 14) + 1, (sizes.samples, VIEWS, 2), generator=random)
-    crops = torch.cat([shifts, torch.randint(0, 2, (sizes.samples, VIEWS, 1), generator=random)], 2)
+    images = torch.randn(sizes.samples, 3, sizes.pixels, sizes.pixels, generator=torch.Generator().manual_seed(0))
+    random = np.random.default_rng(0)
+    light = Augmentation(1 / 14, horizontal_flip=True)
+    draws = torch.tensor([[light.draw(images.shape[-2:], random) for _ in range(VIEWS)] for _ in images])
     made, shown = [], []
     for device in (DEVICE, torch.device("cpu")):
-        there = images.to(device), crops.to(device)
-        made.append(augment(*there, 1 / 14).cpu())
+        there = images.to(device), draws.to(device)
+        made.append(light.move(*there).cpu())
 
         def timed(there=there) -> float:
             wait()
             start = time.perf_counter()
-            augment(*there, 1 / 14)
+            light.move(*there)
             wait()
             return time.perf_counter() - start
 

@@ -8,6 +8,7 @@ from PIL import Image
 from scipy import stats
 from transformers import ViTImageProcessor
 
+from conr_hf.data.augmentation import Augmentation
 from conr_hf.data.collator import ImageCollator
 from conr_hf.data.sampler import SampledIndex
 from conr_hf.training.objective.pixel_sampling import draw_pixels, pool_maps, resize_to_features, sample_pixels
@@ -17,7 +18,7 @@ PLAIN = {"image_mean": (0.0, 0.0, 0.0), "image_std": (1.0, 1.0, 1.0)}
 
 def collated(rows, columns=("label",), size=16, padding=0.25, **settings):
     processor = ViTImageProcessor(size={"height": size, "width": size}, resample=0, **PLAIN)
-    collate = ImageCollator(processor, "image", columns, 4, True, padding, 0, **settings)
+    collate = ImageCollator(processor, "image", columns, 4, Augmentation(padding, True), 0, **settings)
     return collate([(SampledIndex(row, 0, row), cells) for row, cells in enumerate(rows)])
 
 
@@ -65,7 +66,9 @@ def test_evaluation_keeps_maps_and_signs():
     values = np.arange(64, dtype=np.float32).reshape(8, 8)
     image = Image.fromarray(np.zeros((16, 16, 3), np.uint8))
     processor = ViTImageProcessor(size={"height": 16, "width": 16}, **PLAIN)
-    collate = ImageCollator(processor, "image", ["label"], 4, True, 0.25, 0, map_scale=0.5, map_invalid=3)
+    collate = ImageCollator(
+        processor, "image", ["label"], 4, Augmentation(0.25, True), 0, map_scale=0.5, map_invalid=3
+    )
     labels = collate([(None, {"image": image, "label": values})])["labels"]
     assert labels.shape == (1, 8, 8)
     assert labels[0, 0, 3].isnan()
