@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from conr_hf.models.outputs import resized
+
 
 class _ScaleGradient(torch.autograd.Function):
     """The identity, whose gradient is multiplied by a factor, or by one for each of its rows."""
@@ -58,6 +60,19 @@ class _Head(nn.Module):
             raise RuntimeError("The head has seen no forward since its features were last taken.")
         features, self.features = self.features, None
         return features
+
+    def gradient_at_features(self, features: Tensor, of_predictions: Tensor) -> Tensor:
+        """
+        The gradient at features, shaped as [`~_Head.take_features`] gives them, of a loss whose gradient at the
+        predictions from them is `of_predictions`, `(B,)` or `(B, T)`, or `(B, H, W)` of a [`MapHead`]; of the shape of
+        the features, without the way there through a model's graph.
+        """
+        of_input = of_predictions.reshape(len(features), -1) @ self.weight.detach().float().flatten(1)
+        if self.smooth is None or not self.training:
+            return of_input
+        with torch.enable_grad():
+            leaf = features.detach().requires_grad_()
+            return torch.autograd.grad(self._smoothed(leaf), leaf, of_input)[0]
 
     def is_fresh(self) -> bool:
         """Whether the head is untrained: its bias is all zeros, as `load_regressor` and transformers leave it."""
@@ -120,6 +135,16 @@ class MapHead(_Head, nn.Conv2d):
         share = (label_mean / self.limit).clamp(0.01, 0.99)
         slope = float((self.limit * share * (1 - share)).mean())  # of the prediction in y
         return super().start(share.logit(), label_scale / slope, seed)
+
+    def gradient_at_features(self, features: Tensor, of_predictions: Tensor) -> Tensor:
+        # Of models that resize their maps themselves, as if that were linear and done once.
+        weight, bias = self.weight.detach().float(), None if self.bias is None else self.bias.detach().float()
+        with torch.enable_grad(), torch.autocast(features.device.type, enabled=False):
+            leaf = features.detach().requires_grad_()
+            output = F.conv2d(self._smoothed(leaf), weight, bias, padding=self.kernel_size[0] // 2).squeeze(1)
+            linked = {"identity": output, "relu": output.relu(), "sigmoid": output.sigmoid()}[self.link] * self.limit
+            predictions = resized(linked, of_predictions.shape[-2:])
+            return torch.autograd.grad(predictions, leaf, of_predictions)[0]
 
     def forward(self, input: Tensor) -> Tensor:
         with torch.autocast(input.device.type, enabled=False):

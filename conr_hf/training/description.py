@@ -20,6 +20,8 @@ def describe_method(settings: ResolvedConfig, own_loss: bool = False, has_sample
     parts = ["a loss of your own" if own_loss else f"base loss {settings.base_loss}"]
     weights = {"ConR": settings.weight, "Rank-N-Contrast": settings.rnc_weight}
     parts += [f"{name} (weight {weight:g})" for name, weight in weights.items() if weight > 0]
+    shares = {"ConR": settings.conr_gradient_share, "Rank-N-Contrast": settings.rnc_gradient_share}
+    parts += [f"{name} ({share:g} of the base loss's gradient)" for name, share in shares.items() if share > 0]
     weighing = {"weighed": settings.reweight, "rows drawn": settings.resample}
     parts += [f"{how} by density ({density})" for how, density in weighing.items() if density != "none"]
     parts += ["rows weighed by the column sample_weight"] if has_sample_weights else []

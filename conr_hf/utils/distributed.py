@@ -112,11 +112,11 @@ def gather_rows(tensors: Sequence[Tensor], counts: Sequence[int], peers: GatherG
     return [part.reshape(-1, *tensor.shape[1:]) for part, tensor in zip(parts, tensors, strict=True)]
 
 
-def sum_over_processes(tensor: Tensor) -> Tensor:
-    """The sum of `tensor` over all processes, detached, on each of them."""
+def sum_over_processes(tensor: Tensor, peers: GatherGroup | None = None) -> Tensor:
+    """The sum of `tensor` over the peers (unset: all processes), detached, on each of them."""
     total = tensor.detach().clone()
-    if world_size() > 1:
-        dist.all_reduce(total)
+    if (world_size() if peers is None else len(peers.ranks)) > 1:
+        dist.all_reduce(total, group=None if peers is None else peers.group)
     return total
 
 

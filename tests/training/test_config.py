@@ -128,6 +128,7 @@ def test_defaults():
     args = ConRConfig("out")
     expected = {
         "conr_weight": 0.05,
+        "conr_gradient_share": None,
         "conr_window": None,
         "conr_temperature": 0.07,
         "conr_push": "exponential",
@@ -163,8 +164,10 @@ def test_defaults():
         "fds_momentum": 0.9,
         "fds_clip": 10.0,
         "ranksim_weight": 0.0,
+        "ranksim_gradient_share": None,
         "ranksim_interpolation": 2.0,
         "rnc_weight": None,
+        "rnc_gradient_share": None,
         "rnc_temperature": 2.0,
         "cmixup_alpha": 0.0,
         "cmixup_bandwidth": None,

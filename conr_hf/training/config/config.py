@@ -41,6 +41,10 @@ class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
             beta / s for L1 and beta / s^2 for MSE. 0 keeps the views and computes no ConR. Unless set otherwise,
             resampling (`resample`) and Rank-N-Contrast (`rnc_weight`) go with ConR; for the paper's method alone set
             them to `"none"` and 0.
+        conr_gradient_share (`float`, *optional*):
+            In place of `conr_weight`: the norm of ConR's gradient at the features, times its weight, in that of the
+            base loss's; 0.1 to 0.6 is usual. The weight follows from the steps before, and is 0 in the first; see
+            [`~conr_hf.losses.GradientShare`]. 0 computes no ConR. Unset: `conr_weight`.
         conr_window (`float`, *optional*):
             Labels within this distance are similar (the paper's omega). Unset: 0.01 R.
         conr_temperature (`float`, *optional*, defaults to 0.07):
@@ -119,6 +123,7 @@ class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
     """
 
     conr_weight: float = 0.05
+    conr_gradient_share: float | None = None
     conr_window: float | None = None
     conr_temperature: float = 0.07
     conr_push: Literal["exponential", "linear"] = "exponential"
@@ -184,6 +189,11 @@ class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
         for name in unset:  # so that a copy by dataclasses.replace knows what its user set
             setattr(self, name, None)
 
+    @property
+    def conr_strength(self) -> float:
+        """`conr_gradient_share`, or `conr_weight` where that is unset; without ConR 0."""
+        return self.conr_weight if self.conr_gradient_share is None else self.conr_gradient_share
+
     def check(self) -> None:
         """Refuses values that a setting cannot have; the sentence says which it may have."""
         strategies = {"eval_strategy": tuple(IntervalStrategy), "save_strategy": tuple(SaveStrategy)}
@@ -194,7 +204,12 @@ class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
                 "are drawn by weight have no order. Set one of them to its default."
             )
         check_not_negative(self, "conr_weight", "conr_window", "conr_push_scale", "learning_rate", "weight_decay")
-        check_not_negative(self, "conr_pixels", "conr_anchors")
+        check_not_negative(self, "conr_pixels", "conr_anchors", "conr_gradient_share")
+        if self.conr_gradient_share is not None and self.conr_weight != ConRConfig.conr_weight:
+            raise ValueError(
+                f"conr_gradient_share is {self.conr_gradient_share} and conr_weight {self.conr_weight}, which each "
+                "set how strong ConR is. Leave one of them out."
+            )
         check_positive(self, "conr_temperature")
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "forward_batch_size"):
             value = getattr(self, name)
@@ -219,8 +234,8 @@ class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns is true; it must be false, since images and labels are columns.")
         self.check_full_eval()
-        self.check_methods(self.label_columns, self.conr_weight)
-        needs = self.method_needs(self.conr_weight, self.conr_reweight)
+        self.check_methods(self.label_columns, self.conr_strength)
+        needs = self.method_needs(self.conr_strength, self.conr_reweight)
         needs |= {
             "label_scale": (not self.scale_each, "scale_each false"),
             "flipped_columns": (self.horizontal_flip, "horizontal_flip"),

@@ -67,11 +67,15 @@ class MethodConfig:
             paper.
         ranksim_weight (`float`, *optional*, defaults to 0.0):
             Weight of RankSim beside the base loss; the paper's 100, over raw ages, is 100 / s.
+        ranksim_gradient_share (`float`, *optional*):
+            In place of `ranksim_weight`, as `conr_gradient_share` is in place of `conr_weight`.
         ranksim_interpolation (`float`, *optional*, defaults to 2.0):
             RankSim's interpolation strength (lambda).
         rnc_weight (`float`, *optional*):
             Weight of Rank-N-Contrast beside the base loss. Unset: 1 with ConR, but 0 with label maps; 0 without
             ConR.
+        rnc_gradient_share (`float`, *optional*):
+            In place of `rnc_weight`, as `conr_gradient_share` is in place of `conr_weight`.
         rnc_temperature (`float`, *optional*, defaults to 2.0):
             Rank-N-Contrast's temperature.
         cmixup_alpha (`float`, *optional*, defaults to 0.0):
@@ -107,8 +111,10 @@ class MethodConfig:
     fds_momentum: float = 0.9
     fds_clip: float = 10.0
     ranksim_weight: float = 0.0
+    ranksim_gradient_share: float | None = None
     ranksim_interpolation: float = 2.0
     rnc_weight: float | None = None
+    rnc_gradient_share: float | None = None
     rnc_temperature: float = 2.0
     cmixup_alpha: float = 0.0
     cmixup_bandwidth: float | None = None
@@ -122,9 +128,17 @@ class MethodConfig:
         """Whether the backbone is frozen."""
         return self.freeze_backbone or self.retrain_head
 
-    def check_methods(self, label_columns: list[str], conr_weight: float) -> None:
+    def check_methods(self, label_columns: list[str], conr_strength: float) -> None:
         """Refuses values that a setting cannot have, and methods that contradict each other."""
         check_not_negative(self, "noise_learning_rate", "ranksim_weight", "rnc_weight", "cmixup_alpha")
+        check_not_negative(self, "ranksim_gradient_share", "rnc_gradient_share")
+        for term, unset in (("ranksim", 0.0), ("rnc", None)):
+            share, weight = getattr(self, f"{term}_gradient_share"), getattr(self, f"{term}_weight")
+            if share is not None and weight != unset:
+                raise ValueError(
+                    f"{term}_gradient_share is {share} and {term}_weight {weight}, which each set how strong it is. "
+                    "Leave one of them out."
+                )
         check_positive(self, "huber_delta", "focal_beta", "noise_sigma", "lds_sigma", "fds_sigma")
         check_positive(self, "ranksim_interpolation", "rnc_temperature", "cmixup_bandwidth", "gai_components")
         if not 1 <= self.fds_clip < math.inf:
@@ -146,12 +160,14 @@ class MethodConfig:
                 "do it twice. Keep one of them; conr_reweight goes with any."
             )
         if self.only_head_trains:
-            conr_weight = 0.0  # it has a weight by default, and is skipped
+            conr_strength = 0.0  # it has a weight by default, and is skipped
         no_label = "a mixture of two images has no label that its features could be compared by"
         unmixed = {
-            "conr_weight": (conr_weight, no_label),
+            "conr_weight": (conr_strength, no_label),
             "ranksim_weight": (self.ranksim_weight, no_label),
-            "rnc_weight": (self.rank_n_contrast_weight(conr_weight), no_label),
+            "ranksim_gradient_share": (self.ranksim_gradient_share or 0, no_label),
+            "rnc_weight": (self.rank_n_contrast_weight(conr_strength), no_label),
+            "rnc_gradient_share": (self.rnc_gradient_share or 0, no_label),
             "reweight": (self.reweight, "a mixture's label lies between those whose density is known"),
             "fds": (self.fds, "features of mixed images are no samples of a bin"),
         }
@@ -171,10 +187,13 @@ class MethodConfig:
                 f"{len(label_columns)}. Set fds to none."
             )
 
-    def method_needs(self, conr_weight: float, conr_reweight: str) -> dict[str, tuple[bool, str]]:
+    def method_needs(self, conr_strength: float, conr_reweight: str) -> dict[str, tuple[bool, str]]:
         """By option, whether it has an effect beside the others, and what it needs for that."""
-        conr_weight = 0.0 if self.only_head_trains else conr_weight
-        density = [self.reweight, self.resampling(conr_weight), *([conr_reweight] if conr_weight > 0 else [])]
+        conr_strength = 0.0 if self.only_head_trains else conr_strength
+        density = [self.reweight, self.resampling(conr_strength), *([conr_reweight] if conr_strength > 0 else [])]
+        uses_ranksim = self.ranksim_weight > 0 or bool(self.ranksim_gradient_share)
+        rnc_share = 0.0 if self.only_head_trains else self.rnc_gradient_share or 0.0
+        uses_rnc = self.rank_n_contrast_weight(conr_strength) + rnc_share > 0
         balanced = self.base_loss in BALANCED_LOSSES, "base_loss bmc, gai or bni"
         backbone = not self.only_head_trains, "a backbone that is trained"
         return {
@@ -185,24 +204,24 @@ class MethodConfig:
             "lds": (any(method != "none" for method in density), "reweight, resample or, with ConR, conr_reweight"),
             **dict.fromkeys(("lds_kernel_size", "lds_sigma"), (self.lds != "none", "lds")),
             **dict.fromkeys(("fds_kernel_size", "fds_sigma", "fds_momentum", "fds_clip"), (self.fds != "none", "fds")),
-            "ranksim_weight": backbone,
-            "ranksim_interpolation": (self.ranksim_weight > 0, "ranksim_weight"),
-            "rnc_weight": backbone,
-            "rnc_temperature": (self.rank_n_contrast_weight(conr_weight) > 0, "rnc_weight"),
+            **dict.fromkeys(("ranksim_weight", "ranksim_gradient_share", "conr_gradient_share"), backbone),
+            "ranksim_interpolation": (uses_ranksim, "ranksim_weight"),
+            **dict.fromkeys(("rnc_weight", "rnc_gradient_share"), backbone),
+            "rnc_temperature": (uses_rnc, "rnc_weight"),
             "cmixup_bandwidth": (self.cmixup_alpha > 0, "cmixup_alpha"),
         }
 
-    def resampling(self, conr_weight: float, may_resample: bool = True) -> DensityMethod:
+    def resampling(self, conr_strength: float, may_resample: bool = True) -> DensityMethod:
         """`resample`, or what it is if unset."""
         if self.resample is not None:
             return self.resample
         corrected = self.reweight != "none" or self.base_loss in BALANCED_LOSSES
-        return "sqrt_inverse" if conr_weight > 0 and may_resample and not corrected else "none"
+        return "sqrt_inverse" if conr_strength > 0 and may_resample and not corrected else "none"
 
-    def rank_n_contrast_weight(self, conr_weight: float) -> float:
-        """`rnc_weight`, or what it is if unset; 0 where only the head is trained."""
-        if self.only_head_trains:
+    def rank_n_contrast_weight(self, conr_strength: float) -> float:
+        """`rnc_weight`, or what it is if unset; 0 where only the head is trained, or a share is set in its place."""
+        if self.only_head_trains or self.rnc_gradient_share is not None:
             return 0.0
         if self.rnc_weight is not None:
             return self.rnc_weight
-        return 1.0 if conr_weight > 0 else 0.0
+        return 1.0 if conr_strength > 0 else 0.0

@@ -63,6 +63,19 @@ class ResolvedConfig:
     label_min: tuple[float, ...] | None = None
     label_max: tuple[float, ...] | None = None
     conr_anchors: int = 0
+    conr_gradient_share: float = 0.0
+    rnc_gradient_share: float = 0.0
+    ranksim_gradient_share: float = 0.0
+
+    @property
+    def uses_conr(self) -> bool:
+        """Whether ConR is computed, by a weight or a share."""
+        return self.weight > 0 or self.conr_gradient_share > 0
+
+    @property
+    def uses_rnc(self) -> bool:
+        """Whether Rank-N-Contrast is computed, by a weight or a share."""
+        return self.rnc_weight > 0 or self.rnc_gradient_share > 0
 
     @property
     def head_scale(self) -> float | Tensor:
@@ -116,7 +129,7 @@ def resolve(args: ConRConfig, labels: np.ndarray, may_resample: bool = True, of_
     if args.loss_space == "log1p":
         loss_scale = float(np.sqrt(np.log1p(columns).var(0).mean())) or 1.0
     inverse_range = 1 / label_range if label_range > 0 else 0.0
-    weight = 0.0 if args.only_head_trains else args.conr_weight
+    strength = 0.0 if args.only_head_trains else args.conr_strength
     may_resample = may_resample and args.train_sampling_strategy == "random" and not of_maps
     return ResolvedConfig(
         label_columns=tuple(args.label_columns),
@@ -125,7 +138,7 @@ def resolve(args: ConRConfig, labels: np.ndarray, may_resample: bool = True, of_
         label_range=label_range,
         label_scale=scale,
         relative_scales=tuple(float(relative) for relative in relative_scales),
-        weight=weight,
+        weight=strength if args.conr_gradient_share is None else 0.0,
         window=args.conr_window if args.conr_window is not None else 0.01 * label_range,
         temperature=args.conr_temperature,
         push=args.conr_push,
@@ -141,8 +154,8 @@ def resolve(args: ConRConfig, labels: np.ndarray, may_resample: bool = True, of_
         focal_beta=args.focal_beta if args.focal_beta is not None else 3 / loss_scale,
         noise_sigma=args.noise_sigma if args.noise_sigma is not None else 0.6 * loss_scale,
         reweight=args.reweight,
-        resample=args.resampling(weight, may_resample),
-        rnc_weight=args.rank_n_contrast_weight(0.0 if of_maps else weight),
+        resample=args.resampling(strength, may_resample),
+        rnc_weight=args.rank_n_contrast_weight(0.0 if of_maps else strength),
         cmixup_bandwidth=args.cmixup_bandwidth if args.cmixup_bandwidth is not None else 0.1 * scale,
         num_views=args.num_views,
         map_scale=args.map_scale,
@@ -150,6 +163,9 @@ def resolve(args: ConRConfig, labels: np.ndarray, may_resample: bool = True, of_
         label_min=None if args.label_min is None else tuple(args.label_bounds()[0]),
         label_max=None if args.label_max is None else tuple(args.label_bounds()[1]),
         conr_anchors=anchors,
+        conr_gradient_share=0.0 if args.only_head_trains else args.conr_gradient_share or 0.0,
+        rnc_gradient_share=0.0 if args.only_head_trains else args.rnc_gradient_share or 0.0,
+        ranksim_gradient_share=0.0 if args.only_head_trains else args.ranksim_gradient_share or 0.0,
     )
 
 

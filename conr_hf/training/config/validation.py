@@ -88,6 +88,12 @@ def check_settings(trainer: Trainer, args: ConRConfig, data: DataModule, made_op
     for name in ("ema_decay", "layer_decay"):
         if is_sharded and getattr(args, name) is not None:
             raise ValueError(f"{name} needs the whole model on each process; leave it unset with FSDP or DeepSpeed.")
+    for term in ("conr", "rnc", "ranksim"):
+        if is_sharded and getattr(args, f"{term}_gradient_share"):
+            raise ValueError(
+                f"{term}_gradient_share needs the whole head on each process; set {term}_weight with FSDP or "
+                "DeepSpeed."
+            )
     if args.scale_each and (is_sharded or not plain_optimizer):
         raise ValueError(
             "scale_each needs an optimizer made by the trainer, and the whole head on each process; leave it out with "
@@ -154,6 +160,7 @@ def check_dense_settings(args: ConRConfig, processor: Any) -> None:
     forms = {
         "cmixup_alpha": (args.cmixup_alpha > 0, "0"),
         "ranksim_weight": (args.ranksim_weight > 0, "0"),
+        "ranksim_gradient_share": (bool(args.ranksim_gradient_share), "0"),
         "base_loss": (args.base_loss == "bmc", "bni or gai"),
     }
     for name, (is_on, instead) in forms.items():

@@ -75,9 +75,10 @@ def evaluation_loss(
 
 
 def set_outputs(outputs: Any, predictions: Tensor) -> None:
-    """Gives a user's loss predictions in the labels' shape, of maps, and otherwise those of `predictions`' rows."""
+    """Gives a user's loss predictions, of maps in the labels' shape, and otherwise in that of the model's own."""
     name = "predicted_depth" if "predicted_depth" in outputs else "logits"
-    outputs[name] = predictions if predictions.ndim == 3 else outputs[name][: len(predictions)]
+    is_map = predictions.ndim == 3
+    outputs[name] = predictions if is_map else predictions.reshape(len(predictions), *outputs[name].shape[1:])
 
 
 def labelled_pixels(predictions: Tensor, maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:

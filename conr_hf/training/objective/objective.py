@@ -6,14 +6,16 @@ import torch
 from torch import Tensor
 
 from conr_hf.imbalance import FeatureSmoothing, make_density, smoothing_kernel
-from conr_hf.losses import PairStatistics, conr_loss, rank_n_contrast, ranksim
+from conr_hf.losses import conr_loss, rank_n_contrast, ranksim
+from conr_hf.losses.gradient_share import with_gradient
 from conr_hf.models.head import Head
 from conr_hf.training.config.config import ConRConfig
 from conr_hf.training.config.resolved_config import lds_kernel
 from conr_hf.training.data_module import DataModule
 from conr_hf.training.objective.base_loss import BaseLoss, set_outputs
 from conr_hf.training.objective.batch import Batch
-from conr_hf.training.objective.loss_meter import GradientProbe, LossMeter
+from conr_hf.training.objective.feature_gradients import FeatureGradient, GradientShares, feature_gradient
+from conr_hf.training.objective.loss_meter import LossMeter
 from conr_hf.training.objective.pixel_sampling import (
     ContrastRows,
     generator_of,
@@ -55,6 +57,7 @@ class Objective:
         self.labels: Tensor  # of the rows that the head is about to read, in label units
         self.measures_gradients = False  # in this step, at the features
         self.meter = LossMeter(args, self.resolved, args.device)
+        self.shares = GradientShares(self.resolved, self.group)
         self._epoch = 0
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -62,14 +65,10 @@ class Objective:
         Base loss plus regularisers, scaled so that gradients, averaged over processes and summed over micro-batches,
         are those of the mean over the step's samples.
         """
-        probe = GradientProbe(batch, self.head) if self.measures_gradients and self._can_measure(batch) else None
         # How many of the processes' samples are compared with each other, this one's among them.
         contrasted = sum(batch.counts[process] for process in self.group.ranks)
         if self.own_loss is None:
             loss = self.base(batch)
-            # As a mean over the samples that are compared, as the regularisers are.
-            if probe is not None:
-                probe.measure_base(loss, batch.total / max(contrasted, 1))
             self.meter.add(base=loss.detach() * batch.total, samples=batch.counts[rank()])
         else:
             # Without repeats, or times 0 where all are repeats: a mean over no rows would not be a number.
@@ -78,11 +77,13 @@ class Objective:
             items = batch.total * batch.views
             loss = self.own_loss(batch.outputs, batch.labels[:rows], num_items_in_batch=items) * (batch.own_rows > 0)
         self.update_fds(batch.features[: batch.own_rows], batch.labels[: batch.own_rows])
-        if contrasted > 0 and (self.resolved.weight, self.resolved.rnc_weight, self.args.ranksim_weight) != (0, 0, 0):
-            regularisers = self.regularisers(self.contrast_rows(batch), batch, probe)
+        uses_ranksim = self.args.ranksim_weight > 0 or self.resolved.ranksim_gradient_share > 0
+        if contrasted > 0 and (self.resolved.uses_conr or self.resolved.uses_rnc or uses_ranksim):
+            of_base = self._base_gradient(loss, batch) if self.shares.terms or self.measures_gradients else None
+            if of_base is not None:  # as a mean over the samples that are compared, as the regularisers are
+                of_base = of_base * (batch.total / contrasted)
+            regularisers = self.regularisers(self.contrast_rows(batch), batch, of_base)
             loss = loss + regularisers * contrasted / batch.total
-        if probe is not None:
-            self.meter.add(**probe.sums)
         return loss * world_size()
 
     # ---- Losses --------------------------------------------------------------------------------------------------
@@ -101,11 +102,13 @@ class Objective:
         seeds = [(self.args.seed, self._epoch, first + i // views, i % views) for i in range(len(labels))]
         return sample_pixels(batch.features, labels, predictions, weights, self.args.conr_pixels, seeds)
 
-    def regularisers(self, rows: ContrastRows, batch: Batch, probe: GradientProbe | None = None) -> Tensor:
+    def regularisers(self, rows: ContrastRows, batch: Batch, of_base: Tensor | None = None) -> Tensor:
         """
         This process's part of ConR, Rank-N-Contrast and RankSim, each times its weight, over the rows of its group;
         their parts sum to the whole. Rows are views or pixels, the same number of each sample in turn. The scalar is
-        differentiable in the features of the whole group; `probe` measures its gradients.
+        differentiable in the features of the whole group, but a term with a share of the gradient in those of this
+        process alone, with the sum of all processes' gradients. `of_base` is the base loss's gradient at the features,
+        as a mean over the samples that are compared: what shares and logged figures are taken of.
         """
         args, settings, group = self.args, self.resolved, self.group
         rows_of_sample = len(rows.labels) * batch.views // len(batch.labels)
@@ -123,10 +126,17 @@ class Objective:
             )
         if features.device.type == "cpu" and not (features.isfinite().all() and predictions.isfinite().all()):
             return (features.sum() + predictions.sum()) * torch.nan  # the losses refuse rows they cannot name
-        row_count, parts = len(labels), []
+        row_count = len(labels)
+        halves: tuple[slice, ...] = ()  # of a sample of anchors, of all processes
+        counts_of_halves = settings.conr_anchors // 2, (settings.conr_anchors + 1) // 2
+        if rows_per_anchor > 1 and settings.conr_anchors > 1:
+            middle = min(max(counts_of_halves[0], anchors.start), anchors.stop)
+            halves = slice(anchors.start, middle), slice(middle, anchors.stop)
+        terms: list[Tensor] = []
+        shared: dict[str, tuple[Tensor, FeatureGradient]] = {}
 
-        def conr(of: slice) -> tuple[Tensor, PairStatistics]:
-            return conr_loss(
+        def conr(of: slice, is_counted: bool = True) -> Tensor:
+            loss, statistics = conr_loss(
                 features,
                 labels,
                 predictions,
@@ -141,42 +151,54 @@ class Objective:
                 anchors=of,
                 return_statistics=True,
             )
+            if is_counted:
+                self.meter.add(**{name: count * rows_per_anchor for name, count in statistics._asdict().items()})
+            return loss * rows_per_anchor
 
-        def rnc(of: slice) -> Tensor:
-            return rank_n_contrast(
+        def rnc(of: slice, is_counted: bool = True) -> Tensor:
+            loss = rank_n_contrast(
                 features, labels, temperature=args.rnc_temperature, distance=self._distance, anchors=of
             )
+            return loss * rows_per_anchor
 
-        def add(name: str, loss: Tensor, weight: float) -> Tensor:
-            parts.append(weight * loss)
+        def of_all_rows(_: slice, is_counted: bool = True) -> Tensor:
+            return ranksim(*as_gathered, interpolation=args.ranksim_interpolation) / len(group.ranks)
+
+        def add(name: str, loss_of: Callable[..., Tensor], weight: float, sample: tuple[slice, ...]) -> None:
+            if of_base is not None and name in self.shares.terms:
+                parts = [loss_of(of) for of in sample or (anchors,)]
+                loss = torch.stack(parts).sum()
+                shared[name] = loss, feature_gradient(parts, batch.features, counts_of_halves, rows_per_anchor)
+            else:
+                loss = loss_of(anchors)
+                terms.append(weight * loss)
+                # One anchor alone has no estimate, and RankSim no figure.
+                is_measured = name != "ranksim" and (bool(sample) or rows_per_anchor == 1)
+                if of_base is not None and self.measures_gradients and is_measured:
+                    parts = [loss_of(of, is_counted=False) for of in sample] or [loss]
+                    found = feature_gradient(parts, batch.features, counts_of_halves, rows_per_anchor)
+                    self.meter.add_gradient(name, weight, found, of_base)
             self.meter.add(**{name: loss.detach() * row_count})
-            return parts[-1]
 
-        def measure(name: str, loss: Tensor, loss_of: Callable[[slice], Tensor], weight: float) -> None:
-            if probe is None:
-                return
-            if rows_per_anchor == 1:
-                probe.measure(name, loss)
-            elif settings.conr_anchors > 1:
-                half = settings.conr_anchors // 2
-                middle = min(max(half, anchors.start), anchors.stop)  # of the anchors of all processes
-                halves = (slice(anchors.start, middle), slice(middle, anchors.stop))
-                one, other = (weight * rows_per_anchor * loss_of(some) for some in halves)
-                probe.measure_sample(name, (one, other), (half, settings.conr_anchors - half), 1 / rows_per_anchor)
-
-        if settings.weight > 0:
-            loss, statistics = conr(anchors)
-            weighted = add("conr", loss * rows_per_anchor, settings.weight)
-            self.meter.add(**{name: count * rows_per_anchor for name, count in statistics._asdict().items()})
-            measure("conr", weighted, lambda of: conr(of)[0], settings.weight)
-        if settings.rnc_weight > 0:
-            weighted = add("rnc", rnc(anchors) * rows_per_anchor, settings.rnc_weight)
-            measure("rnc", weighted, rnc, settings.rnc_weight)
-        if args.ranksim_weight > 0:
-            loss = ranksim(*as_gathered, interpolation=args.ranksim_interpolation) / len(group.ranks)
-            add("ranksim", loss, args.ranksim_weight)
+        if settings.uses_conr:
+            add("conr", conr, settings.weight, halves)
+        if settings.uses_rnc:
+            add("rnc", rnc, settings.rnc_weight, halves)
+        if args.ranksim_weight > 0 or settings.ranksim_gradient_share > 0:
+            add("ranksim", of_all_rows, args.ranksim_weight, ())
+        if of_base is not None and shared:
+            gradients = {name: gradient for name, (_, gradient) in shared.items()}
+            samples = sum(counts) / rows_of_sample / batch.total  # of those of the step
+            for name, weight in self.shares.weigh(gradients, of_base, rows_per_anchor, samples).items():
+                loss, found = shared[name]
+                terms.append(with_gradient(weight * loss, batch.features, weight * found.gradient))
+                self.meter.add(**{f"{name}_weight": weight * row_count / len(group.ranks)})
+                if self.measures_gradients:
+                    self.meter.add_gradient(name, weight, found, of_base)
+        if of_base is not None and self.measures_gradients:
+            self.meter.add(base_gradient=of_base.square().sum())
         self.meter.add(rows=row_count / len(group.ranks))
-        return torch.stack(parts).sum()
+        return torch.stack(terms).sum()
 
     def _anchors(self, labels: Tensor, counts: list[int], batch: Batch) -> tuple[Tensor | None, slice, float]:
         """
@@ -201,14 +223,19 @@ class Objective:
         first, end = (anchor_count * part // processes for part in (process, process + 1))
         return shuffled if order is None else order[shuffled], slice(first, end), row_count / anchor_count
 
-    def _can_measure(self, batch: Batch) -> bool:
-        """Whether there are gradients to compare at the features, and a way back to them."""
-        compares = self.resolved.weight > 0 or self.resolved.rnc_weight > 0
-        # With FDS the head reads other features; a sharded head is not whole here. Features of a compiled model, and
-        # cached ones, are no step on the way to predictions; of maps no chain rule leads back.
-        is_whole = self.smoothing is None and not self._is_sharded
-        reached = not (batch.is_map and (self.args.torch_compile or batch.features.is_leaf))
-        return compares and is_whole and reached and batch.features.requires_grad and self.own_loss is None
+    def _base_gradient(self, loss: Tensor, batch: Batch) -> Tensor | None:
+        """
+        The gradient at the features of this process's base loss, of their shape; `None` where nothing learns below
+        them, or the head is not whole here.
+        """
+        if self._is_sharded or not batch.features.requires_grad:
+            return None
+        # Features of a compiled model, and cached ones, are no step on the way to predictions.
+        if batch.is_map and not self.args.torch_compile and not batch.features.is_leaf:
+            return torch.autograd.grad(loss, batch.features, retain_graph=True)[0]
+        (gradient,) = torch.autograd.grad(loss, batch.predictions, retain_graph=True)
+        self.labels = batch.labels  # which FDS smooths by
+        return self.head.gradient_at_features(batch.features, gradient)
 
     # ---- Feature distribution smoothing --------------------------------------------------------------------------
 
@@ -243,6 +270,7 @@ class Objective:
     def optimizer_step(self, skipped: bool) -> None:
         """Ends a step: moves Balanced MSE's noise, the same on all processes, unless the model's step was skipped."""
         self.meter.end_step(skipped)
+        self.shares.end_step(skipped)
         if self.base.balanced is not None:
             gradient = sum_over_processes(self.base.balanced.take_gradient())
             if not skipped:
@@ -251,6 +279,7 @@ class Objective:
     def state(self) -> dict[str, Tensor]:
         """What a resumed run goes on with, on all processes at once; the first one's is to be saved."""
         state = {"epoch": torch.tensor(self._epoch)}
+        state |= {f"share.{name}": value for name, value in self.shares.state().items()}
         if self.base.balanced is not None:
             state |= {f"noise.{name}": value for name, value in self.base.balanced.state().items()}
         if self.smoothing is not None:
@@ -260,13 +289,15 @@ class Objective:
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Goes on where [`~Objective.state`] was taken; a checkpoint of a run with other methods is a `ValueError`."""
-        needed = {"noise.log_noise": self.base.balanced, "fds.counts": self.smoothing}
+        needed: dict[str, object] = {"noise.log_noise": self.base.balanced, "fds.counts": self.smoothing}
+        needed |= {f"share.{name}": term for name, term in self.shares.terms.items()}
         if any(part is not None and name not in state for name, part in needed.items()):
             raise ValueError(
-                "The checkpoint holds no state of base_loss or fds; it comes from a run with other settings. Resume "
-                "with those, or train from the checkpoint as a model."
+                "The checkpoint holds no state of base_loss or fds, or of a gradient share; it comes from a run with "
+                "other settings. Resume with those, or train from the checkpoint as a model."
             )
         self._epoch = int(state.get("epoch", 0))
+        self.shares.load(_under("share.", state))
         if self.base.balanced is not None:
             self.base.balanced.load(_under("noise.", state))
         if self.smoothing is not None:
