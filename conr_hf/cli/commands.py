@@ -41,6 +41,15 @@ def evaluate(options: argparse.Namespace) -> None:
     evaluate_saved(options)
 
 
+def correct(options: argparse.Namespace) -> None:
+    check_run(options.run)
+    with importing():
+        quiet_libraries()
+        from conr_hf.cli.correct import correct_saved
+
+    correct_saved(options)
+
+
 def predict(options: argparse.Namespace) -> int:
     check_model(options.model)
     with importing():

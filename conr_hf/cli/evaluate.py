@@ -1,23 +1,19 @@
 """`conr-hf evaluate`: the errors of a saved model."""
 
 from argparse import Namespace
-from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from conr_hf.cli.recipe import Recipe
-from conr_hf.cli.recipe_data import load_data
-from conr_hf.cli.yaml_loader import read_yaml
+from conr_hf.cli.saved_data import load_data_of
 from conr_hf.data.columns import has_labels, label_values
 from conr_hf.inference.evaluate import evaluate
-from conr_hf.models.saved import load_saved, saved_unit, target_names
-from conr_hf.training.config.config import ConRConfig
+from conr_hf.models.saved import load_saved
 from conr_hf.training.conr_state import load_state
 from conr_hf.training.trainer import ConRTrainer
 from conr_hf.utils.environment import command_line, hardware, versions
 from conr_hf.utils.files import check_writable, writing
-from conr_hf.utils.run_folder import RECIPE, file_times, written_since
+from conr_hf.utils.run_folder import file_times, results_of, written_since
 
 
 def evaluate_saved(options: Namespace) -> None:
@@ -31,32 +27,11 @@ def evaluate_saved(options: Namespace) -> None:
     model, split = options.model, options.split
     if options.output is not None:
         check_writable(options.output)
-    own = run_options(model) if options.benchmark is None and options.data is None else {}
     loaded, processor = load_saved(model, maps=True)
-    saved = load_state(model)
-    reading: dict[str, Any] = {"label_columns": ["label"], "map_scale": 1.0, "map_invalid": None}
-    if saved is not None:
-        reading = {name: getattr(saved[0], name) for name in reading}
-    reading |= {name: value for name in reading if (value := getattr(options, name)) is not None}
     with TemporaryDirectory() as scratch:
-        args = ConRConfig(
-            scratch,
-            image_column=options.image_column or own.get("image_column", "image"),
-            bin_width=own.get("bin_width"),
-            per_device_eval_batch_size=options.batch_size,
-            skip_bad_rows=options.skip_bad_rows or own.get("skip_bad_rows", False),
-            **{**reading, "label_columns": list(reading["label_columns"])},
+        args, sets, targets, unit = load_data_of(
+            model, loaded, options, {"output_dir": scratch, **_refit_settings(options)}
         )
-        names = ("benchmark", "benchmark_source", "data", "data_config", "image_folder", "image_suffix", "streaming")
-        given = {name: getattr(options, name) for name in names}
-        source = {field.name: own[field.name] for field in fields(Recipe) if field.name in own}
-        source |= {name: value for name, value in given.items() if value}
-        try:
-            sets, targets, unit = load_data(Recipe(**{**source, "target": target_names(loaded)}), args)
-        except ValueError as error:
-            mend = f" So says {Path(model).name}'s {RECIPE}; name the data with --data." if own else ""
-            raise ValueError(f"{error}{mend}") from error
-        unit = unit or saved_unit(model)
         if split not in sets:
             raise ValueError(f'The data has no split "{split}"; it has {", ".join(sets)}. Name one with --split.')
         if not has_labels(sets[split], args.label_columns, f'split "{split}"'):
@@ -65,8 +40,9 @@ def evaluate_saved(options: Namespace) -> None:
                 "with conr-hf predict."
             )
         label_values(dict.fromkeys(sets[split].column_names), args.label_columns, f'split "{split}"')
-        train = sets.get("train") if saved is None else None
-        trainer = ConRTrainer(loaded, args, train_dataset=train, processing_class=processor)
+        train = sets.get("train") if load_state(model) is None else None
+        evaluation = sets[split] if args.refit_head != "none" else None
+        trainer = ConRTrainer(loaded, args, train_dataset=train, eval_dataset=evaluation, processing_class=processor)
         facts = {"schema": 1, "command": command_line(options.given), "model": model}
         facts |= {"versions": versions(), "hardware": hardware(), "unit": unit}
         folder = Path(options.output) if options.output else None
@@ -77,12 +53,9 @@ def evaluate_saved(options: Namespace) -> None:
                 print(f"\nWritten to {folder}: {', '.join(written_since(folder, before))}")
 
 
-def run_options(model: str) -> dict[str, Any]:
-    """The options of the run that a saved model, or a checkpoint, is of, by the `recipe.yaml` in its folder."""
-    files = [folder / RECIPE for folder in (Path(model), Path(model).parent) if (folder / RECIPE).is_file()]
-    options = read_yaml(files[0]) if files else {}
-    if not isinstance(options, dict) or not (options.get("data") or options.get("benchmark")):
-        raise ValueError(
-            f'Name what to evaluate on, with --data or --benchmark: no {RECIPE} beside "{model}" says it.'
-        )
-    return options
+def _refit_settings(options: Namespace) -> dict[str, Any]:
+    """With these, the rows that the head of a run was fitted on are left out of its validation split."""
+    results = results_of(options.model)
+    if options.split != "validation" or options.data or options.benchmark or "refit_head" not in results:
+        return {}
+    return {"refit_head": "affine", "seed": results["seed"]}

@@ -1,4 +1,4 @@
-"""`conr-hf`: train, evaluate, predict, demo, export, compare, report, card, push, inspect, split, recipes, env."""
+"""`conr-hf`: train, evaluate, correct, predict, demo, export, compare, report, card, push, inspect, split, ..."""
 
 import argparse
 import difflib
@@ -69,20 +69,17 @@ def _run(given: list[str]) -> int:
 
     evaluate = subparsers.add_parser("evaluate", help="errors of a saved model, per shot")
     evaluate.add_argument("model", help="run folder, checkpoint or Hub id")
-    source = evaluate.add_mutually_exclusive_group()
-    source.add_argument("--benchmark", help="a benchmark, such as earth-elevation (default: the run's own data)")
-    source.add_argument("--data", help="your own data: folder of images, table, or Hub id (default: the run's own)")
-    evaluate.add_argument("--benchmark_source", help="where you have the benchmark: folder, file or Hub id")
-    evaluate.add_argument("--streaming", action="store_true", help="do not download the training split")
     evaluate.add_argument("--split", default="test", help="which split (default: test)")
-    _image_column(evaluate, default=None)
-    _image_files(evaluate)
-    _label_columns(evaluate, "columns of the label (default: the model's own)", default=None)
-    evaluate.add_argument("--batch_size", type=_positive, default=64)
-    evaluate.add_argument("--skip_bad_rows", action="store_true", help="leave out rows that cannot be read")
-    evaluate.add_argument("--map_scale", type=float, help="label units in a map's stored number (default: the run's)")
-    evaluate.add_argument("--map_invalid", type=float, help="stored number of a map's pixel without a label")
+    _data_of_saved(evaluate)
     evaluate.add_argument("--output", help="folder for results.json, predictions.csv (or maps.png) and density.png")
+
+    correct = subparsers.add_parser("correct", help="a line through a finished run's predictions, within its model")
+    correct.add_argument("run", help="folder that conr-hf train wrote", metavar="RUN")
+    correct.add_argument(
+        "--output_dir", metavar="FOLDER", help="where the corrected run goes (default: RUN-corrected)"
+    )
+    correct.add_argument("--in_place", action="store_true", help="write the corrected run into its own folder")
+    _data_of_saved(correct)
 
     predict = subparsers.add_parser("predict", help="predictions for images, or for the images of a data set")
     predict.add_argument("model", help="run folder, checkpoint or Hub id")
@@ -181,6 +178,21 @@ def _check_command(name: str, known: list[str], parser: argparse.ArgumentParser)
 
 
 # ---- Options that several commands share ----------------------------------------------------------------------------
+
+
+def _data_of_saved(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--benchmark", help="a benchmark, such as earth-elevation (default: the run's own data)")
+    source.add_argument("--data", help="your own data: folder of images, table, or Hub id (default: the run's own)")
+    parser.add_argument("--benchmark_source", help="where you have the benchmark: folder, file or Hub id")
+    parser.add_argument("--streaming", action="store_true", help="do not download the training split")
+    _image_column(parser, default=None)
+    _image_files(parser)
+    _label_columns(parser, "columns of the label (default: the model's own)", default=None)
+    parser.add_argument("--batch_size", type=_positive, default=64)
+    parser.add_argument("--skip_bad_rows", action="store_true", help="leave out rows that cannot be read")
+    parser.add_argument("--map_scale", type=float, help="label units in a map's stored number (default: the run's)")
+    parser.add_argument("--map_invalid", type=float, help="stored number of a map's pixel without a label")
 
 
 def _label_columns(

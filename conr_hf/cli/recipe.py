@@ -57,8 +57,8 @@ class Recipe:
             Write features of up to 5,000 training images and their labels beside the model, for `conr-hf demo`.
         stage_one (`str`, *optional*):
             Options of a run before this one, as in `{reweight: none}`; the others are this run's, except for
-            `retrain_head` and `freeze_backbone`. It is trained into `output_dir/stage-one`, and this run starts from
-            its model.
+            `retrain_head`, `freeze_backbone` and `refit_head`. It is trained into `output_dir/stage-one`, and this run
+            starts from its model.
     """
 
     model: str = ""

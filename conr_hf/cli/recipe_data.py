@@ -8,7 +8,7 @@ from datasets import IterableDataset, concatenate_datasets
 from conr_hf.cli.recipe import Recipe
 from conr_hf.data.benchmarks.loading import load_benchmark
 from conr_hf.data.benchmarks.registry import BENCHMARKS
-from conr_hf.data.columns import check_column, count_labels, label_names
+from conr_hf.data.columns import check_column, column_names, count_labels, has_labels, label_names
 from conr_hf.data.local import load_local
 from conr_hf.data.map_statistics import has_maps
 from conr_hf.data.splits import dir_split
@@ -69,6 +69,18 @@ def with_validation(data: dict[str, Any], recipe: Recipe, args: ConRConfig) -> d
     parts = dir_split(rows, args.label_columns, group=group, share=share, bin_width=widths)
     train = concatenate_datasets([parts["train"], parts["test"]])
     return {**data, "train": train, "validation": parts["validation"]}
+
+
+def measured_splits(data: dict[str, Any], args: ConRConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The validation and test splits of a run's data; apart from them a test split without labels."""
+    held_out: dict[str, Any] = {split: data[split] for split in ("validation", "test") if split in data}
+    unlabelled: dict[str, Any] = {}  # predicted at the end, without errors
+    known = column_names(data["train"]) if "train" in data else ()
+    if "test" in held_out and not has_labels(held_out["test"], args.label_columns, "test", known):
+        rows = held_out.pop("test")
+        columns = [column for column in args.label_columns if column in rows.column_names]
+        unlabelled["test"] = rows.remove_columns(columns)
+    return held_out, unlabelled
 
 
 def shuffled(stream: IterableDataset, recipe: Recipe, args: ConRConfig) -> IterableDataset:

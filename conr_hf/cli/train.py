@@ -12,10 +12,10 @@ from transformers import set_seed
 from transformers.utils import logging
 
 from conr_hf.cli.recipe import Recipe, flags_of, read_recipe
-from conr_hf.cli.recipe_data import labels_of_stream, load_data, shuffled
+from conr_hf.cli.recipe_data import labels_of_stream, load_data, measured_splits, shuffled
 from conr_hf.cli.trackers import log_pictures, name_run
 from conr_hf.cli.yaml_loader import parse_yaml
-from conr_hf.data.columns import column_names, has_labels, label_values
+from conr_hf.data.columns import column_names, label_values
 from conr_hf.data.local import unused_splits
 from conr_hf.data.map_statistics import has_maps
 from conr_hf.hub.provenance import hub_ids
@@ -25,6 +25,7 @@ from conr_hf.inference.run_results import write_run
 from conr_hf.models.factory import load_regressor
 from conr_hf.training.checkpoints import last_complete_checkpoint
 from conr_hf.training.config.config import ConRConfig
+from conr_hf.training.refit import refit_facts
 from conr_hf.training.trainer import ConRTrainer
 from conr_hf.utils.environment import hardware, peak_memory, versions
 from conr_hf.utils.files import check_writable, writing
@@ -55,14 +56,7 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
     for split, count in unused_splits(data).items():
         if PartialState().is_main_process:
             print(f'Split "{split}" ({count:,} rows) is left out; splits are train, validation and test.')
-    held_out: dict[str, Any] = {split: data[split] for split in ("validation", "test") if split in data}
-    unlabelled: dict[str, Any] = {}  # predicted at the end, without errors
-    if "test" in held_out and not has_labels(
-        held_out["test"], args.label_columns, "test", column_names(data["train"])
-    ):
-        rows = held_out.pop("test")
-        columns = [column for column in args.label_columns if column in rows.column_names]
-        unlabelled["test"] = rows.remove_columns(columns)
+    held_out, unlabelled = measured_splits(data, args)
     for split in ("train", *held_out):
         label_values(dict.fromkeys(column_names(data[split])), args.label_columns, f'split "{split}"')
     train_labels: np.ndarray | Bins | None = None
@@ -112,6 +106,7 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
         "resumed": resume is not None,
         "peak_memory": peak_memory(),
         "unit": unit,
+        **refit_facts(trainer.state),
     }
     saved = last_complete_checkpoint(str(args.output_dir))
     advice = "resume with --resume_from_checkpoint true: the checkpoints are complete" if saved else "train again"
@@ -175,6 +170,6 @@ def stage_one_options(recipe: Recipe, options: dict[str, Any]) -> dict[str, Any]
         changed = None
     if not isinstance(changed, dict):
         raise ValueError(f'stage_one is "{recipe.stage_one}"; it must name options, as in {{reweight: none}}.')
-    second_only = {"stage_one", "retrain_head", "freeze_backbone", "feature_index"}
+    second_only = {"stage_one", "retrain_head", "freeze_backbone", "feature_index", "refit_head"}
     second_only |= {"output_dir", "resume_from_checkpoint", "overwrite_output_dir", "push_to_hub"}
     return {name: value for name, value in options.items() if name not in second_only} | changed

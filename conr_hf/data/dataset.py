@@ -1,5 +1,6 @@
 """Rows of a data set beside the sampled index that asked for them."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,6 +37,12 @@ class SampledDataset(Dataset[SampledExample]):
         self.image_column, self.image_range = image_column, image_range
         self.stored = dataset if image_column is None else undecoded(dataset, [image_column])
         self.indices = range(len(dataset)) if indices is None else indices  # type: ignore[arg-type]
+
+    def at(self, places: np.ndarray) -> "SampledDataset":
+        """The rows at these places, or of this mask."""
+        part = copy.copy(self)
+        part.indices = np.asarray(self.indices)[places]
+        return part
 
     def __len__(self) -> int:
         return len(self.indices)

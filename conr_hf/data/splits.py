@@ -100,6 +100,20 @@ def dir_split(
     return datasets.DatasetDict({name: dataset.select(order[split == number]) for number, name in enumerate(SPLITS)})
 
 
+def stratified_folds(labels: npt.ArrayLike | Tensor, bins: Bins, folds: int, seed: int) -> IntArray:
+    """
+    The fold of each row, `(N,)`, int64, from 0 to `folds` - 1, so that each fold holds the same share of every bin to
+    within a row, and the same number of rows to within one. With several label dimensions a row counts in the bin of
+    its rarest coordinate. Labels are `(N,)` or `(N, T)`; the same seed gives the same folds.
+    """
+    places, random = _rarest_bins(labels, bins), np.random.default_rng(seed)
+    shuffled = random.permutation(len(places))
+    by_bin = shuffled[np.argsort(places[shuffled], kind="stable")]
+    found = np.empty(len(places), dtype=np.int64)
+    found[by_bin] = (np.arange(len(places)) + random.integers(folds)) % folds
+    return found
+
+
 class BinCount(NamedTuple):
     """How the rows of one bin of a label dimension, between `low` and `high` in label units, were split."""
 

@@ -17,18 +17,20 @@ class Method(NamedTuple):
     words: str
 
 
-def describe_methods(conr: Mapping[str, Any], options: Mapping[str, Any], unit: str) -> list[Method]:
+def describe_methods(
+    conr: Mapping[str, Any], options: Mapping[str, Any], unit: str, refit: Mapping[str, Any] | None = None
+) -> list[Method]:
     """
     The methods of a run as `templates/methods.md` describes them, the base loss first: from the fields of
-    [`ResolvedConfig`] (empty if unknown) and of [`ConRConfig`] (missing ones are off). Incomplete ones raise
-    `jinja2.UndefinedError`, `TypeError` or `ValueError`.
+    [`ResolvedConfig`] (empty if unknown) and of [`ConRConfig`] (missing ones are off), and from `refit_head` of
+    `results.json`. Incomplete ones raise `jinja2.UndefinedError`, `TypeError` or `ValueError`.
     """
     if not conr:
         return []
     environment = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, finalize=_one_line)
     environment.filters["number"] = number
     template = environment.from_string((TEMPLATES / "methods.md").read_text(encoding="utf-8"))
-    sections = re.split(r"(?m)^## ", template.render(conr=conr, options=options, unit=unit))[1:]
+    sections = re.split(r"(?m)^## ", template.render(conr=conr, options=options, unit=unit, refit=refit))[1:]
     found = [re.split(r" \|(.*)\n", section, maxsplit=1) for section in sections]
     return [Method(name, paper.strip(), " ".join(settings.split())) for name, paper, settings in found]
 

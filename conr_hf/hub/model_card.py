@@ -74,7 +74,7 @@ def card(run: TrainingSummary, options: ModelCardOptions, template: str) -> str:
     if names is None:
         names = [label for _, label in sorted(run.config["id2label"].items(), key=lambda item: int(item[0]))]
     targets = [one_line(str(target)) for target in names]
-    methods = describe_methods(results.get("conr", {}), results["recipe"], unit)
+    methods = describe_methods(results.get("conr", {}), results["recipe"], unit, results.get("refit_head"))
     values = CardValues(
         card_data="",
         model_name=name,

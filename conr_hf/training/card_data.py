@@ -16,6 +16,7 @@ from conr_hf.models.peft import has_adapter
 from conr_hf.training.config.config import ConRConfig
 from conr_hf.training.conr_state import load_state
 from conr_hf.training.data_module import DataModule
+from conr_hf.training.refit import log_since_refit, refit_facts
 from conr_hf.utils.environment import hardware, versions
 
 # Of the machine or the moment, and no part of a recipe.
@@ -61,7 +62,7 @@ def training_facts(
     results |= {"seed": args.seed, "versions": versions(), "unit": data.label_unit()}
     if state.global_step:
         seconds = next((log["train_runtime"] for log in reversed(state.log_history) if "train_runtime" in log), None)
-        results |= {"steps": state.global_step, "hardware": hardware(), "train_seconds": seconds}
+        results |= {"steps": state.global_step, "hardware": hardware(), "train_seconds": seconds, **refit_facts(state)}
     return results
 
 
@@ -94,6 +95,8 @@ def _errors(args: ConRConfig, state: TrainerState, data: DataModule) -> dict[str
         logged = [entry for entry in state.log_history if f"{prefix}mae" in entry]
         if args.load_best_model_at_end and state.best_global_step is not None:
             logged = [entry for entry in logged if entry["step"] == state.best_global_step] or logged
+        after_refit = [entry for entry in log_since_refit(state) if f"{prefix}mae" in entry]
+        logged = after_refit[:1] or logged
         if not logged:
             continue
         split = name or "validation"

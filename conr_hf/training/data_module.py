@@ -16,6 +16,7 @@ from conr_hf.data.benchmarks.registry import Benchmark
 from conr_hf.data.columns import Row, class_numbers, column_names, count_labels, label_names, only_columns
 from conr_hf.data.dataset import SampledDataset
 from conr_hf.data.map_statistics import MapStatistics, has_maps
+from conr_hf.data.splits import stratified_folds
 from conr_hf.imbalance import Bins, make_bins
 from conr_hf.imbalance.bins import THRESHOLDS
 from conr_hf.models.image_processors import read_options
@@ -25,6 +26,9 @@ from conr_hf.training.conr_state import load_state
 
 DataSets = Dataset[Row] | dict[str, Dataset[Row]]
 Collator = Callable[[list[Row]], dict[str, Any]]
+
+
+REFIT_PARTS = 3  # of an evaluation set, of which the re-fit of the head gets one
 
 
 class LoadedSplit(NamedTuple):
@@ -137,7 +141,36 @@ class DataModule:
         split = self._load(dataset, name, before_training, with_labels)
         if split.maps is not None and name != "train_dataset":
             validation.check_one_size(split.maps, np.asarray(split.rows.indices), name)
-        return split.rows, split.labels
+        if dataset is not self.refit_dataset():
+            return split.rows, split.labels
+        kept = ~self._is_for_refit(split)
+        return split.rows.at(kept), None if split.labels is None else split.labels[kept]
+
+    def refit_dataset(self) -> Dataset[Row] | None:
+        """
+        The evaluation set that `refit_head` takes rows of, the only one or the first; `None` without `refit_head`.
+
+        A third of its rows, the same of every label bin, is for the re-fit alone: wherever this data set is read,
+        during training and after it, there are only the others, which choose the epoch, calibrate the intervals and
+        are measured. So nothing that is reported of them has been fitted to them.
+        """
+        return next(iter(self._evaluation().values()), None) if self.args.refit_head != "none" else None
+
+    def refit_rows(self) -> tuple[SampledDataset, np.ndarray, np.ndarray]:
+        """
+        The N rows that `refit_head` sets aside; their labels, `(N,)` or `(N, T)`, of maps the mean of each; and the
+        same labels, of maps those of the pixels.
+        """
+        dataset = self.refit_dataset()
+        assert dataset is not None
+        split = self._load(dataset, "eval_dataset")
+        chosen = self._is_for_refit(split)
+        strata = _strata(split)[chosen]
+        pixels = None if split.maps is None else split.maps.values[np.repeat(chosen, split.maps.counts)]
+        return split.rows.at(chosen), strata, strata if pixels is None else pixels
+
+    def _is_for_refit(self, split: LoadedSplit) -> np.ndarray:
+        return stratified_folds(_strata(split), self.bins, REFIT_PARTS, self.args.seed) == 0
 
     def all_labels(self) -> dict[str, np.ndarray]:
         """Labels of the training set, and of the evaluation sets whose labels are numbers in columns, by name."""
@@ -260,14 +293,15 @@ class DataModule:
         names, is_own = column_names(dataset, name), self.data_collator is not None
         raw = "pixel_values" not in names and not is_own
         is_training = dataset is self.train_dataset
+        needs_labels = is_training or dataset is self.refit_dataset()
         reads: Any = {"with_images": raw and want_images, "show_progress": not self.args.disable_tqdm}
         labels: np.ndarray | None = None
         maps: MapStatistics | None = None
-        if (is_training or not is_own) and has_maps(dataset, self.args.label_columns, name):
+        if (needs_labels or not is_own) and has_maps(dataset, self.args.label_columns, name):
             indices, maps = validation.valid_maps(dataset, name, self.args, **reads)
         else:
             has_labels = all(column in names for column in self.args.label_columns)
-            reads["with_labels"] = is_training or (raw and ((before_training and with_labels) or has_labels))
+            reads["with_labels"] = needs_labels or (raw and ((before_training and with_labels) or has_labels))
             indices, labels = validation.valid_rows(dataset, name, self.args, **reads)
         of_training = (labels if maps is None else maps.values) if is_training else None
         benchmark = None if of_training is None else benchmark_of(dataset, of_training)
@@ -281,3 +315,12 @@ class DataModule:
         split = LoadedSplit(rows, labels, maps, benchmark, want_images or not raw)
         self._splits[id(dataset)] = split
         return split
+
+
+def _strata(split: LoadedSplit) -> np.ndarray:
+    """What the bin of each row follows from: its label, or the mean label of its map."""
+    if split.maps is None:
+        assert split.labels is not None
+        return split.labels
+    counts = split.maps.counts
+    return np.bincount(np.repeat(np.arange(len(counts)), counts), split.maps.values) / counts

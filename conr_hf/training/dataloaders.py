@@ -97,6 +97,8 @@ class DataLoaders:
                 image_range=self.args.image_range,
             )
             return self.order
+        if isinstance(dataset, SampledDataset):  # rows that were read and found valid
+            return dataset
         rows, _ = self.data.load_split(dataset, "train_dataset" if is_training else f"{description.lower()} data")
         return copy.copy(rows)  # the training set may be evaluated while its workers last
 

@@ -1,5 +1,8 @@
 """What a run says of itself: its method, its views, and what its data cannot tell."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from conr_hf.imbalance import Bins
 from conr_hf.metrics.shots import few_share
 from conr_hf.training.config.config import ConRConfig
@@ -67,3 +70,17 @@ def describe_shots(bins: Bins, unit: str, samples: str = "images") -> str | None
         f"their bin ({' and '.join(widths)}{of_unit} wide), so that errors by shot say little. Set a greater "
         "bin_width (conr-hf inspect advises one), or shot_thresholds."
     )
+
+
+def describe_refit(refit: Mapping[str, Any], unit: str) -> str:
+    """What the re-fit of the head came to, in one sentence, from the `refit_head` of `results.json`."""
+    before, after, of_unit = f"{refit['bmae_before']:.4g}", f"{refit['bmae_after']:.4g}", f" {unit}" if unit else ""
+    on = f"by cross-validation on {refit['rows']:,} validation rows kept for it"
+    if refit["bmae_after"] >= refit["bmae_before"]:
+        return f"The head stays as it is: no line lowers the balanced MAE of {before}{of_unit}, {on}."
+    slopes = {key.removeprefix("slope"): value for key, value in refit.items() if key.startswith("slope")}
+    lines = [
+        f"{slope:.4g} x {name.removeprefix('_') or 'prediction'} {refit[f'intercept{name}']:+.4g}"
+        for name, slope in slopes.items()
+    ]
+    return f"Head re-fitted to {' and '.join(lines)}: balanced MAE {before} -> {after}{of_unit}, {on}."

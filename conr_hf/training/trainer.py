@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
 from functools import partial
-from operator import itemgetter
 from typing import Any
 
 import numpy.typing as npt
@@ -21,7 +20,7 @@ from conr_hf.imbalance import Bins
 from conr_hf.models.factory import check_precision, prepare_model
 from conr_hf.models.head import MapHead
 from conr_hf.models.peft import adapter_norms
-from conr_hf.training import callbacks
+from conr_hf.training import callbacks, refit
 from conr_hf.training.checkpoint_mixin import CheckpointMixin
 from conr_hf.training.checkpoints import checkpoint_to_resume
 from conr_hf.training.compute_metrics import ComputeMetrics, squeeze_predictions
@@ -233,7 +232,8 @@ class ConRTrainer(CheckpointMixin, HubMixin, Trainer):
             self.objective_callback.saved = self.ema.saved = load_training_state(resumed_from)
             output = super().train(resumed_from, trial, ignore_keys_for_eval)
             self.interrupt.stop_if_asked()
-            return output
+        refit.refit_head(self, self.data, self.head)
+        return output
 
     def _hp_search_setup(self, trial: Any) -> None:
         # The one place in train() where settings and model are final and no checkpoint is loaded yet.
@@ -291,10 +291,10 @@ class ConRTrainer(CheckpointMixin, HubMixin, Trainer):
         self, hp_space: Any = None, compute_objective: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
         """As in `Trainer`, but the objective is `metric_for_best_model` (`eval_mae`), not the sum of all metrics."""
-        metric = itemgetter(f"eval_{(self.args.metric_for_best_model or 'mae').removeprefix('eval_')}")
+        name = f"eval_{(self.args.metric_for_best_model or 'mae').removeprefix('eval_')}"
         if len(args) < 2:  # n_trials, direction
             kwargs.setdefault("direction", "maximize" if self.args.greater_is_better else "minimize")
-        return super().hyperparameter_search(hp_space, compute_objective or metric, *args, **kwargs)
+        return super().hyperparameter_search(hp_space, compute_objective or (lambda m: m[name]), *args, **kwargs)
 
     # ---- A step --------------------------------------------------------------------------------------------------
 

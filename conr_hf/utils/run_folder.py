@@ -16,10 +16,10 @@ STATE = "conr_state.safetensors"
 
 # What a finished run is known by, and what else it, its exports and `conr-hf report` leave behind.
 _MODELS = ("model*.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
+_EXPORTS = ("model.onnx", "model.onnx.data", "model.pt2", "timm.safetensors")
 _OTHERS = (
     *("config.json", "adapter_config.json", "preprocessor_config.json", "processor_config.json"),
     *("training_args.bin", "trainer_state.json", STATE, FEATURE_INDEX, INTERVALS, PICTURE, MAPS, PREDICTIONS, RECIPE),
-    *("model.onnx", "model.onnx.data", "model.pt2", "timm.safetensors"),
 )
 _REPORT = "report.json"  # in the folder report
 
@@ -43,12 +43,19 @@ def clear_run(folder: str | Path) -> None:
     for path in root.glob("checkpoint-*"):  # not written to their end
         if path.name[11:].isdigit():
             shutil.rmtree(path)
-    if Path(root, "report", _REPORT).is_file():
-        shutil.rmtree(root / "report")
+    clear_exports(root)
     card = root / CARD
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     if text.startswith("---\n") and "- conr-hf\n" in text.split("---\n")[1]:  # a tag of every card
         card.unlink()  # another README stays
+
+
+def clear_exports(folder: str | Path) -> None:
+    """Removes what was made of a run's model: exports and report."""
+    for name in _EXPORTS:
+        Path(folder, name).unlink(missing_ok=True)
+    if Path(folder, "report", _REPORT).is_file():
+        shutil.rmtree(Path(folder, "report"))
 
 
 def written_since(folder: Path, before: dict[str, int]) -> list[str]:

@@ -175,6 +175,7 @@ def test_defaults():
         "retrain_head": False,
         "layer_decay": None,
         "ema_decay": None,
+        "refit_head": "none",
         "label_scale": None,
         "scale_each": False,
         "bin_width": None,

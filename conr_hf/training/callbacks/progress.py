@@ -11,7 +11,14 @@ from conr_hf.data.columns import column_names
 from conr_hf.metrics import SHOTS
 from conr_hf.training.compute_metrics import ComputeMetrics
 from conr_hf.training.data_module import DataModule
-from conr_hf.training.description import NO_VALIDATION, describe_method, describe_shots, describe_views
+from conr_hf.training.description import (
+    NO_VALIDATION,
+    describe_method,
+    describe_refit,
+    describe_shots,
+    describe_views,
+)
+from conr_hf.training.refit import refit_facts
 
 
 def use_brief_logging(trainer: Trainer, data: DataModule, metrics: ComputeMetrics) -> None:
@@ -62,6 +69,12 @@ def _print_description(trainer: Trainer, data: DataModule) -> None:
     few = describe_shots(data.bins, data.label_unit(), "pixels" if data.labels_are_maps else "images")
     lines += [few] if few is not None else []
     lines += [NO_VALIDATION] if data.eval_dataset is None else []
+    if (dataset := data.refit_dataset()) is not None:
+        aside, others = data.refit_rows()[0], data.load_split(dataset, "eval_dataset")[0]
+        lines.append(
+            f"refit_head: {len(aside):,} of {len(aside) + len(others):,} validation rows are set aside for it; the "
+            f"others choose the epoch, calibrate intervals and are measured."
+        )
     for line in lines:
         tqdm.write(line)  # past the bar, where there is one
 
@@ -69,7 +82,9 @@ def _print_description(trainer: Trainer, data: DataModule) -> None:
 def _print_log(logs: dict[str, Any], state: TrainerState, data: DataModule, metrics: ComputeMetrics) -> None:
     if not state.is_world_process_zero or "train_runtime" in logs:
         return
-    if "loss" in logs:
+    if "refit_rows" in logs:
+        parts = [describe_refit(refit_facts(state)["refit_head"], data.label_unit())]
+    elif "loss" in logs:
         parts = _losses(logs)
     elif any(name.endswith("_mae") for name in logs):
         parts = _errors(logs, data, metrics.own_names)

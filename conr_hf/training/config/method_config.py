@@ -91,6 +91,10 @@ class MethodConfig:
         ema_decay (`float`, *optional*):
             Evaluate and save an exponential moving average of the weights with this decay, such as 0.999, smaller in
             the first steps. Unset: the weights themselves.
+        refit_head (`str`, *optional*, defaults to `"none"`):
+            `"affine"`: after training, predictions become a x prediction + b, fitted by L1 with all label bins
+            weighed alike on a third of the evaluation set, and folded into the head. That third is set aside: it
+            neither chooses the epoch nor calibrates intervals. Nothing changes where cross-validation shows no gain.
     """
 
     base_loss: Literal["l1", "mse", "huber", "focal_l1", "focal_mse", "bmc", "gai", "bni"] = "l1"
@@ -122,6 +126,7 @@ class MethodConfig:
     retrain_head: bool = False
     layer_decay: float | None = None
     ema_decay: float | None = None
+    refit_head: Literal["none", "affine"] = "none"
 
     @property
     def only_head_trains(self) -> bool:

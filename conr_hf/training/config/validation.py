@@ -24,6 +24,9 @@ from conr_hf.training.optimizer import makes_plain_groups, steps_in_backward
 
 logger = logging.get_logger(__name__)
 
+# What a line can be fitted to: validation rows, or maps, in so many bins.
+LEAST_ROWS, LEAST_MAPS, LEAST_BINS = 20, 5, 5
+
 # What shapes the base loss, and means nothing to a loss of the user's own.
 _OF_BASE_LOSS = ("base_loss", "loss_space", "huber_delta", "focal_beta", "noise_sigma", "reweight")
 
@@ -68,6 +71,7 @@ def validate_run(
     if isinstance(head, MapHead):
         check_dense_settings(args, trainer.processing_class)
         check_output_range(model, head, data.training_labels())
+    check_refit(args, data, head)
     if label_distance is not None:  # tried out, as a step would be a late place for its errors
         some = torch.from_numpy(data.training_labels()[:4])
         losses.label_distance(some, some, label_distance)
@@ -85,8 +89,8 @@ def check_settings(trainer: Trainer, args: ConRConfig, data: DataModule, made_op
             f"mixed_precision is {mixed_precision} under FSDP or DeepSpeed, which round the head and the predictions "
             "with it (63.37 becomes 63.25). Set it to no, with --tf32 true for speed."
         )
-    for name in ("ema_decay", "layer_decay"):
-        if is_sharded and getattr(args, name) is not None:
+    for name in ("ema_decay", "layer_decay", "refit_head"):
+        if is_sharded and getattr(args, name) not in (None, "none"):
             raise ValueError(f"{name} needs the whole model on each process; leave it unset with FSDP or DeepSpeed.")
     for term in ("conr", "rnc", "ranksim"):
         if is_sharded and getattr(args, f"{term}_gradient_share"):
@@ -176,6 +180,33 @@ def check_dense_settings(args: ConRConfig, processor: Any) -> None:
                 f"The image processor has {name} on, so that the model sees another part of the image than the map "
                 "shows. Set it to false, or load the processor with load_regressor."
             )
+
+
+def check_refit(args: ConRConfig, data: DataModule, head: Head) -> None:
+    """Refuses to re-fit a head without rows that it could be fitted on, and one that no line can be folded into."""
+    if args.refit_head == "none":
+        return
+    dataset, link = data.refit_dataset(), head.link if isinstance(head, MapHead) else "identity"
+    problem, mend = "", "Leave refit_head out"
+    if dataset is None:
+        problem, mend = "there is no evaluation set to fit it on", "Give eval_dataset"
+    elif dataset is data.train_dataset:
+        problem, mend = "eval_dataset is train_dataset, whose errors are too small", "Give other rows"
+    elif head.bias is None or link != "identity":
+        what = "has no bias" if head.bias is None else f"is followed by a {link}"
+        problem = f"it {what}, so that no line can be folded into it"
+    else:
+        rows, _, labels = data.refit_rows()
+        least = LEAST_MAPS if data.labels_are_maps else LEAST_ROWS
+        found = min(len(np.unique(column)) for column in data.bins.index(labels).T)
+        if len(rows) < least or found < LEAST_BINS:
+            problem = (
+                f"a third of the evaluation set is {len(rows)} row{'s' * (len(rows) != 1)} in {found} label "
+                f"bin{'s' * (found != 1)}, and it takes {least} in {LEAST_BINS} or more"
+            )
+            mend = "Give more evaluation rows or another bin_width, or leave refit_head out"
+    if problem:
+        raise ValueError(f"The head cannot be re-fitted (refit_head): {problem}. {mend}.")
 
 
 def check_output_range(model: str, head: MapHead, labels: np.ndarray) -> None:
