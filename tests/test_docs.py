@@ -9,6 +9,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import conr_hf
@@ -177,6 +178,30 @@ def test_the_example_of_the_readme_runs_offline(tmp_path, monkeypatch, capsys):
     assert "num_train_epochs=1" in code
     exec(code.replace("num_train_epochs=1", 'max_steps=2, report_to="none"'), {})
     assert "test_few_mae" in capsys.readouterr().out
+
+
+def test_the_loop_of_ones_own_runs_as_printed_and_learns_as_without_conr():
+    torch.manual_seed(0)
+    ages = 20 + torch.empty(256).exponential_(1 / 15).clamp(max=60)
+    pixels = torch.randn(256, 3, 8, 8) + ages[:, None, None, None] / 30
+    rows = [rows for _ in range(30) for rows in torch.randperm(256).split(64)]
+    (code,) = code_of("docs/your-own-loop.md", "python")
+    plain = code.replace("loss = base + share(criterion(features, ages, predictions), base, features)", "loss = base")
+    assert plain != code
+    errors = []
+    for loop in (code, plain):
+        torch.manual_seed(0)
+        layers = torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+        backbone, head = torch.nn.Sequential(*layers), torch.nn.Linear(16, 1)
+        torch.nn.init.constant_(head.bias, ages.mean())
+        optimizer = torch.optim.Adam([*backbone.parameters(), *head.parameters()], 1e-2)
+        loader = [(pixels[some], ages[some]) for some in rows]
+        exec(loop, {"loader": loader, "backbone": backbone, "head": head, "optimizer": optimizer})
+        with torch.no_grad():
+            errors.append((head(backbone(pixels)).squeeze(-1) - ages).abs().mean().item())
+    print(f"as printed {errors[0]:.2f}, without ConR {errors[1]:.2f}")
+    assert errors[0] < 1.1 * errors[1]
+    assert errors[1] < 0.5 * (ages - ages.median()).abs().mean()
 
 
 def test_the_tree_of_the_architecture_is_that_of_the_package():

@@ -6,8 +6,9 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from conr_hf.losses.validation import check_range
 
-# Of the running means from step to step: they then look back some 20 steps.
-MOMENTUM = 0.95
+# Of the running means from step to step, which then look back some 10 steps. Longer ones lag behind ConR's gradient,
+# which falls as the features grow.
+MOMENTUM = 0.9
 # A batch's own gradients may make the share this many times what is asked for, and no more.
 LIMIT = 2.0
 # Norms of gradients below this are none.

@@ -17,6 +17,7 @@ ON_FOUR = ("uneven", "methods", "nodes")
 FIGURES = (
     *("loss", "grad_norm", "base_loss", "conr_loss", "conr_anchors", "conr_positives", "conr_negatives"),
     *("conr_gradient", "conr_cosine", "rnc_gradient", "rnc_cosine", "rnc_loss", "ranksim_loss", "noise_sigma"),
+    *("conr_weight_now", "rnc_weight_now", "ranksim_weight_now", "ranksim_gradient"),
 )
 
 

@@ -37,6 +37,8 @@ def own_loss(outputs, labels, num_items_in_batch=None):
 PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))  # the group that says so is formed by the first trainer only
 NODES = PROCESSES // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
+BY_SHARE = {"conr_weight": 0.05, "conr_gradient_share": 0.5}
+
 # Rows, micro-batch over all processes, and what else the case changes.
 CASES = {
     "even": (16, 8, {}),
@@ -53,7 +55,7 @@ CASES = {
             "base_loss": "bmc",
             "fds": "gaussian",
             "bin_width": 10.0,
-            "ranksim_weight": 1.0,
+            "ranksim_gradient_share": 0.2,
             "rnc_weight": 0.5,
             "ema_decay": 0.5,
         },
@@ -62,13 +64,13 @@ CASES = {
     "with what goes with ConR": (13, 8, {"resample": None, "rnc_weight": None}),
     "mixed": (13, 8, {"cmixup_alpha": 1.0, "conr_weight": 0.0, "rnc_weight": 0.0}),
     "head alone": (13, 8, {"freeze_backbone": True, "reweight": "inverse"}),
-    "own loss": (9, 8, {"compute_loss_func": own_loss}),
-    "cached": (13, 8, {"forward_batch_size": 2, "rnc_weight": 0.5, "reweight": "sqrt_inverse"}),
+    "own loss": (9, 8, {"compute_loss_func": own_loss, **BY_SHARE}),
+    "cached": (13, 8, {"forward_batch_size": 2, "rnc_weight": 0.5, "reweight": "sqrt_inverse", **BY_SHARE}),
     # Rows that are not compared with those of other processes, or nodes, are as those of another micro-batch.
     "own rows": (
         13,
         4 * PROCESSES,
-        {"conr_gather": "none", "gradient_accumulation_steps": max(2 // PROCESSES, 1), "conr_anchors": 5},
+        {"conr_gather": "none", "gradient_accumulation_steps": max(2 // PROCESSES, 1), "conr_anchors": 5, **BY_SHARE},
     ),
     "nodes": (
         13,
@@ -76,7 +78,8 @@ CASES = {
         {
             "conr_gather": "node",
             "gradient_accumulation_steps": 2 // NODES,
-            "rnc_weight": 0.5,
+            "rnc_weight": None,
+            "rnc_gradient_share": 0.3,
             "conr_reduction": "anchors",
             "conr_anchors": 5,
         },
@@ -86,7 +89,7 @@ CASES = {
 # Of labels that are maps; seven, so that the last batch is uneven.
 MAP_CASES = {
     "pixels": {"reweight": "sqrt_inverse", "conr_anchors": 0},
-    "some pixels as anchors": {"conr_anchors": 61, "rnc_weight": 0.5},
+    "some pixels as anchors": {"conr_anchors": 61, "rnc_weight": 0.5, **BY_SHARE},
     "means and accumulation": {"conr_pixels": 0, "gradient_accumulation_steps": 2, "resample": "inverse"},
     "methods of pixels": {"base_loss": "bni", "fds": "gaussian", "ema_decay": 0.5, "conr_reduction": "anchors"},
 }
@@ -286,6 +289,7 @@ def resumed(folder):
         model, processor = load_regressor(vit_config(hidden_dropout_prob=0.2), image_size=32)
         settings = {"save_strategy": "steps", "save_steps": 3, "num_train_epochs": 2, "conr_weight": 0.5}
         settings |= {"fds": "gaussian", "base_loss": "bni", "ema_decay": 0.9, "bin_width": 10.0}
+        settings |= {"rnc_weight": None, "rnc_gradient_share": 0.3}
         settings |= {"dataloader_num_workers": 1}
         size = 4 // PROCESSES
         return build(model, processor, folder / name, data, per_device_train_batch_size=size, **settings, **others)

@@ -25,6 +25,8 @@ from conr_hf.utils.fields import with_help
     [
         ("conr_weight", -0.1, "0 or more"),
         ("conr_weight", math.nan, "0 or more"),
+        ("conr_gradient_share", -0.1, "0 or more"),
+        ("rnc_gradient_share", math.inf, "0 or more"),
         ("conr_window", -1.0, "0 or more"),
         ("conr_window", math.inf, "0 or more"),
         ("conr_push_scale", -1.0, "0 or more"),
@@ -100,6 +102,11 @@ def test_a_setting_that_cannot_be_meant_is_refused_by_name(name, value, says):
             "lds_sigma (needs lds), ranksim_interpolation (needs ranksim_weight), rnc_temperature (needs rnc_weight)",
         ),
         ({"cmixup_bandwidth": 1.0}, "cmixup_bandwidth (needs cmixup_alpha)"),
+        (
+            {"freeze_backbone": True, "conr_gradient_share": 0.3, "rnc_gradient_share": 0.3},
+            "conr_gradient_share (needs a backbone that is trained), rnc_gradient_share (needs a backbone that is "
+            "trained)",
+        ),
     ],
 )
 def test_one_warning_names_all_options_without_effect(settings, named, caplog):
@@ -122,6 +129,24 @@ def test_one_warning_names_all_options_without_effect(settings, named, caplog):
 def test_options_with_an_effect_are_not_warned_of(settings, caplog):
     ConRConfig("out", use_cpu=True, **settings)
     assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"conr_gradient_share": 0.3, "conr_weight": 0.0}, "conr_gradient_share is 0.3 and conr_weight 0.0"),
+        ({"rnc_gradient_share": 0.3, "rnc_weight": 0.0}, "rnc_gradient_share is 0.3 and rnc_weight 0.0"),
+        ({"ranksim_gradient_share": 0.3, "ranksim_weight": 6.0}, "ranksim_gradient_share is 0.3 and ranksim_weight 6"),
+        ({"conr_gradient_share": 0.3, "cmixup_alpha": 1.0}, "cmixup_alpha is 1.0 and conr_gradient_share"),
+        ({"conr_weight": 0.0, "rnc_gradient_share": 0.3, "cmixup_alpha": 1.0}, "cmixup_alpha is 1.0 and rnc_gradient"),
+    ],
+)
+def test_a_weight_and_a_share_are_one_too_many(settings, says):
+    with pytest.raises(ValueError, match=f"^{says}"):
+        ConRConfig("out", **settings)
+    assert (
+        ConRConfig("out", conr_gradient_share=0.3, conr_weight=0.05).conr_strength == 0.3
+    )  # as a saved recipe has it
 
 
 def test_defaults():
@@ -410,6 +435,9 @@ def test_resolved_from_labels_of_two_dimensions_by_hand():
     [
         ({}, True, "sqrt_inverse", 1.0),
         ({"conr_weight": 0.0}, True, "none", 0.0),
+        ({"conr_gradient_share": 0.3}, True, "sqrt_inverse", 1.0),
+        ({"conr_gradient_share": 0.0}, True, "none", 0.0),
+        ({"rnc_gradient_share": 0.3}, True, "sqrt_inverse", 0.0),
         ({"conr_weight": 0.0, "rnc_weight": 3.0}, True, "none", 3.0),
         ({"resample": "none", "rnc_weight": 0.0}, True, "none", 0.0),
         ({"resample": "inverse"}, True, "inverse", 1.0),

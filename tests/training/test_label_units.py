@@ -126,14 +126,17 @@ def test_same_as_an_ordinary_head_over_standardised_labels(optimizer, conr_weigh
     assert moved > 1e-3  # it learned something, or little was shown
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_another_unit_gives_the_same_model(optimizer, tmp_path):
+@pytest.mark.parametrize(
+    ("optimizer", "strength"),
+    [*((name, {"conr_weight": 0.5}) for name in OPTIMIZERS), ("sgd", {"conr_gradient_share": 0.5})],
+)
+def test_another_unit_gives_the_same_model(optimizer, strength, tmp_path):
     """Metres or millimetres: without this, every learning rate would have to be found anew."""
     data = small.images(20)
-    trainer, _, _ = train(tmp_path / "y", data, optimizer, clip=1.0, conr_weight=0.5, bin_width=1.0)
+    trainer, _, _ = train(tmp_path / "y", data, optimizer, clip=1.0, bin_width=1.0, **strength)
     expected = trainer.predict(data).predictions
     mapped = scaled(data, 1000, 5)
-    other, _, _ = train(tmp_path / "z", mapped, optimizer, clip=1.0, conr_weight=0.5, bin_width=1000.0)
+    other, _, _ = train(tmp_path / "z", mapped, optimizer, clip=1.0, bin_width=1000.0, **strength)
     predictions = (other.predict(data.remove_columns("label")).predictions - 5) / 1000
     deviation = np.abs(predictions - expected).max() / trainer.resolved.label_scale
     print(f"{optimizer}: {deviation:.1e} label scales")

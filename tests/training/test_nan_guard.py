@@ -105,7 +105,8 @@ class Look(TrainerCallback):
             self.seen.append(copy.deepcopy([dict(run.model.state_dict()), dict(average), own, *optimizer.values()]))
 
 
-METHODS = {"conr_weight": 0.5, "rnc_weight": 0.5, "base_loss": "bni", "fds": "gaussian", "ema_decay": 0.9}
+METHODS = {"conr_weight": 0.5, "rnc_weight": None, "rnc_gradient_share": 0.5, "base_loss": "bni", "fds": "gaussian"}
+METHODS |= {"ema_decay": 0.9}
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])

@@ -25,6 +25,8 @@ CASES = {
         "bin_width": 10.0,
         "ema_decay": 0.9,
         "dataloader_num_workers": 2,
+        "conr_weight": 0.05,
+        "conr_gradient_share": 0.3,
     },
     "with what goes with ConR": {"resample": None, "rnc_weight": None, "bin_width": 10.0},
     "resampled, accumulated": {"resample": "inverse", "bin_width": 10.0, "gradient_accumulation_steps": 2},

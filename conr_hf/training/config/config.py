@@ -234,7 +234,8 @@ class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns is true; it must be false, since images and labels are columns.")
         self.check_full_eval()
-        self.check_methods(self.label_columns, self.conr_strength)
+        of_conr = "conr_weight" if self.conr_gradient_share is None else "conr_gradient_share"
+        self.check_methods(self.label_columns, self.conr_strength, of_conr)
         needs = self.method_needs(self.conr_strength, self.conr_reweight)
         needs |= {
             "label_scale": (not self.scale_each, "scale_each false"),

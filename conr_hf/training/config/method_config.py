@@ -133,8 +133,11 @@ class MethodConfig:
         """Whether the backbone is frozen."""
         return self.freeze_backbone or self.retrain_head
 
-    def check_methods(self, label_columns: list[str], conr_strength: float) -> None:
-        """Refuses values that a setting cannot have, and methods that contradict each other."""
+    def check_methods(self, label_columns: list[str], conr_strength: float, of_conr: str = "conr_weight") -> None:
+        """
+        Refuses values that a setting cannot have, and methods that contradict each other. `of_conr` is the option that
+        `conr_strength` is from.
+        """
         check_not_negative(self, "noise_learning_rate", "ranksim_weight", "rnc_weight", "cmixup_alpha")
         check_not_negative(self, "ranksim_gradient_share", "rnc_gradient_share")
         for term, unset in (("ranksim", 0.0), ("rnc", None)):
@@ -168,7 +171,7 @@ class MethodConfig:
             conr_strength = 0.0  # it has a weight by default, and is skipped
         no_label = "a mixture of two images has no label that its features could be compared by"
         unmixed = {
-            "conr_weight": (conr_strength, no_label),
+            of_conr: (conr_strength, no_label),
             "ranksim_weight": (self.ranksim_weight, no_label),
             "ranksim_gradient_share": (self.ranksim_gradient_share or 0, no_label),
             "rnc_weight": (self.rank_n_contrast_weight(conr_strength), no_label),

@@ -20,16 +20,17 @@ class FeatureGradient(NamedTuple):
 
 
 def feature_gradient(
-    parts: Sequence[Tensor], features: Tensor, counts: tuple[int, int], rows_per_anchor: float
+    parts: Sequence[Tensor], features: Tensor, counts: tuple[int, int], rows_per_anchor: float, copies: int = 1
 ) -> FeatureGradient:
     """
-    The gradient of a term that is the sum of `parts`, one or two, at `features`.
+    The gradient of a term that is the sum of `parts`, one or two, at `features`. `copies`: so many processes compute
+    all of it, each the same. (The gradient that is handed to RankSim must not depend on them: its own is not linear.)
 
     Two are of a sample of anchors, so many of them (`counts`), each of which stands for `rows_per_anchor` rows. An
     anchor's own gradient makes the sum's square many times what it is over all rows. The product of two parts is free
     of it; the sum's square has it in the right proportion for the share of all rows.
     """
-    gradients = [torch.autograd.grad(part, features, retain_graph=True)[0] for part in parts]
+    gradients = [torch.autograd.grad(part, features, retain_graph=True)[0] / copies for part in parts]
     if len(gradients) == 1:
         square = gradients[0].square().sum()
         return FeatureGradient(gradients[0], square, square)

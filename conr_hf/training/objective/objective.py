@@ -162,15 +162,18 @@ class Objective:
             return loss * rows_per_anchor
 
         def of_all_rows(_: slice, is_counted: bool = True) -> Tensor:
-            return ranksim(*as_gathered, interpolation=args.ranksim_interpolation) / len(group.ranks)
+            return ranksim(*as_gathered, interpolation=args.ranksim_interpolation)
 
-        def add(name: str, loss_of: Callable[..., Tensor], weight: float, sample: tuple[slice, ...]) -> None:
+        def add(
+            name: str, loss_of: Callable[..., Tensor], weight: float, sample: tuple[slice, ...], copies: int = 1
+        ) -> None:
             if of_base is not None and name in self.shares.terms:
                 parts = [loss_of(of) for of in sample or (anchors,)]
-                loss = torch.stack(parts).sum()
-                shared[name] = loss, feature_gradient(parts, batch.features, counts_of_halves, rows_per_anchor)
+                loss = torch.stack(parts).sum() / copies
+                found = feature_gradient(parts, batch.features, counts_of_halves, rows_per_anchor, copies)
+                shared[name] = loss, found
             else:
-                loss = loss_of(anchors)
+                loss = loss_of(anchors) / copies
                 terms.append(weight * loss)
                 # One anchor alone has no estimate, and RankSim no figure.
                 is_measured = name != "ranksim" and (bool(sample) or rows_per_anchor == 1)
@@ -185,7 +188,7 @@ class Objective:
         if settings.uses_rnc:
             add("rnc", rnc, settings.rnc_weight, halves)
         if args.ranksim_weight > 0 or settings.ranksim_gradient_share > 0:
-            add("ranksim", of_all_rows, args.ranksim_weight, ())
+            add("ranksim", of_all_rows, args.ranksim_weight, (), copies=len(group.ranks))
         if of_base is not None and shared:
             gradients = {name: gradient for name, (_, gradient) in shared.items()}
             samples = sum(counts) / rows_of_sample / batch.total  # of those of the step
@@ -230,9 +233,7 @@ class Objective:
         """
         if self._is_sharded or not batch.features.requires_grad:
             return None
-        # Features of a compiled model, and cached ones, are no step on the way to predictions.
-        if batch.is_map and not self.args.torch_compile and not batch.features.is_leaf:
-            return torch.autograd.grad(loss, batch.features, retain_graph=True)[0]
+        # The features of a compiled model, and cached ones, are no step on the way to predictions.
         (gradient,) = torch.autograd.grad(loss, batch.predictions, retain_graph=True)
         self.labels = batch.labels  # which FDS smooths by
         return self.head.gradient_at_features(batch.features, gradient)
