@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 from small import build, images, models, vit_config
-from transformers import TrainerCallback
+from transformers import TrainerCallback, ViTForImageClassification
 
 import conr_hf.training.objective.loss_meter
 import conr_hf.training.objective.objective
@@ -491,3 +491,24 @@ def test_a_gradient_that_dominates_is_said_once(tmp_path, monkeypatch, weight, w
     said = [sentence for sentence in said if "gradient at the features is" in sentence]
     assert len(said) == warned
     assert all("lower conr_weight (10)" in sentence for sentence in said)
+
+
+class TakesPixelsAlone(ViTForImageClassification):
+    def forward(self, pixel_values):
+        return super().forward(pixel_values=pixel_values)
+
+
+def test_a_model_that_takes_no_labels_is_evaluated(tmp_path):
+    """`Trainer` asks the model's signature for the names of labels, and would measure nothing."""
+    model, processor = models["vit"]()
+    own = TakesPixelsAlone(model.config)
+    own.load_state_dict(model.state_dict())
+    errors = []
+    for one, name in ((model, "stock"), (own, "own")):
+        trainer = build(
+            one, processor, tmp_path / name, images(8), images(6, seed=1), max_steps=2, eval_strategy="steps"
+        )
+        trainer.train()
+        errors.append(trainer.predict(images(6, seed=1)).metrics["test_mae"])
+        assert "eval_mae" in trainer.evaluate()
+    assert errors[0] == errors[1]

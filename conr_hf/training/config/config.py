@@ -266,6 +266,8 @@ class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
     def with_evaluation_defaults(self, evaluation_sets: list[str] | None) -> "ConRConfig":
         """A copy with settled evaluation fields, for evaluation sets of these names (`[""]`: one without a name)."""
         args = copy.copy(self)
+        if args.label_names is None:
+            args.label_names = ["labels"]  # Trainer finds none for a model whose forward takes no labels
         if args.save_strategy is None and args.save_steps is not None:
             args.save_strategy = SaveStrategy.STEPS
         if args.eval_strategy is None and evaluation_sets and args.save_strategy == "steps":
