@@ -68,7 +68,8 @@ def inspect_data(options: Namespace) -> None:
         if options.views is not None:
             problems = found["problems"]["unreadable_images"] + found["problems"]["bad_labels"]
             bad_rows = {problem["row"] for problem in problems if problem["split"] == training}
-            written.append(draw_views(options, data[training], bad_rows))
+            if len(bad_rows) < len(data[training]):
+                written.append(draw_views(options, data[training], bad_rows))
         written.append(Path(options.output, "labels.png"))
         label_histogram(
             Bins.from_dict(found["bins"]),
