@@ -46,7 +46,7 @@ def correct_saved(options: Namespace) -> None:
     own = run_options(options.run, options)
     loaded, processor = load_saved(options.run, maps=True)
     settings = {"output_dir": str(folder), "seed": results["seed"], "refit_head": "affine", "report_to": "none"}
-    args, data, targets, unit = load_data_of(options.run, loaded, options, own, settings)
+    args, data, targets, unit = load_data_of(options.run, loaded, saved[0], options, own, settings)
     held_out, unlabelled = measured_splits(data, args)
     if "validation" not in held_out:
         raise ValueError(f'The data has no split "validation" to fit the head on; it has {", ".join(data)}.')

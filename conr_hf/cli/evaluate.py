@@ -29,10 +29,10 @@ def evaluate_saved(options: Namespace) -> None:
         check_writable(options.output)
     own = run_options(model, options)
     loaded, processor = load_saved(model, maps=True)
+    saved = load_state(model)
     with TemporaryDirectory() as scratch:
-        args, sets, targets, unit = load_data_of(
-            model, loaded, options, own, {"output_dir": scratch, **_refit_settings(options)}
-        )
+        settings = {"output_dir": scratch, **_refit_settings(options)}
+        args, sets, targets, unit = load_data_of(model, loaded, saved and saved[0], options, own, settings)
         if split not in sets:
             raise ValueError(f'The data has no split "{split}"; it has {", ".join(sets)}. Name one with --split.')
         if not has_labels(sets[split], args.label_columns, f'split "{split}"'):
@@ -41,7 +41,7 @@ def evaluate_saved(options: Namespace) -> None:
                 "with conr-hf predict."
             )
         label_values(dict.fromkeys(sets[split].column_names), args.label_columns, f'split "{split}"')
-        train = sets.get("train") if load_state(model) is None else None
+        train = sets.get("train") if saved is None else None
         evaluation = sets[split] if args.refit_head != "none" else None
         trainer = ConRTrainer(loaded, args, train_dataset=train, eval_dataset=evaluation, processing_class=processor)
         facts = {"schema": 1, "command": command_line(options.given), "model": model}

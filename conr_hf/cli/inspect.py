@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from conr_hf.cli.inspect_views import draw_views
 from conr_hf.cli.options import one_or_each
 from conr_hf.data.inspection import OUTLIER_Z, inspect
 from conr_hf.data.local import load_local
@@ -66,6 +65,8 @@ def inspect_data(options: Namespace) -> None:
     elif "bins" in found:
         training = found["training_split"]
         if options.views is not None:
+            from conr_hf.cli.inspect_views import draw_views  # loads transformers' models
+
             problems = found["problems"]["unreadable_images"] + found["problems"]["bad_labels"]
             bad_rows = {problem["row"] for problem in problems if problem["split"] == training}
             if len(bad_rows) < len(data[training]):

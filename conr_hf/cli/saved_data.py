@@ -12,24 +12,29 @@ from conr_hf.cli.recipe_data import load_data
 from conr_hf.cli.yaml_loader import read_yaml
 from conr_hf.models.saved import saved_unit, target_names
 from conr_hf.training.config.config import ConRConfig
-from conr_hf.training.conr_state import load_state
+from conr_hf.training.config.resolved_config import ResolvedConfig
 from conr_hf.utils.run_folder import RECIPE
 
 _SOURCE = ("benchmark", "benchmark_source", "data", "data_config", "image_folder", "image_suffix", "streaming")
 
 
 def load_data_of(
-    name: str, model: PreTrainedModel, options: Namespace, own: dict[str, Any], settings: dict[str, Any]
+    name: str,
+    model: PreTrainedModel,
+    saved: ResolvedConfig | None,
+    options: Namespace,
+    own: dict[str, Any],
+    settings: dict[str, Any],
 ) -> tuple[ConRConfig, dict[str, Any], list[str], str]:
     """
-    The data of the saved `model` of this name, by its [`run_options`] unless the `options` of the command line name
-    others: the settings that they are read with, to which the given ones are added, their splits, the names of the
-    targets, and the unit. Labels and maps are read as in training, unless the options say otherwise.
+    The data of the saved `model` of this name, by its `own` [`run_options`] unless the `options` of the command line
+    name others: the settings that they are read with, to which the given ones are added, their splits, the names of
+    the targets, and the unit. Labels and maps are read as in training, by the settings `saved` with the model, unless
+    the options say otherwise.
     """
-    saved = load_state(name)
     reading: dict[str, Any] = {"label_columns": ["label"], "map_scale": 1.0, "map_invalid": None}
     if saved is not None:
-        reading = {option: getattr(saved[0], option) for option in reading}
+        reading = {option: getattr(saved, option) for option in reading}
     reading |= {option: value for option in reading if (value := getattr(options, option)) is not None}
     args = ConRConfig(
         image_column=options.image_column or own.get("image_column", "image"),

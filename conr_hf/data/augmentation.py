@@ -14,7 +14,7 @@ AugmentationName = Literal["none", "light", "medium", "strong"]
 
 # By name: the smallest share of an image's area that a view shows; the largest change of brightness, contrast and
 # saturation; the share of views without colour.
-_LEVELS = {"none": (1.0, 0.0, 0.0), "light": (1.0, 0.0, 0.0), "medium": (0.75, 0.2, 0.1), "strong": (0.5, 0.4, 0.2)}
+_LEVELS = {"light": (1.0, 0.0, 0.0), "medium": (0.75, 0.2, 0.1), "strong": (0.5, 0.4, 0.2)}
 _LUMA = (0.299, 0.587, 0.114)  # grey of red, green and blue, ITU-R BT.601
 
 
@@ -51,6 +51,8 @@ class Augmentation:
         """
         if name == "none":
             return cls()
+        if name not in _LEVELS:
+            raise ValueError(f'augmentation is "{name}"; it must be one of none, {", ".join(_LEVELS)}.')
         area, jitter, gray = _LEVELS[name]
         area = area if crop_area is None else crop_area
         area = area if crop_padding > 0 else 1.0
@@ -91,11 +93,9 @@ class Augmentation:
         them. Shifted images are padded with `fill`, 0 being the processor's mean colour; resized ones are
         interpolated by `mode`, `"bilinear"` or `"nearest"`.
         """
-        return (
-            self._shifted(images, draws[..., :4].long(), fill)
-            if self.crop_area == 1
-            else _resized_crops(images, draws.float(), mode)
-        )
+        if self.crop_area < 1:
+            return _resized_crops(images, draws.float(), mode)
+        return self._shifted(images, draws[..., :4].long(), fill)
 
     def recolor(self, views: Tensor, draws: Tensor, black: Tensor, white: Tensor) -> Tensor:
         """
@@ -133,11 +133,9 @@ class Augmentation:
         windows = both.unfold(3, height, 1).unfold(4, width, 1)  # (B, 2, C, 2 pad_y + 1, 2 pad_x + 1, H, W), no copy
         left = torch.where(mirrored > 0, 2 * pad_x - left, left)
         views = windows[torch.arange(len(images), device=images.device)[:, None], mirrored, :, top, left]
-        return (
-            torch.where(inverted.view(*draws.shape[:2], 1, 1, 1) > 0, views.flip(-2), views)
-            if self.vertical_flip
-            else views
-        )
+        if not self.vertical_flip:
+            return views
+        return torch.where(inverted[..., None, None, None] > 0, views.flip(-2), views)
 
     def _padding(self, size: Sequence[int]) -> tuple[int, int]:
         """Pixels above and below, left and right."""

@@ -74,7 +74,9 @@ def card(run: TrainingSummary, options: ModelCardOptions, template: str) -> str:
     if names is None:
         names = [label for _, label in sorted(run.config["id2label"].items(), key=lambda item: int(item[0]))]
     targets = [one_line(str(target)) for target in names]
-    methods = describe_methods(results.get("conr", {}), results["recipe"], unit, results.get("refit_head"))
+    methods = describe_methods(
+        results.get("conr", {}), results["recipe"], unit, results.get("refit_head"), "own_transform" in results
+    )
     values = CardValues(
         card_data="",
         model_name=name,

@@ -60,6 +60,7 @@ def training_facts(
     if data.train_dataset is not None or load_state(source) is not None:
         results["conr"] = asdict(data.resolved) | ({"base_loss": "own"} if own_loss else {})
     results |= {"seed": args.seed, "versions": versions(), "unit": data.label_unit()}
+    results |= {} if data.transform is None else {"own_transform": True}
     if state.global_step:
         seconds = next((log["train_runtime"] for log in reversed(state.log_history) if "train_runtime" in log), None)
         results |= {"steps": state.global_step, "hardware": hardware(), "train_seconds": seconds, **refit_facts(state)}

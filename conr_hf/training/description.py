@@ -40,12 +40,11 @@ def describe_views(args: ConRConfig, has_own_transform: bool = False) -> str:
         return f"{views}, as it is (augmentation none)."
     made = args.augmentation_settings()
     if made.crop_area < 1:
-        moved = f"cropped to {100 * made.crop_area:.2g} to 100 % of its area and resized"
+        changes = [f"cropped to {100 * made.crop_area:.2g} to 100 % of its area and resized"]
+    elif made.crop_padding > 0:
+        changes = [f"shifted by up to {100 * made.crop_padding:.2g} % of its side"]
     else:
-        moved = (
-            f"shifted by up to {100 * made.crop_padding:.2g} % of its side" if made.crop_padding > 0 else "not shifted"
-        )
-    changes = [moved]
+        changes = ["not shifted"]
     if made.changes_color:
         changes.append(
             f"its colours changed by up to {100 * made.jitter:.2g} % and left out in {100 * made.gray:.2g} % of them"

@@ -260,6 +260,35 @@ def test_it_tells_of_a_sample_of_anchors(copy):
     assert settings["ConR"][0].endswith("their label; at most 256 anchors a batch, drawn at random")
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"augmentation": "light"}, "2 of each image, shifted by up to 7 % of its side, half of them flipped"),
+        ({"augmentation": "none"}, "2 of each image"),
+        (
+            {"augmentation": "strong", "vertical_flip": True},
+            "2 of each image, cropped to 50 to 100 % of its area and resized, colours changed by up to 40 % and left "
+            "out in 20 % of them, half of them flipped, half of them turned upside down",
+        ),
+        (
+            {"augmentation": "medium", "augment_color": False, "crop_area": 0.9, "horizontal_flip": False},
+            "2 of each image, cropped to 90 to 100 % of its area and resized",
+        ),
+    ],
+)
+def test_it_tells_how_views_were_made(copy, options, told):
+    results = json.loads((copy / "results.json").read_text())
+    changed(copy, recipe={**results["recipe"], "horizontal_flip": True, **options})
+    assert table(write_card(copy).read_text(), "method")["Views"] == [told]
+
+
+def test_it_tells_of_a_transform_of_the_users_own(copy):
+    changed(copy, own_transform=True)
+    assert table(write_card(copy).read_text(), "method")["Views"] == [
+        "2 of each image, made by a transform of the user's own"
+    ]
+
+
 def test_methods_without_effect_are_not_named(copy):
     """As the settings themselves are only warned of."""
     results = json.loads((copy / "results.json").read_text())

@@ -43,9 +43,8 @@ class BaseLoss:
             # All pixels count alike, so that a view with few of them counts less. Their usual number is that of the
             # training set, and not the batch's, so that no pixel's weight depends on its company.
             share, size = self.data.valid_share(), batch.labels.shape[1:]
-            if (
-                batch.labels_by_view and self.data.transform is None
-            ):  # shifted with their views, which lack what lies outside the image
+            if batch.labels_by_view and self.data.transform is None:
+                # Shifted with their views, which lack what lies outside the image.
                 share *= self.args.augmentation_settings().visible_fraction(size)
             weights = weights.repeat_interleave(size.numel()) * valid / (size.numel() * share)
         weights = self.density.weights(labels) * weights

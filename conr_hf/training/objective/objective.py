@@ -43,6 +43,7 @@ class Objective:
     ) -> None:
         self.args, self.resolved, self.head, self.own_loss = args, data.resolved, head, own_loss
         self._is_sharded = is_sharded
+        self._uses_ranksim = args.ranksim_weight > 0 or self.resolved.ranksim_gradient_share > 0
         self.group = gather_group(args.conr_gather, args.local_process_index, args.ddp_timeout_delta)
         self._distance = label_distance or self.resolved.distance
         self.base = BaseLoss(args, data)
@@ -77,8 +78,7 @@ class Objective:
             items = batch.total * batch.views
             loss = self.own_loss(batch.outputs, batch.labels[:rows], num_items_in_batch=items) * (batch.own_rows > 0)
         self.update_fds(batch.features[: batch.own_rows], batch.labels[: batch.own_rows])
-        uses_ranksim = self.args.ranksim_weight > 0 or self.resolved.ranksim_gradient_share > 0
-        if contrasted > 0 and (self.resolved.uses_conr or self.resolved.uses_rnc or uses_ranksim):
+        if contrasted > 0 and (self.resolved.uses_conr or self.resolved.uses_rnc or self._uses_ranksim):
             of_base = self._base_gradient(loss, batch) if self.shares.terms or self.measures_gradients else None
             if of_base is not None:  # as a mean over the samples that are compared, as the regularisers are
                 of_base = of_base * (batch.total / contrasted)
@@ -187,7 +187,7 @@ class Objective:
             add("conr", conr, settings.weight, halves)
         if settings.uses_rnc:
             add("rnc", rnc, settings.rnc_weight, halves)
-        if args.ranksim_weight > 0 or settings.ranksim_gradient_share > 0:
+        if self._uses_ranksim:
             add("ranksim", of_all_rows, args.ranksim_weight, (), copies=len(group.ranks))
         if of_base is not None and shared:
             gradients = {name: gradient for name, (_, gradient) in shared.items()}
