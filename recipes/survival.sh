@@ -9,7 +9,7 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # sums in one order
 train() {  # folder, more options
     local output=$1
     shift
-    exec conr-hf train quickstart --model timm/test_resnet --base_loss bni --fds gaussian --ema_decay 0.99 \
+    exec conr-hf train quickstart --model timm/test_resnet --conr_gradient_share 0.15 --base_loss bni --fds gaussian --ema_decay 0.99 \
         --num_train_epochs 2 --save_strategy steps --eval_strategy steps --save_steps 10 --eval_steps 10 \
         --dataloader_num_workers 1 --disable_tqdm true --output_dir "$output" "$@" >>"$output.log" 2>&1
 }

@@ -24,7 +24,8 @@ from conr_hf.cli import main
 
 PROMISED = json.loads((Path(__file__).parent / "helpers" / "promises.json").read_text(encoding="utf-8"))
 QUIET = "--disable_tqdm true --report_to none --use_cpu true"
-SMALL = f"--model timm/test_resnet --pretrained false --max_steps 2 --logging_strategy steps --logging_steps 1 {QUIET}"
+SHORT = "--max_steps 2 --logging_strategy steps --logging_steps 1"
+SMALL = f"--model timm/test_resnet --pretrained false --conr_weight 0.05 {SHORT} {QUIET}"
 
 # What is run, one after another in one folder, so that there are files to look into.
 COMMANDS = {

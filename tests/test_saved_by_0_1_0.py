@@ -130,14 +130,16 @@ def test_it_is_reported_and_described():
 
 
 @pytest.mark.parametrize("recipe", ["run/recipe.yaml", "tiny.yaml"])
-def test_a_resumed_run_ends_with_the_same_weights(recipe):
+def test_a_resumed_run_ends_with_the_same_weights(recipe, caplog):
     """
     Those of the run that nothing interrupted, which lie in the folder, and with its smoothed features and noise. Its
-    own recipe does not name the flips that were its default.
+    own recipe does not name the flips that were its default, nor the short one ConR and the second view.
     """
     whole = load_file("run/model.safetensors")
     Path("run/model.safetensors").unlink()
-    conr("train", recipe, "--horizontal_flip", "true", "--resume_from_checkpoint", CHECKPOINT)
+    were_defaults = ["--horizontal_flip", "true", "--conr_weight", "0.05", "--num_views", "2"]
+    conr("train", recipe, *were_defaults, "--resume_from_checkpoint", CHECKPOINT)
+    assert "was trained with" not in caplog.text
     found, results = load_file("run/model.safetensors"), read("run/results.json")
     assert results["resumed"]
     assert results["steps"] == EXPECTED["resumed"]["steps"]

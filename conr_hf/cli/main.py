@@ -9,7 +9,7 @@ from fractions import Fraction
 from conr_hf.cli import commands
 
 EXAMPLES = """examples:
-  conr-hf train recipes/quickstart.yaml --conr_weight 0.1
+  conr-hf train recipes/quickstart.yaml --conr_gradient_share 0.15
   conr-hf evaluate runs/quickstart
   conr-hf predict runs/quickstart photos/ --output heights.csv
   conr-hf report runs/quickstart

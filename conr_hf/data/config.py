@@ -30,8 +30,9 @@ class DataConfig:
             The stored numbers of black and of white in images of 16 bits, or of floats: `0 4095` for 12 bits in files
             of 16. What lies outside is black or white; images of 8 bits stay as they are. Saved with the model, whose
             own it is if unset. Unset: 0 and 65535 of grey.
-        num_views (`int`, *optional*, defaults to 2):
-            Augmented views of each training image.
+        num_views (`int`, *optional*, defaults to 1):
+            Augmented views of each training image. ConR alone is for 2, as in the paper: a rare image may have no
+            other of a similar label in its batch.
         horizontal_flip (`bool`, *optional*, defaults to `False`):
             Flip half of the views from left to right; only where that leaves the label as it is (faces, heights; no
             gauges, clocks or text), or where the label is a map or a column in `flipped_columns`, which change with
@@ -84,7 +85,7 @@ class DataConfig:
     map_invalid: float | None = None
     image_column: str = "image"
     image_range: list[float] | None = None
-    num_views: int = 2
+    num_views: int = 1
     horizontal_flip: bool = False
     flipped_columns: list[str] | None = None
     augmentation: AugmentationName = "light"

@@ -10,11 +10,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers.utils import logging
 
 from conr_hf.imbalance import Bins
 from conr_hf.models.saved import companion_file
 from conr_hf.training.config.resolved_config import ResolvedConfig
 from conr_hf.utils.run_folder import STATE
+
+logger = logging.get_logger(__name__)
 
 _BINS, _TRAINING = "bins.", "training."
 
@@ -30,6 +33,12 @@ def save_state(
         for dimension, part in enumerate(parts)
     }
     save_file(tensors, Path(folder, STATE), metadata={"resolved": json.dumps(dataclasses.asdict(resolved))})
+
+
+# Fields whose values do not hang on the labels, by the options that set them.
+_OPTIONS = {"weight": "conr_weight", "resample": "resample", "reweight": "reweight", "base_loss": "base_loss"}
+_OPTIONS |= {name: name for name in ("rnc_weight", "num_views", "loss_space", "conr_anchors", "conr_reweight")}
+_OPTIONS |= {f"{term}_gradient_share": f"{term}_gradient_share" for term in ("conr", "rnc", "ranksim")}
 
 
 def load_state(name: str) -> tuple[ResolvedConfig, Bins] | None:
@@ -57,10 +66,27 @@ def load_state(name: str) -> tuple[ResolvedConfig, Bins] | None:
     return ResolvedConfig(**{**fields, **lists}), Bins.from_dict(saved)
 
 
-def load_training_state(checkpoint: str | Path | None) -> dict[str, Tensor] | None:
-    """What [`save_state`] was given as `training`; nothing of a checkpoint without such a file, `None` without one."""
+def load_training_state(
+    checkpoint: str | Path | None, settings: ResolvedConfig | None = None
+) -> dict[str, Tensor] | None:
+    """
+    What [`save_state`] was given as `training`; nothing of a checkpoint without such a file, `None` without one. Warns
+    of a checkpoint that was trained with other methods than the `settings`.
+    """
     if checkpoint is None:
         return None
     path = Path(checkpoint, STATE)
     saved = load_file(path) if path.is_file() else {}
+    if settings is not None and (of_checkpoint := load_state(str(checkpoint))) is not None:
+        before, now = dataclasses.asdict(of_checkpoint[0]), dataclasses.asdict(settings)
+        others = [
+            f"{option} {before[field]} (now {now[field]})"
+            for field, option in _OPTIONS.items()
+            if before[field] != now[field]
+        ]
+        if others:
+            logger.warning(
+                f"{checkpoint} was trained with {', '.join(others)}. Set the options so for the run to go on as it "
+                "was."
+            )
     return {name.removeprefix(_TRAINING): value for name, value in saved.items() if name.startswith(_TRAINING)}

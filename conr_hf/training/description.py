@@ -1,6 +1,7 @@
 """What a run says of itself: its method, its views, and what its data cannot tell."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from conr_hf.imbalance import Bins
@@ -12,6 +13,11 @@ NO_VALIDATION = (
     "No validation data: nothing is measured, the last model is kept instead of the best, and there are no prediction "
     'intervals. conr-hf split and dir_split(dataset, "label") divide a data set; --validation_share 0.15 takes a part '
     "of the training rows."
+)
+
+_OF_CONR_ALONE = (
+    *("conr_window", "conr_temperature", "conr_push", "conr_push_scale"),
+    *("conr_formulation", "conr_reduction", "conr_reweight"),
 )
 
 
@@ -29,6 +35,16 @@ def describe_method(settings: ResolvedConfig, own_loss: bool = False, has_sample
     parts += [f"{how} by density ({density})" for how, density in weighing.items() if density != "none"]
     parts += ["rows weighed by the column sample_weight"] if has_sample_weights else []
     return f"Trains with {', '.join(parts)}"
+
+
+def describe_unused_conr(args: ConRConfig, settings: ResolvedConfig) -> str | None:
+    """That ConR is off because nothing was said of it, and which of its options are idle; else `None`."""
+    if args.conr_weight is not None or args.conr_gradient_share is not None or not args.balances or settings.uses_conr:
+        return None
+    defaults = {field.name: field.default for field in fields(ConRConfig)}
+    idle = [name for name in _OF_CONR_ALONE if getattr(args, name) != defaults[name]]
+    others = f"; without it {', '.join(idle)} {'has' if len(idle) == 1 else 'have'} no effect" if idle else ""
+    return f"ConR is off beside them: conr_gradient_share 0.15 switches it on{others}."
 
 
 def describe_views(args: ConRConfig, has_own_transform: bool = False) -> str:

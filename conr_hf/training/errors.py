@@ -17,8 +17,9 @@ from conr_hf.utils.distributed import world_size
 def training_errors(args: TrainingArguments, resumed_from: str | None) -> Iterator[None]:
     """
     Around training: errors of torch that a user cannot act on become one sentence, with torch's own as the cause:
-    `ValueError` for a checkpoint that would run code as it is read, `ChildProcessError` for a data-loader worker that
-    died, `ConnectionError` for another process that ended, or has not answered for `ddp_timeout` seconds.
+    `ValueError` for a checkpoint that would run code as it is read and for a batch of one view that batch norm cannot
+    normalise, `ChildProcessError` for a data-loader worker that died, `ConnectionError` for another process that
+    ended, or has not answered for `ddp_timeout` seconds.
     """
     try:
         with reading_errors(args):
@@ -27,6 +28,14 @@ def training_errors(args: TrainingArguments, resumed_from: str | None) -> Iterat
         if resumed_from is None:
             raise
         raise ValueError(f'The checkpoint "{resumed_from}" cannot be read: {reason_of(error)}.') from error
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            "A batch holds one view alone, which this model's batch norm cannot normalise: the last one of an epoch is "
+            f"what {args.per_device_train_batch_size} samples a batch leave over. Set dataloader_drop_last to true, or "
+            "per_device_train_batch_size to another number."
+        ) from error
     except RuntimeError as error:
         # Gloo's and NCCL's errors come as plain ones, too, and name their source.
         of_processes = isinstance(error, DistError) or any(name in str(error) for name in ("gloo", "NCCL"))

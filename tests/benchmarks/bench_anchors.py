@@ -31,6 +31,8 @@ def make_trainer(folder: str, steps: int) -> ConRTrainer:
         folder,
         per_device_train_batch_size=16,
         max_steps=steps,
+        num_views=2,
+        conr_weight=0.05,
         conr_pixels=256,
         rnc_weight=1.0,
         learning_rate=1e-3,

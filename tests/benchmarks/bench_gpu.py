@@ -87,7 +87,7 @@ def median_seconds(timed) -> float:
 
 
 def step_rows(sizes: Sizes, folder: str, name: str, compiled: bool) -> Iterator[Row]:
-    """A step of ours with all defaults beside the stock Trainer's on the same images, and the losses' share of it."""
+    """A step with all three methods beside the stock Trainer's on the same images, and the losses' share of it."""
     options = options_of(folder, sizes.samples, sizes.steps + 3)
     options |= {"bf16": True, "dataloader_pin_memory": False}
     options |= {"torch_compile": True, "torch_compile_backend": sizes.compiler} if compiled else {}
@@ -118,7 +118,9 @@ def load_model(name: str, sizes: Sizes):
 
 def make_ours(name: str, sizes: Sizes, data: Ready, **options) -> ConRTrainer:
     model, processor = load_model(name, sizes)
-    return ConRTrainer(model, ConRConfig(**options), train_dataset=data, processing_class=processor)
+    return ConRTrainer(
+        model, ConRConfig(**options, num_views=VIEWS, conr_weight=0.05), train_dataset=data, processing_class=processor
+    )
 
 
 def contrast_rows(sizes: Sizes, folder: str, name: str) -> Iterator[Row]:

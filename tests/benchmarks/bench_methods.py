@@ -99,7 +99,7 @@ def make_trainer(
         save_strategy="no",
         logging_strategy="no",
         disable_tqdm=True,
-        **{"conr_weight": 0.0, "resample": "none", "rnc_weight": 0.0, **settings},
+        **{"num_views": 2, "conr_weight": 0.0, "resample": "none", "rnc_weight": 0.0, **settings},
     )
     data = Ready(batch * steps // epochs, size)
     trainer = ConRTrainer(model, args, train_dataset=data, processing_class=processor)
@@ -198,6 +198,7 @@ def show_share_of_maps(folder: str, steps: int, anchors: list[int]) -> None:
             folder,
             per_device_train_batch_size=16,
             max_steps=steps,
+            num_views=2,
             conr_anchors=count,
             conr_weight=0.0 if count is None else 0.05,
             rnc_weight=1.0 if count else 0.0,

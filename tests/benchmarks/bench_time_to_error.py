@@ -6,8 +6,8 @@ How soon ConRTrainer's defaults reach the test error that a plain fine-tune with
     python tests/benchmarks/bench_time_to_error.py --results runs/times.jsonl    # adds to a file, and shows all of it
 
 The data are `earth-elevation`. `Trainer` fits standardised labels with L1 (or `--stock_loss mse`), one view of each
-image, cropped and flipped as ours are, from pixels that are ready in memory; ours reads the images and makes two views
-of half as many. Both have the same network, images a step, steps, optimizer and cosine schedule.
+image, cropped and flipped as ours are, from pixels that are ready in memory; ours reads the images. Both
+have the same network, images a step, steps, optimizer and cosine schedule.
 
 The contenders take turns of a few steps in random order, each in a thread of its own, so that whatever else slows the
 machine slows all of them. Counted is what lies between the ends of two steps, in seconds of the wall clock and of the
@@ -33,7 +33,7 @@ from conr_hf.data.augmentation import Augmentation
 from conr_hf.imbalance import make_bins
 from conr_hf.metrics import shot_metrics_from_bins
 
-IMAGES, VIEWS, POINTS = 128, 2, 20  # images of a step, views of ours, and evaluations of the stock run
+IMAGES, POINTS = 128, 20  # images of a step, and evaluations of the stock run
 FITS = {  # as the recipes quickstart and best
     "scratch": {"model": "timm/resnet10t", "image_size": 32, "learning_rate": 3e-3, "steps": 182},
     "fine-tuned": {"model": "timm/tf_efficientnet_lite0", "image_size": 64, "learning_rate": 1e-3, "steps": 91},
@@ -153,7 +153,7 @@ def compare(fit: str, seed: int, steps: int, given: argparse.Namespace, folder: 
     shares = {OURS: 1.0, **{f"{OURS}, {share:g} of the steps": share for share in given.epochs_share}}
     for name, share in shares.items():
         config = ConRConfig(
-            per_device_train_batch_size=IMAGES // VIEWS,
+            per_device_train_batch_size=IMAGES,
             horizontal_flip=True,
             **options(round(share * steps)),
             **json.loads(given.settings),

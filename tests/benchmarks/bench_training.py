@@ -40,8 +40,8 @@ NAMES = {"small": "timm/convnext_atto"}
 VIEWS = 2
 OURS, OTHERS = "ConRTrainer", ["Trainer", "three forwards"]
 METHODS = {
-    "ConR": {"resample": "none", "rnc_weight": 0.0},  # the method of the paper alone
-    "defaults": {},  # with resampling and Rank-N-Contrast
+    "ConR": {"conr_weight": 0.05, "resample": "none", "rnc_weight": 0.0},  # the method of the paper alone
+    "all": {"conr_weight": 0.05},  # with resampling and Rank-N-Contrast
     "no ConR": {"conr_weight": 0.0},
 }
 
@@ -150,7 +150,7 @@ def make_trainers(
         return model, processor, Ready(batch * (steps + 2), size, views)
 
     model, processor, data = parts(VIEWS)
-    settings = ConRConfig(**options, **METHODS[method])
+    settings = ConRConfig(**options, **METHODS[method], num_views=VIEWS)
     trainers = {OURS: ConRTrainer(model, settings, train_dataset=data, processing_class=processor)}
     if "Trainer" in names:
         model, _, data = parts(VIEWS)
@@ -255,7 +255,7 @@ def show_loader(folder: str, steps: int, models: list[str], batch: int | None) -
         size, samples = MODELS[name][0], batch or MODELS[name][1]
         torch.manual_seed(0)
         model, processor = load_regressor(NAMES.get(name, name), "age", pretrained=False, image_size=size)
-        args = ConRConfig(**options_of(folder, samples, steps), dataloader_num_workers=workers)
+        args = ConRConfig(**options_of(folder, samples, steps), num_views=VIEWS, dataloader_num_workers=workers)
         trainer = Waits(model, args, train_dataset=photos(samples * (steps + 2)), processing_class=processor)
         trainer.waited, times = [], StepEnds()
         trainer.remove_callback(PrinterCallback)
@@ -283,7 +283,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch", type=int, help="samples of a batch, in place of those that suit a CPU")
-    parser.add_argument("--method", default="defaults", choices=list(METHODS))
+    parser.add_argument("--method", default="all", choices=list(METHODS))
     parser.add_argument("--beside", nargs="+", default=OTHERS, choices=OTHERS)
     arguments = parser.parse_args()
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"

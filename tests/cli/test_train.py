@@ -295,7 +295,7 @@ def test_rows_that_cannot_be_read_are_named_and_left_out(tmp_path, caplog):
     (folder / "train" / "005.png").write_text("no image")
     (folder / "test" / "002.png").write_text("no image")
     file = written(tmp_path / "r.yaml", data=str(folder), output_dir=str(tmp_path / "out"))
-    ended = conr("train", file, "--skip_bad_rows", "true")
+    ended = conr("train", file, "--skip_bad_rows", "true", "--num_views", "2")
     assert ended.code == 0, ended.err
     train, test = caplog.messages
     assert "3 of 12 rows" in train
@@ -306,6 +306,15 @@ def test_rows_that_cannot_be_read_are_named_and_left_out(tmp_path, caplog):
     assert [int(row["row"]) for row in rows] == [0, 1, *range(3, 12)]
     assert [float(row["label"]) for row in rows] == [TEST_LABELS[int(row["row"])] for row in rows]
     assert sum(json.loads((tmp_path / "out" / "results.json").read_text())["bins"]["train_counts"][0]) == 9
+
+
+def test_one_image_left_over_that_batch_norm_cannot_normalise(tmp_path):
+    folder = few_photos(tmp_path / "photos")
+    file = written(tmp_path / "r.yaml", data=str(folder), per_device_train_batch_size=11)
+    ended = conr("train", file, "--output_dir", tmp_path / "out")
+    assert ended.code == 2
+    assert "what 11 samples a batch leave over. Set dataloader_drop_last to true" in ended.err
+    assert conr("train", file, "--output_dir", tmp_path / "out", "--dataloader_drop_last", "true").code == 0
 
 
 def test_rows_are_named_as_the_table_has_them_where_a_validation_split_is_taken(tmp_path, caplog):

@@ -37,7 +37,7 @@ def own_loss(outputs, labels, num_items_in_batch=None):
 PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))  # the group that says so is formed by the first trainer only
 NODES = PROCESSES // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
-BY_SHARE = {"conr_weight": 0.05, "conr_gradient_share": 0.5}
+BY_SHARE = {"conr_weight": None, "conr_gradient_share": 0.5}
 
 # Rows, micro-batch over all processes, and what else the case changes.
 CASES = {

@@ -183,7 +183,7 @@ map_models = {
 
 
 def settings(folder, **changed):
-    """Settings of a quiet, short run on one CPU that logs every step, ConR alone, with flips; `changed` wins."""
+    """Settings of a quiet, short run on one CPU that logs every step, ConR alone over two views; `changed` wins."""
     return ConRConfig(
         **{
             "output_dir": str(folder),
@@ -197,6 +197,7 @@ def settings(folder, **changed):
             "learning_rate": 1e-3,
             "resample": "none",
             "rnc_weight": 0.0,
+            "num_views": 2,
             "horizontal_flip": True,
             **changed,
         }

@@ -48,7 +48,7 @@ def trained(folder, data, **options):
 
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
-    return trained(tmp_path_factory.mktemp("one"), data, target=["age"], max_steps=2)
+    return trained(tmp_path_factory.mktemp("one"), data, target=["age"], max_steps=2, conr_weight=0.05, num_views=2)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
@@ -266,6 +267,7 @@ RUN = sorted([*TOP, "README.md", "density.png", "results.json"])
 # `conr-hf` in a process of its own, where waiting for the next attempt takes no time.
 COMMAND = """
 import time
+from pathlib import Path
 sleep = time.sleep
 time.sleep = lambda seconds: sleep(seconds / 1000)
 from conr_hf.cli import main
@@ -289,7 +291,8 @@ print(json.dumps(logits.squeeze(-1).tolist()))
 
 def process(code, hub, home, *arguments):
     """Python code in a process that speaks to this Hub."""
-    environment = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(home)}
+    environment = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
+    environment |= {"HF_HOME": str(home), "HF_HUB_CACHE": str(Path(home) / "hub")}
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
         capture_output=True,

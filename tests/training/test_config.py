@@ -144,15 +144,12 @@ def test_options_with_an_effect_are_not_warned_of(settings, caplog):
 def test_a_weight_and_a_share_are_one_too_many(settings, says):
     with pytest.raises(ValueError, match=f"^{says}"):
         ConRConfig("out", **settings)
-    assert (
-        ConRConfig("out", conr_gradient_share=0.3, conr_weight=0.05).conr_strength == 0.3
-    )  # as a saved recipe has it
 
 
 def test_defaults():
     args = ConRConfig("out")
     expected = {
-        "conr_weight": 0.05,
+        "conr_weight": None,
         "conr_gradient_share": None,
         "conr_window": None,
         "conr_temperature": 0.07,
@@ -164,7 +161,7 @@ def test_defaults():
         "conr_reweight": "sqrt_inverse",
         "label_columns": ["label"],
         "image_column": "image",
-        "num_views": 2,
+        "num_views": 1,
         "horizontal_flip": False,
         "augmentation": "light",
         "augment_color": True,
@@ -415,7 +412,33 @@ def test_resolved_from_labels_by_hand():
     assert found.window == pytest.approx(0.7)
     assert found.push_scale == pytest.approx(1 / 70)
     assert found.huber_delta == found.label_scale
-    assert (found.weight, found.temperature, found.num_views) == (0.05, 0.07, 2)
+    assert (found.weight, found.temperature, found.num_views) == (0.0, 0.07, 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "of_data", "comes_to"),
+    [
+        ({}, {}, (0, 0, "sqrt_inverse", 1)),
+        ({"conr_weight": 0.0}, {}, (0, 0, "none", 0)),
+        ({"conr_gradient_share": 0.0}, {}, (0, 0, "none", 0)),
+        ({"conr_weight": 0.2}, {}, (0.2, 0, "sqrt_inverse", 1)),
+        ({"conr_gradient_share": 0.3}, {}, (0, 0.3, "sqrt_inverse", 1)),
+        ({"conr_weight": 0.0, "resample": "inverse", "rnc_weight": 3.0}, {}, (0, 0, "inverse", 3)),
+        ({"resample": "none", "rnc_weight": 0.0}, {}, (0.05, 0, "none", 0)),
+        ({"resample": "none"}, {}, (0, 0, "none", 1)),
+        ({"rnc_weight": 0.0}, {}, (0, 0, "sqrt_inverse", 0)),
+        ({"rnc_weight": 0.0}, {"may_resample": False}, (0.05, 0, "none", 0)),
+        ({"resample": "none", "rnc_gradient_share": 0.3}, {}, (0, 0, "none", 0)),
+        ({}, {"of_maps": True}, (0.05, 0, "none", 0)),
+        ({"rnc_weight": 1.0}, {"of_maps": True}, (0, 0, "none", 1)),
+        ({"freeze_backbone": True}, {}, (0, 0, "none", 0)),
+        ({"freeze_backbone": True, "conr_gradient_share": 0.3}, {}, (0, 0, "none", 0)),
+    ],
+)
+def test_what_is_on_unless_it_is_set(settings, of_data, comes_to):
+    """ConR's weight and share, resampling, and Rank-N-Contrast's weight."""
+    found = resolve(ConRConfig("out", **settings), np.array([20.0, 40.0, 90.0, 50.0]), **of_data)
+    assert (found.weight, found.conr_gradient_share, found.resample, found.rnc_weight) == comes_to
 
 
 def test_resolved_from_labels_of_two_dimensions_by_hand():

@@ -55,7 +55,9 @@ def test_angles_of_every_shot():
 
 @pytest.mark.parametrize("mode", [{}, {"conr_distance": "angular"}])
 def test_a_run_on_eyes(eyes, tmp_path, mode):
-    trainer = gaze_trainer(tmp_path, *eyes, metric_for_best_model="eval_few_angular_error", **mode, rnc_weight=0.5)
+    trainer = gaze_trainer(
+        tmp_path, *eyes, metric_for_best_model="eval_few_angular_error", **mode, rnc_weight=0.5, conr_weight=0.05
+    )
     trainer.train()
     logged = [entry for entry in trainer.state.log_history if "eval_mae" in entry]
     assert len(logged) == 1
@@ -166,7 +168,16 @@ def test_an_own_distance_takes_the_place_of_the_named_one(tmp_path):
     rows = images(16)
     logs = []
     for own in ({}, {"label_distance": lambda a, b: (a - b).abs().mean(-1)}, {"label_distance": in_steps}):
-        trainer = build(*models["timm-resnet"](), tmp_path, rows, max_steps=2, conr_window=2.0, rnc_weight=1.0, **own)
+        trainer = build(
+            *models["timm-resnet"](),
+            tmp_path,
+            rows,
+            max_steps=2,
+            conr_window=2.0,
+            rnc_weight=1.0,
+            conr_weight=0.05,
+            **own,
+        )
         trainer.train()
         logs.append([(e["conr_loss"], e["rnc_loss"]) for e in trainer.state.log_history if "conr_loss" in e])
     assert trainer.resolved.distance == "own"

@@ -406,8 +406,8 @@ def test_blocks_of_a_transformer_are_its_layers(tmp_path):
         ({"reweight": "inverse", "resample": "inverse"}, ["reweight=inverse and resample=inverse", "twice"]),
         ({"base_loss": "bmc", "reweight": "inverse"}, ["base_loss=bmc", "twice"]),
         ({"base_loss": "gai", "resample": "sqrt_inverse"}, ["base_loss=gai", "twice"]),
-        ({"cmixup_alpha": 1.0}, ["cmixup_alpha is 1.0 and conr_weight 0.05", "Set one of them to 0"]),
-        ({"cmixup_alpha": 1.0, "conr_weight": 0.0, "rnc_weight": 1.0}, ["rnc_weight 1.0"]),
+        ({"cmixup_alpha": 1.0}, ["cmixup_alpha is 1.0 and rnc_weight 1.0", "Set one of them to 0"]),
+        ({"cmixup_alpha": 1.0, "rnc_weight": 0.0, "resample": "none"}, ["conr_weight 0.05"]),
         ({"cmixup_alpha": 1.0, "conr_weight": 0.0, "reweight": "inverse"}, ["reweight inverse", "lies between"]),
         ({"resample": "inverse", "train_sampling_strategy": "sequential"}, ["sequential", "no order"]),
         ({"cmixup_alpha": 1.0, "conr_weight": 0.0, "fds": "gaussian"}, ["fds gaussian", "samples of a bin"]),
@@ -438,11 +438,12 @@ def test_what_makes_no_sense_is_refused(settings, parts):
     [
         {"base_loss": "bmc", "conr_reweight": "inverse"},
         {"resample": "inverse", "conr_reweight": "inverse", "lds": "gaussian"},
-        {"lds": "gaussian", "conr_reweight": "none"},  # of the resampling that goes with ConR
+        {"lds": "gaussian", "conr_reweight": "none"},  # of resampling
         {"base_loss": "gai", "lds": "gaussian", "fds": "gaussian", "ranksim_weight": 1.0},
         {"freeze_backbone": True, "fds": "gaussian", "reweight": "inverse"},
         {"cmixup_alpha": 1.0, "conr_weight": 0.0, "resample": "inverse"},
         {"cmixup_alpha": 1.0, "freeze_backbone": True},
+        {"cmixup_alpha": 1.0, "rnc_weight": 0.0},
     ],
 )
 def test_what_makes_sense_is_not(settings):

@@ -83,6 +83,17 @@ def test_they_keep_silent_of_what_is_well(data, tmp_path, capsys):
     assert all(line.startswith("epoch") for line in lines)
 
 
+def test_they_tell_that_conr_is_off_and_what_of_it_is_set(data, tmp_path, capsys):
+    off = "ConR is off beside them: conr_gradient_share 0.15 switches it on"
+    trained(tmp_path, data[0], max_steps=1, rnc_weight=None)
+    assert capsys.readouterr().out.splitlines()[1] == f"{off}."
+    trained(tmp_path, data[0], max_steps=1, rnc_weight=None, conr_window=3.0, conr_push="linear", num_views=1)
+    assert f"{off}; without it conr_window, conr_push have no effect.\n" in capsys.readouterr().out
+    for settings in ({"conr_weight": 0.0}, {"conr_gradient_share": 0.1}, {"freeze_backbone": True}, {"rnc_weight": 0}):
+        trained(tmp_path, data[0], max_steps=1, **{"rnc_weight": None, **settings})
+        assert off not in capsys.readouterr().out
+
+
 def test_fp16_on_a_cpu_is_told(data, tmp_path, caplog):
     trained(tmp_path, data[0], max_steps=1, fp16=True)
     assert any("fp16 is true, but does nothing on a CPU" in message for message in caplog.messages)

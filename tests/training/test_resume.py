@@ -25,10 +25,10 @@ CASES = {
         "bin_width": 10.0,
         "ema_decay": 0.9,
         "dataloader_num_workers": 2,
-        "conr_weight": 0.05,
+        "conr_weight": None,
         "conr_gradient_share": 0.3,
     },
-    "with what goes with ConR": {"resample": None, "rnc_weight": None, "bin_width": 10.0},
+    "with what goes with ConR": {"resample": None, "rnc_weight": None, "conr_weight": 0.05, "bin_width": 10.0},
     "resampled, accumulated": {"resample": "inverse", "bin_width": 10.0, "gradient_accumulation_steps": 2},
     "best model at the end": {"load_best_model_at_end": True, "save_total_limit": 2},
 }
@@ -129,6 +129,18 @@ def test_nothing_to_resume_from(tmp_path, resume):
         run.train(resume_from_checkpoint=resume)
 
 
+def test_other_methods_than_before_are_told(tmp_path, caplog):
+    """A default that has changed since would end in another model, unnoticed."""
+    trainer(tmp_path, stop=2).train()
+    saved = str(tmp_path / "checkpoint-2")
+    trainer(tmp_path, stop=3).train(resume_from_checkpoint=saved)
+    assert "was trained with" not in caplog.text
+    trainer(tmp_path, stop=3, conr_weight=0.0, num_views=1).train(resume_from_checkpoint=saved)
+    assert (
+        f"{saved} was trained with conr_weight 0.5 (now 0.0), num_views 2 (now 1). Set the options so" in caplog.text
+    )
+
+
 def test_resumed_run_reports_the_same_best_checkpoint(tmp_path):
     """The best of the steps before the stop would be forgotten."""
     changed = {"load_best_model_at_end": True}
@@ -179,6 +191,7 @@ def test_full_determinism_gives_the_same_bytes_in_all_files(tmp_path, modes):
         "ema_decay": 0.9,
         "resample": None,
         "rnc_weight": None,
+        "conr_weight": 0.05,
     }
     for name in ("first", "second"):
         run = trainer(tmp_path / name, **changed)

@@ -16,6 +16,7 @@ from conr_hf.training.description import (
     describe_method,
     describe_refit,
     describe_shots,
+    describe_unused_conr,
     describe_views,
 )
 from conr_hf.training.refit import refit_facts
@@ -64,6 +65,8 @@ class BriefProgressCallback(ProgressCallback):
 def _print_description(trainer: Trainer, data: DataModule) -> None:
     columns = column_names(data.train_dataset)  # type: ignore[arg-type]
     lines = [describe_method(data.resolved, trainer.compute_loss_func is not None, "sample_weight" in columns)]
+    off = describe_unused_conr(data.args, data.resolved)
+    lines += [off] if off is not None else []
     if isinstance(trainer.data_collator, ImageCollator) and "pixel_values" not in columns:
         lines.append(describe_views(data.args, data.transform is not None))
     few = describe_shots(data.bins, data.label_unit(), "pixels" if data.labels_are_maps else "images")

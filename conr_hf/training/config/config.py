@@ -22,6 +22,7 @@ logger = logging.get_logger(__name__)
 # Metrics that should be small, and those that should be large.
 ERRORS = ("mae", "mse", "rmse", "gm", "bmae", "abs_rel", "log10", "error", "loss")
 AGREEMENTS = ("r2", "pearson", "spearman", "delta1", "delta2", "delta3")
+CONR_ALONE = 0.05  # conr_weight where it is unset, and neither resampling nor Rank-N-Contrast is on
 _EVALUATION = {"eval_strategy": "no", "save_strategy": "steps", "save_steps": 500, "load_best_model_at_end": False}
 
 
@@ -36,11 +37,11 @@ class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
     labels (R is their range, s their label scale) and from what else is on.
 
     Args:
-        conr_weight (`float`, *optional*, defaults to 0.05):
+        conr_weight (`float`, *optional*):
             Weight of ConR beside the base loss on residuals divided by s. The paper's beta, over raw labels, is
-            beta / s for L1 and beta / s^2 for MSE. 0 keeps the views and computes no ConR. Unless set otherwise,
-            resampling (`resample`) and Rank-N-Contrast (`rnc_weight`) go with ConR; for the paper's method alone set
-            them to `"none"` and 0.
+            beta / s for L1 and beta / s^2 for MSE. Unset: 0 beside resampling (`resample`) or Rank-N-Contrast
+            (`rnc_weight`), to which it adds nothing that our studies could show; 0.05 where both are off, as they are
+            with label maps. 0: a plain fine-tune, without these two as well unless they are set.
         conr_gradient_share (`float`, *optional*):
             In place of `conr_weight`: the norm of ConR's gradient at the features, times its weight, in that of the
             base loss's; 0.1 to 0.6 is usual. The weight follows from the steps before, and is 0 in the first; see
@@ -116,13 +117,14 @@ class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
 
     Example:
     ```python
-    ConRConfig("runs/age", num_train_epochs=10, learning_rate=1e-4)  # ConR and what goes with it
-    ConRConfig("runs/age-conr", resample="none", rnc_weight=0)  # ConR alone
+    ConRConfig("runs/age", num_train_epochs=10, learning_rate=1e-4)  # resampling and Rank-N-Contrast
+    ConRConfig("runs/age-with-conr", conr_gradient_share=0.15)  # ConR beside them
+    ConRConfig("runs/age-conr", resample="none", rnc_weight=0, num_views=2)  # the paper's method alone
     ConRConfig("runs/age-plain", conr_weight=0)  # a plain fine-tune
     ```
     """
 
-    conr_weight: float = 0.05
+    conr_weight: float | None = None
     conr_gradient_share: float | None = None
     conr_window: float | None = None
     conr_temperature: float = 0.07
@@ -190,9 +192,22 @@ class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
             setattr(self, name, None)
 
     @property
-    def conr_strength(self) -> float:
-        """`conr_gradient_share`, or `conr_weight` where that is unset; without ConR 0."""
-        return self.conr_weight if self.conr_gradient_share is None else self.conr_gradient_share
+    def balances(self) -> bool:
+        """Whether resampling and Rank-N-Contrast are on where they are not set."""
+        strength = self.conr_weight if self.conr_gradient_share is None else self.conr_gradient_share
+        return strength != 0 and not self.only_head_trains
+
+    def conr_strength(self, may_resample: bool = True, of_maps: bool = False) -> float:
+        """`conr_gradient_share`, or `conr_weight`, or what that is if unset; without ConR 0."""
+        if self.only_head_trains:
+            return 0.0
+        if self.conr_gradient_share is not None:
+            return self.conr_gradient_share
+        if self.conr_weight is not None:
+            return self.conr_weight
+        rnc = self.rank_n_contrast_weight(self.balances and not of_maps) + (self.rnc_gradient_share or 0.0)
+        resamples = self.resampling(self.balances, may_resample) != "none"
+        return 0.0 if resamples or rnc > 0 else CONR_ALONE
 
     def check(self) -> None:
         """Refuses values that a setting cannot have; the sentence says which it may have."""
@@ -205,7 +220,7 @@ class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
             )
         check_not_negative(self, "conr_weight", "conr_window", "conr_push_scale", "learning_rate", "weight_decay")
         check_not_negative(self, "conr_pixels", "conr_anchors", "conr_gradient_share")
-        if self.conr_gradient_share is not None and self.conr_weight != ConRConfig.conr_weight:
+        if self.conr_gradient_share is not None and self.conr_weight is not None:
             raise ValueError(
                 f"conr_gradient_share is {self.conr_gradient_share} and conr_weight {self.conr_weight}, which each "
                 "set how strong ConR is. Leave one of them out."
@@ -235,8 +250,8 @@ class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
             raise ValueError("remove_unused_columns is true; it must be false, since images and labels are columns.")
         self.check_full_eval()
         of_conr = "conr_weight" if self.conr_gradient_share is None else "conr_gradient_share"
-        self.check_methods(self.label_columns, self.conr_strength, of_conr)
-        needs = self.method_needs(self.conr_strength, self.conr_reweight)
+        self.check_methods(self.label_columns, self.balances, self.conr_strength(), of_conr)
+        needs = self.method_needs(self.balances, self.conr_strength(), self.conr_reweight)
         needs |= {
             "label_scale": (not self.scale_each, "scale_each false"),
             "flipped_columns": (self.horizontal_flip, "horizontal_flip"),

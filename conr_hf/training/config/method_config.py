@@ -17,8 +17,8 @@ class MethodConfig:
     """
     Settings of the methods that ConR is compared and combined with; a part of [`ConRConfig`].
 
-    Each is off unless set, except for `resample` and `rnc_weight`, which go with ConR. They combine freely, unless two
-    of them correct the same imbalance. Everything is in label units; s is the label scale.
+    Each is off unless set, except for `resample` and `rnc_weight`. They combine freely, unless two of them correct the
+    same imbalance. Everything is in label units; s is the label scale.
 
     Args:
         base_loss (`str`, *optional*, defaults to `"l1"`):
@@ -43,9 +43,9 @@ class MethodConfig:
             set is 1. A column `sample_weight` multiplies them.
         resample (`str`, *optional*):
             Draw training rows, with replacement, in proportion to density weights: `"none"`, `"inverse"` or
-            `"sqrt_inverse"`. Unset: `"sqrt_inverse"` with ConR, whose rare anchors need others like them in the batch,
-            unless rows are weighted already (`reweight`, Balanced MSE, a column `sample_weight`, a loss of your own)
-            or come in a fixed order (a stream, or sequential sampling); else `"none"`.
+            `"sqrt_inverse"`. Unset: `"sqrt_inverse"`, unless `conr_weight` is 0, or rows are weighted already
+            (`reweight`, Balanced MSE, a column `sample_weight`, a loss of your own) or come in a fixed order (a
+            stream, or sequential sampling).
         lds (`str`, *optional*, defaults to `"none"`):
             Label distribution smoothing of the densities behind all weights (`reweight`, `conr_reweight`,
             `resample`), by a `"gaussian"`, `"triangular"` or `"laplace"` kernel.
@@ -72,8 +72,7 @@ class MethodConfig:
         ranksim_interpolation (`float`, *optional*, defaults to 2.0):
             RankSim's interpolation strength (lambda).
         rnc_weight (`float`, *optional*):
-            Weight of Rank-N-Contrast beside the base loss. Unset: 1 with ConR, but 0 with label maps; 0 without
-            ConR.
+            Weight of Rank-N-Contrast beside the base loss. Unset: 1; 0 with label maps, and where `conr_weight` is 0.
         rnc_gradient_share (`float`, *optional*):
             In place of `rnc_weight`, as `conr_gradient_share` is in place of `conr_weight`.
         rnc_temperature (`float`, *optional*, defaults to 2.0):
@@ -133,10 +132,12 @@ class MethodConfig:
         """Whether the backbone is frozen."""
         return self.freeze_backbone or self.retrain_head
 
-    def check_methods(self, label_columns: list[str], conr_strength: float, of_conr: str = "conr_weight") -> None:
+    def check_methods(
+        self, label_columns: list[str], balances: bool, conr_strength: float, of_conr: str = "conr_weight"
+    ) -> None:
         """
-        Refuses values that a setting cannot have, and methods that contradict each other. `of_conr` is the option that
-        `conr_strength` is from.
+        Refuses values that a setting cannot have, and methods that contradict each other. `balances`: resampling and
+        Rank-N-Contrast are on where they are not set; `of_conr` is the option that `conr_strength` is from.
         """
         check_not_negative(self, "noise_learning_rate", "ranksim_weight", "rnc_weight", "cmixup_alpha")
         check_not_negative(self, "ranksim_gradient_share", "rnc_gradient_share")
@@ -167,14 +168,12 @@ class MethodConfig:
                 f"{' and '.join(corrections)} each correct the base loss for the labels' imbalance, and together they "
                 "do it twice. Keep one of them; conr_reweight goes with any."
             )
-        if self.only_head_trains:
-            conr_strength = 0.0  # it has a weight by default, and is skipped
         no_label = "a mixture of two images has no label that its features could be compared by"
         unmixed = {
             of_conr: (conr_strength, no_label),
             "ranksim_weight": (self.ranksim_weight, no_label),
             "ranksim_gradient_share": (self.ranksim_gradient_share or 0, no_label),
-            "rnc_weight": (self.rank_n_contrast_weight(conr_strength), no_label),
+            "rnc_weight": (self.rank_n_contrast_weight(balances), no_label),
             "rnc_gradient_share": (self.rnc_gradient_share or 0, no_label),
             "reweight": (self.reweight, "a mixture's label lies between those whose density is known"),
             "fds": (self.fds, "features of mixed images are no samples of a bin"),
@@ -195,13 +194,12 @@ class MethodConfig:
                 f"{len(label_columns)}. Set fds to none."
             )
 
-    def method_needs(self, conr_strength: float, conr_reweight: str) -> dict[str, tuple[bool, str]]:
+    def method_needs(self, balances: bool, conr_strength: float, conr_reweight: str) -> dict[str, tuple[bool, str]]:
         """By option, whether it has an effect beside the others, and what it needs for that."""
-        conr_strength = 0.0 if self.only_head_trains else conr_strength
-        density = [self.reweight, self.resampling(conr_strength), *([conr_reweight] if conr_strength > 0 else [])]
+        density = [self.reweight, self.resampling(balances), *([conr_reweight] if conr_strength > 0 else [])]
         uses_ranksim = self.ranksim_weight > 0 or bool(self.ranksim_gradient_share)
         rnc_share = 0.0 if self.only_head_trains else self.rnc_gradient_share or 0.0
-        uses_rnc = self.rank_n_contrast_weight(conr_strength) + rnc_share > 0
+        uses_rnc = self.rank_n_contrast_weight(balances) + rnc_share > 0
         balanced = self.base_loss in BALANCED_LOSSES, "base_loss bmc, gai or bni"
         backbone = not self.only_head_trains, "a backbone that is trained"
         return {
@@ -219,17 +217,20 @@ class MethodConfig:
             "cmixup_bandwidth": (self.cmixup_alpha > 0, "cmixup_alpha"),
         }
 
-    def resampling(self, conr_strength: float, may_resample: bool = True) -> DensityMethod:
-        """`resample`, or what it is if unset."""
+    def resampling(self, balances: bool, may_resample: bool = True) -> DensityMethod:
+        """`resample`, or what it is if unset: on if `balances`."""
         if self.resample is not None:
             return self.resample
         corrected = self.reweight != "none" or self.base_loss in BALANCED_LOSSES
-        return "sqrt_inverse" if conr_strength > 0 and may_resample and not corrected else "none"
+        return "sqrt_inverse" if balances and may_resample and not corrected else "none"
 
-    def rank_n_contrast_weight(self, conr_strength: float) -> float:
-        """`rnc_weight`, or what it is if unset; 0 where only the head is trained, or a share is set in its place."""
+    def rank_n_contrast_weight(self, balances: bool) -> float:
+        """
+        `rnc_weight`, or what it is if unset: 1 if `balances`. 0 where only the head is trained, or a share is set in
+        its place.
+        """
         if self.only_head_trains or self.rnc_gradient_share is not None:
             return 0.0
         if self.rnc_weight is not None:
             return self.rnc_weight
-        return 1.0 if conr_strength > 0 else 0.0
+        return 1.0 if balances else 0.0

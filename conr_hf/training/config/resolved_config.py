@@ -129,8 +129,8 @@ def resolve(args: ConRConfig, labels: np.ndarray, may_resample: bool = True, of_
     if args.loss_space == "log1p":
         loss_scale = float(np.sqrt(np.log1p(columns).var(0).mean())) or 1.0
     inverse_range = 1 / label_range if label_range > 0 else 0.0
-    strength = 0.0 if args.only_head_trains else args.conr_strength
     may_resample = may_resample and args.train_sampling_strategy == "random" and not of_maps
+    strength = args.conr_strength(may_resample, of_maps)
     return ResolvedConfig(
         label_columns=tuple(args.label_columns),
         label_mean=tuple(float(mean) for mean in columns.mean(0)),
@@ -154,8 +154,8 @@ def resolve(args: ConRConfig, labels: np.ndarray, may_resample: bool = True, of_
         focal_beta=args.focal_beta if args.focal_beta is not None else 3 / loss_scale,
         noise_sigma=args.noise_sigma if args.noise_sigma is not None else 0.6 * loss_scale,
         reweight=args.reweight,
-        resample=args.resampling(strength, may_resample),
-        rnc_weight=args.rank_n_contrast_weight(0.0 if of_maps else strength),
+        resample=args.resampling(args.balances, may_resample),
+        rnc_weight=args.rank_n_contrast_weight(args.balances and not of_maps),
         cmixup_bandwidth=args.cmixup_bandwidth if args.cmixup_bandwidth is not None else 0.1 * scale,
         num_views=args.num_views,
         map_scale=args.map_scale,
@@ -163,7 +163,7 @@ def resolve(args: ConRConfig, labels: np.ndarray, may_resample: bool = True, of_
         label_min=None if args.label_min is None else tuple(args.label_bounds()[0]),
         label_max=None if args.label_max is None else tuple(args.label_bounds()[1]),
         conr_anchors=anchors,
-        conr_gradient_share=0.0 if args.only_head_trains else args.conr_gradient_share or 0.0,
+        conr_gradient_share=0.0 if args.conr_gradient_share is None else strength,
         rnc_gradient_share=0.0 if args.only_head_trains else args.rnc_gradient_share or 0.0,
         ranksim_gradient_share=0.0 if args.only_head_trains else args.ranksim_gradient_share or 0.0,
     )
