@@ -32,9 +32,9 @@ def training_errors(args: TrainingArguments, resumed_from: str | None) -> Iterat
         if "more than 1 value per channel" not in str(error):
             raise
         raise ValueError(
-            "A batch holds one view alone, which this model's batch norm cannot normalise: the last one of an epoch is "
-            f"what {args.per_device_train_batch_size} samples a batch leave over. Set dataloader_drop_last to true, or "
-            "per_device_train_batch_size to another number."
+            "A batch holds one view alone, which this model's batch norm cannot normalise: the last one of an epoch "
+            f"is what {args.per_device_train_batch_size} samples a batch leave over. Set dataloader_drop_last to "
+            "true, or per_device_train_batch_size to another number."
         ) from error
     except RuntimeError as error:
         # Gloo's and NCCL's errors come as plain ones, too, and name their source.
