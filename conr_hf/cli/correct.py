@@ -71,6 +71,7 @@ def correct_saved(options: Namespace) -> None:
     measured = {"bins", "baseline_median", "fit", *results.get("baseline_median", {})}
     facts = {name: value for name, value in results.items() if name not in measured}
     facts |= {"unit": unit, "refit_head": refit | {"command": command_line(options.given)}}
+    facts["recipe"] = results["recipe"] | {"refit_head": "affine", "output_dir": str(folder)}
     kept = {name: (run / name).read_bytes() for name in _KEPT if (run / name).is_file()}
     if options.in_place:
         clear_exports(run)

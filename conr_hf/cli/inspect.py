@@ -17,6 +17,7 @@ from conr_hf.plots import label_histogram
 from conr_hf.utils.files import check_writable, write_json
 from conr_hf.utils.tables import format_bin, format_table
 
+OF_VIEWS = ("augmentation", "augment_color", "horizontal_flip", "vertical_flip", "crop_area", "crop_padding")
 SHOWN = 20  # of each kind of problem
 LINES = 20  # of a histogram
 MARKS = {"many": "#", "median": "+", "few": "."}
@@ -38,6 +39,9 @@ def inspect_data(options: Namespace) -> None:
         check_writable(options.output)
     elif options.views is not None:
         raise ValueError(f"--views {options.views} draws a picture: name a folder for it with --output.")
+    given = [word.partition("=")[0] for word in options.given]
+    if options.views is None and (idle := [f"--{name}" for name in OF_VIEWS if f"--{name}" in given]):
+        raise ValueError(f"{', '.join(idle)} would have no effect without --views 4, which draws views.")
     data = load_local(
         options.data,
         options.image_column,
@@ -71,6 +75,8 @@ def inspect_data(options: Namespace) -> None:
             bad_rows = {problem["row"] for problem in problems if problem["split"] == training}
             if len(bad_rows) < len(data[training]):
                 written.append(draw_views(options, data[training], bad_rows))
+            else:
+                print(f'\nNo views are drawn: no row of "{training}" can be used.')
         written.append(Path(options.output, "labels.png"))
         label_histogram(
             Bins.from_dict(found["bins"]),

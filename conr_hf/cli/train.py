@@ -25,6 +25,7 @@ from conr_hf.inference.run_results import write_run
 from conr_hf.models.factory import load_regressor
 from conr_hf.training.checkpoints import last_complete_checkpoint
 from conr_hf.training.config.config import ConRConfig
+from conr_hf.training.config.resolved_config import ResolvedConfig
 from conr_hf.training.refit import refit_facts
 from conr_hf.training.trainer import ConRTrainer
 from conr_hf.utils.environment import hardware, peak_memory, versions
@@ -91,6 +92,7 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
         trainer.data.load_split(rows, f"{split} data", before_training=True)
     for split, rows in unlabelled.items():
         trainer.data.load_split(rows, f"{split} data", before_training=True, with_labels=False)
+    options = options | _settled_methods(args, trainer.resolved)
     outcome = trainer.train(resume_from_checkpoint=resume)
     results: dict[str, Any] = {
         "schema": 1,
@@ -120,6 +122,16 @@ def train(recipe: Recipe, args: ConRConfig, options: dict[str, Any], command: st
         commit = trainer.push_to_hub()
         if isinstance(commit, CommitInfo):
             print(f"Pushed to {commit.repo_url}")
+
+
+def _settled_methods(args: ConRConfig, resolved: ResolvedConfig) -> dict[str, Any]:
+    """What the options come to that say which methods are on, and are mostly left unset."""
+    if args.only_head_trains:
+        return {}
+    found: dict[str, Any] = {"resample": resolved.resample}
+    found |= {} if args.rnc_gradient_share is not None else {"rnc_weight": resolved.rnc_weight}
+    found |= {} if args.conr_gradient_share is not None else {"conr_weight": resolved.weight}
+    return found
 
 
 def check_holds_no_run(folder: str) -> None:
@@ -172,4 +184,7 @@ def stage_one_options(recipe: Recipe, options: dict[str, Any]) -> dict[str, Any]
         raise ValueError(f'stage_one is "{recipe.stage_one}"; it must name options, as in {{reweight: none}}.')
     second_only = {"stage_one", "retrain_head", "freeze_backbone", "feature_index", "refit_head"}
     second_only |= {"output_dir", "resume_from_checkpoint", "overwrite_output_dir", "push_to_hub"}
+    for term in ("conr", "rnc", "ranksim"):  # a weight takes the place of a share, and the other way round
+        of_term = {f"{term}_weight", f"{term}_gradient_share"}
+        second_only |= of_term if of_term & changed.keys() else set()
     return {name: value for name, value in options.items() if name not in second_only} | changed

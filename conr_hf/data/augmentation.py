@@ -89,25 +89,28 @@ class Augmentation:
     def move(self, images: Tensor, draws: Tensor, fill: float = 0.0, mode: str = "bilinear") -> Tensor:
         """
         The views, `(B, V, C, H, W)`, of images or maps, `(B, C, H, W)`, on the device where these are, with their
-        colours as they are. `draws`, `(B, V, 11)` float64, holds V views of each, as [`~Augmentation.draw`] returns
+        colours as they are. `draws`, `(B, V, 11)` float32, holds V views of each, as [`~Augmentation.draw`] returns
         them. Shifted images are padded with `fill`, 0 being the processor's mean colour; resized ones are
         interpolated by `mode`, `"bilinear"` or `"nearest"`.
         """
         if self.crop_area < 1:
-            return _resized_crops(images, draws.float(), mode)
+            return _resized_crops(images, draws, mode)
         return self._shifted(images, draws[..., :4].long(), fill)
 
-    def recolor(self, views: Tensor, draws: Tensor, black: Tensor, white: Tensor) -> Tensor:
+    def recolor(
+        self, views: Tensor, draws: Tensor, black: Tensor, white: Tensor, colors: Sequence[int] = (0, 1, 2)
+    ) -> Tensor:
         """
         Views `(B, V, C, H, W)` with other brightness, contrast and saturation, by `draws` as in
-        [`~Augmentation.move`]. `black` and `white`, `(C,)`, are the pixel values of these two. With v from 0 (black)
+        [`~Augmentation.move`]. `black` and `white`, `(C,)`, are the pixel values of these two; of three channels
+        `colors` says which of red, green and blue (0, 1, 2) each shows. With v from 0 (black)
         to 1 (white) and its grey g: first v times the brightness; then its distance to the mean of g times the
         contrast, and that to its own g times the saturation; cut off below 0 and above 1.
         """
         channels = views.shape[2]
-        luma = views.new_tensor(_LUMA if channels == 3 else [1 / channels] * channels)
+        luma = views.new_tensor([_LUMA[color] for color in colors] if channels == 3 else [1 / channels] * channels)
         span = (white - black).view(-1, 1, 1)
-        brightness, contrast, saturation = draws.float()[..., 8:, None, None, None].unbind(2)  # (B, V, 1, 1, 1) each
+        brightness, contrast, saturation = draws[..., 8:, None, None, None].unbind(2)  # (B, V, 1, 1, 1) each
         values = (views - black.view(-1, 1, 1)) / span
         gray = torch.einsum("bvchw,c->bvhw", values, luma)[:, :, None]
         mean = gray.mean((-2, -1), keepdim=True)

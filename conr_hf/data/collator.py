@@ -71,8 +71,21 @@ class ImageCollator:
     @cached_property
     def _black_and_white(self) -> Tensor:
         """Pixel values of a black and of a white image, `(2, C)`."""
+        return self._pixel_values_of((0, 255) if self.image_mode == "L" else ((0, 0, 0), (255, 255, 255)))
+
+    @cached_property
+    def _channel_colors(self) -> list[int]:
+        """Which of red, green and blue (0, 1, 2) each channel shows: some processors turn their order round."""
+        black, white = self._black_and_white
+        if self.image_mode == "L" or len(black) != 3:
+            return list(range(len(black)))
+        primaries = self._pixel_values_of(((255, 0, 0), (0, 255, 0), (0, 0, 255)))
+        found: list[int] = ((primaries - black) / (white - black)).argmax(0).tolist()
+        return found if sorted(found) == [0, 1, 2] else [0, 1, 2]
+
+    def _pixel_values_of(self, colors: Sequence[Any]) -> Tensor:
+        """`(N, C)` of images of one colour each."""
         assert self.processor is not None
-        colors = (0, 255) if self.image_mode == "L" else ((0, 0, 0), (255, 255, 255))
         pixels = _pixel_values(self.processor, [Image.new(self.image_mode, (256, 256), color) for color in colors])
         return pixels[:, :, pixels.shape[2] // 2, pixels.shape[3] // 2]
 
@@ -106,7 +119,7 @@ class ImageCollator:
         pixels = self.augmentation.move(images, draws)
         if self.augmentation.changes_color:
             black, white = (value.to(pixels.device) for value in self._black_and_white)
-            pixels = self.augmentation.recolor(pixels, draws, black, white)
+            pixels = self.augmentation.recolor(pixels, draws, black, white, self._channel_colors)
         views = {"pixel_values": pixels}
         if labels is not None and labels.ndim == 3:
             moved = self.augmentation.move(labels[:, None], draws, fill=float("nan"), mode="nearest")
@@ -119,14 +132,16 @@ class ImageCollator:
     def _transformed(self, seeds: Tensor, images: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         assert self.transform is not None
         black, white = self._black_and_white[..., None, None]
-        values = (images - black) / (white - black)
+        colors = self._channel_colors
+        channels = [colors.index(color) for color in range(len(colors))]  # of red, green and blue
+        values = ((images - black) / (white - black))[:, channels]
         maps = labels if labels is not None and labels.ndim == 3 else None
         made = [
             apply_transform(self.transform, values[i], None if maps is None else maps[i], seed)
             for i, of_image in enumerate(seeds.tolist())
             for seed in of_image
         ]
-        pixels = torch.stack([view for view, _ in made]) * (white - black) + black
+        pixels = torch.stack([view for view, _ in made])[:, colors] * (white - black) + black
         views = {"pixel_values": pixels.unflatten(0, seeds.shape)}
         if maps is not None:
             views["labels"] = torch.stack([moved for _, moved in made if moved is not None]).unflatten(0, seeds.shape)
@@ -185,7 +200,7 @@ class ImageCollator:
                 draws.append([self.augmentation.draw(size, random) for random in randoms])
             else:
                 draws.append([int(random.integers(2**62)) for random in randoms])
-        return torch.tensor(draws, dtype=torch.float64 if self.transform is None else torch.int64)
+        return torch.tensor(draws, dtype=torch.float32 if self.transform is None else torch.int64)
 
     def _maps(self, cells: Sequence[Sequence[Any]], size: tuple[int, ...] | None) -> Tensor:
         """`(B, H, W)`, of the images' size where it is given."""

@@ -1,13 +1,16 @@
 """A torchvision transform of the user's own, in place of the named augmentation."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-# Of torchvision.transforms.v2, those that turn, mirror or bend an image, and so change the direction that it shows.
-_MOVES = ("RandomRotation", "RandomAffine", "RandomPerspective", "ElasticTransform")
+# Of torchvision's transforms, those that may turn, mirror or bend an image, and so change the direction that it shows.
+_MOVES = (
+    *("RandomRotation", "RandomAffine", "RandomPerspective", "ElasticTransform"),
+    *("RandAugment", "AutoAugment", "TrivialAugmentWide", "AugMix"),
+)
 _FLIPS = ("RandomHorizontalFlip", "RandomVerticalFlip")
 
 
@@ -24,10 +27,10 @@ def apply_transform(
     if label_map is not None:  # pixels by their number, from 1 on, since 0 fills what lies outside
         parts.append(tv_tensors.Mask(torch.arange(1, label_map.numel() + 1).view_as(label_map)))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # and not those of other devices
         moved = transform(*parts)
     view, *places = moved if isinstance(moved, tuple | list) else [moved]
-    if view.shape != image.shape or not view.is_floating_point():
+    if view.shape != image.shape or view.dtype != image.dtype:
         raise ValueError(
             f"transform makes {view.dtype} of shape {tuple(view.shape)} of an image of {image.dtype} of shape "
             f"{tuple(image.shape)}; it must keep both. Leave the last sizes and types to the image processor."
@@ -55,9 +58,14 @@ def check_transform(transform: Callable[..., Any], flipped_columns: list[str]) -
 
 
 def _parts(transform: Any) -> Iterator[Any]:
+    from torchvision import transforms as v1
     from torchvision.transforms import v2
 
     yield transform
-    if isinstance(transform, v2.Compose | v2.RandomApply | v2.RandomChoice | v2.RandomOrder):
-        for part in transform.transforms:
-            yield from _parts(part)
+    parts: Iterable[Any] = ()
+    if isinstance(transform, nn.Sequential):
+        parts = transform
+    elif any(isinstance(transform, of.Compose | of.RandomApply | of.RandomChoice | of.RandomOrder) for of in (v1, v2)):
+        parts = transform.transforms
+    for part in parts:
+        yield from _parts(part)

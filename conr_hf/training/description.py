@@ -37,14 +37,20 @@ def describe_method(settings: ResolvedConfig, own_loss: bool = False, has_sample
     return f"Trains with {', '.join(parts)}"
 
 
-def describe_unused_conr(args: ConRConfig, settings: ResolvedConfig) -> str | None:
-    """That ConR is off because nothing was said of it, and which of its options are idle; else `None`."""
-    if args.conr_weight is not None or args.conr_gradient_share is not None or not args.balances or settings.uses_conr:
+def describe_unused_conr(args: ConRConfig, settings: ResolvedConfig, is_sharded: bool = False) -> str | None:
+    """
+    That ConR is off because nothing was said of it, and which of its options are idle; else `None`. `is_sharded`: the
+    head is held in parts.
+    """
+    is_set = args.conr_weight is not None or args.conr_gradient_share is not None
+    if is_set or not args.balances or settings.uses_conr or args.cmixup_alpha > 0:
         return None
+    how = "conr_weight 0.05" if is_sharded else "conr_gradient_share 0.15"
     defaults = {field.name: field.default for field in fields(ConRConfig)}
-    idle = [name for name in _OF_CONR_ALONE if getattr(args, name) != defaults[name]]
+    names = _OF_CONR_ALONE if settings.uses_rnc else (*_OF_CONR_ALONE, "conr_distance", "conr_anchors")
+    idle = [name for name in names if getattr(args, name) != defaults[name]]
     others = f"; without it {', '.join(idle)} {'has' if len(idle) == 1 else 'have'} no effect" if idle else ""
-    return f"ConR is off beside them: conr_gradient_share 0.15 switches it on{others}."
+    return f"ConR is off beside them: {how} switches it on{others}."
 
 
 def describe_views(args: ConRConfig, has_own_transform: bool = False) -> str:

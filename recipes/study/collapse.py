@@ -42,6 +42,7 @@ ALONE = {"resample": "none", "rnc_weight": 0}
 METHODS: dict[str, dict[str, Any]] = {
     "plain": {"conr_weight": 0},
     "the defaults": {},
+    "all three": {"conr_weight": 0.05},
     "ConR, share 0.1": {"conr_gradient_share": 0.1, **ALONE},
     "ConR, share 0.3": {"conr_gradient_share": 0.3, **ALONE},
     "ConR, weight 0.05": {"conr_weight": 0.05, **ALONE},
@@ -135,6 +136,7 @@ def train(network: str, method: str, rate: float, seed: int, *, epochs: int, dat
             learning_rate=rate,
             warmup_steps=0.1,
             lr_scheduler_type="cosine",
+            num_views=2,
             horizontal_flip=True,
             seed=seed,
             eval_strategy="no",

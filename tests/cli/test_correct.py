@@ -58,6 +58,8 @@ def rows_of(folder, split):
 
 def test_the_corrected_run_is_a_whole_run(run, corrected):
     folder, ended = corrected
+    of_recipe = {"refit_head": "affine", "output_dir": str(folder)}
+    assert results_of(folder)["recipe"] == results_of(run)["recipe"] | of_recipe
     names = {path.name for path in run.iterdir() if path.is_file()} - {"model.onnx"}
     assert {path.name for path in folder.iterdir()} == names
     before, after = results_of(run), results_of(folder)

@@ -160,7 +160,7 @@ def test_the_table_shows_every_shot_with_its_error_and_the_unit(run):
 def test_the_saved_recipe_repeats_the_run(run, tmp_path):
     """Also one that starts from random weights, and whose command line changed the file it was started from."""
     saved = yaml.safe_load((run.folder / "recipe.yaml").read_text())
-    assert saved["conr_weight"] == 0.1
+    assert (saved["conr_weight"], saved["resample"], saved["rnc_weight"]) == (0.1, "sqrt_inverse", 1.0)
     assert saved == run.results["recipe"]
     again = conr("train", run.folder / "recipe.yaml", "--output_dir", tmp_path / "again")
     assert again.code == 0, again.err

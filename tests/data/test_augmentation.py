@@ -5,8 +5,10 @@ import pytest
 import torch
 from PIL import Image
 from small import build, images, models
+from torch import nn
+from torchvision import transforms as v1
 from torchvision.transforms import v2
-from transformers import ViTImageProcessor
+from transformers import MobileViTImageProcessor, ViTImageProcessor
 
 from conr_hf.data.augmentation import Augmentation
 from conr_hf.data.collator import ImageCollator
@@ -138,6 +140,21 @@ def test_grey_views_have_no_colour_and_stay_between_black_and_white(mode):
     assert not torch.allclose(shown[0], shown[1], atol=0.01)
 
 
+def test_colours_where_the_processor_turns_the_order_of_channels_round():
+    """MobileViT's processor gives blue, green, red."""
+    size = {"height": 8, "width": 8}
+    processor = MobileViTImageProcessor(size={"shortest_edge": 8}, crop_size=size, do_flip_channel_order=True)
+    red = [(SampledIndex(0, 0, 0), {"image": Image.new("RGB", (8, 8), (255, 0, 0)), "label": 1.0})]
+    grey = ImageCollator(processor, "image", ["label"], 1, Augmentation(gray=1.0), 0)(red)["pixel_values"]
+    assert torch.allclose(grey, torch.full_like(grey, 0.299), atol=1e-3)
+    seen = []
+    collate = ImageCollator(
+        processor, "image", ["label"], 1, Augmentation(), 0, transform=lambda image: (seen.append(image), image)[1]
+    )
+    assert torch.equal(collate(red)["pixel_values"][0], collate([(None, red[0][1])])["pixel_values"])
+    assert seen[0][:, 0, 0].tolist() == pytest.approx([1, 0, 0], abs=1e-3)
+
+
 # ---- A transform of the user's own --------------------------------------------------------------------------------
 
 
@@ -191,9 +208,10 @@ def test_a_transform_that_changes_the_form_is_refused(transform, message):
         collator_of(transform)([(SampledIndex(0, 0, 0), row_of(0))])
 
 
-@pytest.mark.parametrize("transform", [v2.RandomRotation(5), v2.RandomHorizontalFlip()])
-def test_a_transform_that_changes_a_direction_is_refused(transform):
-    nested = v2.Compose([v2.ColorJitter(0.1), v2.RandomApply([transform])])
+@pytest.mark.parametrize("hold", [lambda part: v2.RandomApply([part]), nn.Sequential, lambda part: v1.Compose([part])])
+@pytest.mark.parametrize("transform", [v2.RandomRotation(5), v2.RandomHorizontalFlip(), v2.RandAugment()])
+def test_a_transform_that_changes_a_direction_is_refused(transform, hold):
+    nested = v2.Compose([v2.ColorJitter(0.1), hold(transform)])
     with pytest.raises(ValueError, match=f"transform holds {type(transform).__name__}.*yaw"):
         check_transform(nested, ["yaw"])
     check_transform(nested, [])
@@ -215,5 +233,8 @@ def test_a_trainer_trains_with_a_transform(tmp_path):
     def collate(rows):
         return {"pixel_values": torch.zeros(len(rows), 3, 32, 32), "labels": torch.zeros(len(rows))}
 
+    ready = images(8).map(lambda row: {"pixel_values": np.zeros((3, 32, 32), np.float32)}, remove_columns="image")
+    with pytest.raises(ValueError, match="transform would have no effect on rows that hold pixel_values"):
+        build(model, processor, tmp_path / "ready", ready, transform=darker)
     with pytest.raises(ValueError, match="transform would have no effect beside a data_collator"):
         build(model, processor, tmp_path / "own", images(8), transform=darker, data_collator=collate)

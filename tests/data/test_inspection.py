@@ -262,6 +262,8 @@ def test_problems_are_listed_by_row_and_are_no_failure(album, tmp_path):
     assert "... and 11 more" in ended.out
     assert "train 11 = test 0" in ended.out
     assert "views 3 draws a picture: name a folder for it with --output" in conr("inspect", album, "--views", "3").err
+    idle = conr("inspect", album, "--output", out, "--crop_area", "0.5").err
+    assert "--crop_area would have no effect without --views" in idle
     drawn = conr("inspect", album, "--output", out, "--views", "3", "--augmentation", "strong", "--image_size", "16")
     assert f"{out / 'views.png'}, {out / 'labels.png'}" in drawn.out, drawn.err
     found = json.loads((out / "inspection.json").read_text())

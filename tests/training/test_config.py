@@ -76,15 +76,7 @@ def test_a_setting_that_cannot_be_meant_is_refused_by_name(name, value, says):
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"lds": "gaussian", "conr_weight": 0.0}, "lds (needs reweight, resample or, with ConR, conr_reweight)"),
-        (
-            {"lds": "gaussian", "conr_reweight": "none", "resample": "none"},
-            "lds (needs reweight, resample or, with ConR, conr_reweight)",
-        ),
-        (
-            {"lds": "gaussian", "freeze_backbone": True},
-            "lds (needs reweight, resample or, with ConR, conr_reweight)",
-        ),
+        ({"augmentation": "strong", "crop_padding": 0.1}, "crop_padding (needs augmentation light, or crop_area 1)"),
         ({"freeze_backbone": True, "rnc_weight": 1.0}, "rnc_weight (needs a backbone that is trained)"),
         (
             {"reweight": "inverse", "retrain_head": True, "ranksim_weight": 1.0},
@@ -420,7 +412,7 @@ def test_resolved_from_labels_by_hand():
     [
         ({}, {}, (0, 0, "sqrt_inverse", 1)),
         ({"conr_weight": 0.0}, {}, (0, 0, "none", 0)),
-        ({"conr_gradient_share": 0.0}, {}, (0, 0, "none", 0)),
+        ({"conr_gradient_share": 0.0}, {}, (0, 0, "sqrt_inverse", 1)),
         ({"conr_weight": 0.2}, {}, (0.2, 0, "sqrt_inverse", 1)),
         ({"conr_gradient_share": 0.3}, {}, (0, 0.3, "sqrt_inverse", 1)),
         ({"conr_weight": 0.0, "resample": "inverse", "rnc_weight": 3.0}, {}, (0, 0, "inverse", 3)),
@@ -459,7 +451,7 @@ def test_resolved_from_labels_of_two_dimensions_by_hand():
         ({}, True, "sqrt_inverse", 1.0),
         ({"conr_weight": 0.0}, True, "none", 0.0),
         ({"conr_gradient_share": 0.3}, True, "sqrt_inverse", 1.0),
-        ({"conr_gradient_share": 0.0}, True, "none", 0.0),
+        ({"conr_gradient_share": 0.0}, True, "sqrt_inverse", 1.0),
         ({"rnc_gradient_share": 0.3}, True, "sqrt_inverse", 0.0),
         ({"conr_weight": 0.0, "rnc_weight": 3.0}, True, "none", 3.0),
         ({"resample": "none", "rnc_weight": 0.0}, True, "none", 0.0),

@@ -225,6 +225,11 @@ def test_the_first_stage_is_this_run_but_for_what_makes_it_the_second(tmp_path):
     assert first["label_columns"] == ["label"]
     assert first["bf16"] is True
     assert not {"retrain_head", "stage_one", "freeze_backbone"} & set(first)
+    made.stage_one = "{conr_weight: 0}"
+    by_share = options | {"conr_gradient_share": 0.3, "rnc_gradient_share": 0.3}
+    assert {"conr_gradient_share", "rnc_gradient_share"} - set(stage_one_options(made, by_share)) == {
+        "conr_gradient_share"
+    }
     made.stage_one = "methods/vanilla.yaml"
     with pytest.raises(ValueError, match=r"stage_one is .* it must name options"):
         stage_one_options(made, options)

@@ -362,6 +362,21 @@ def test_a_loss_of_the_users_own_takes_the_base_loss_place(tmp_path):
     assert found["eval_loss"] == pytest.approx(found["eval_mse"], rel=1e-5)
 
 
+def test_a_loss_of_the_users_own_need_not_read_the_predictions(tmp_path):
+    def of_hidden(outputs, labels, num_items_in_batch=None):
+        return outputs.hidden_states[-1].square().mean()
+
+    data = small.images(16)
+    model, processor = small.models["vit"]()
+    model.config.output_hidden_states = True
+    small.build(model, processor, tmp_path, data, compute_loss_func=of_hidden, rnc_weight=1.0, max_steps=1).train()
+    share = small.build(
+        model, processor, tmp_path, data, compute_loss_func=of_hidden, rnc_gradient_share=0.3, rnc_weight=None
+    )
+    with pytest.raises(ValueError, match=r"rnc_gradient_share is a share .* of which compute_loss_func reads none"):
+        share.train()
+
+
 def test_a_loss_of_the_users_own_is_independent_of_accumulation(tmp_path):
     # Two steps: with plain SGD a squared error in label units soon diverges.
     changed = {"compute_loss_func": squared, "max_steps": 2, "num_views": 2}

@@ -279,6 +279,21 @@ def test_conr_brings_resampling_and_rank_n_contrast(tmp_path):
     assert train(tmp_path / "stream", stream, resample=None, rnc_weight=None).resolved.resample == "none"
 
 
+def test_what_the_data_decide_is_told_when_they_are_known(tmp_path, caplog):
+    """Weighted rows are not drawn by density, so that ConR alone is left on, and smoothed densities weigh nothing."""
+    data = small.images(ROWS)
+    weighed = data.add_column("sample_weight", [1.0] * ROWS)
+    settings = {"conr_weight": None, "resample": None, "max_steps": 1}
+    train(tmp_path, data, cmixup_alpha=1.0, **settings)
+    with pytest.raises(ValueError, match=r"cmixup_alpha is 1.0 and ConR is on"):
+        train(tmp_path, weighed, cmixup_alpha=1.0, **settings)
+    idle = "Set, but without effect: lds (needs reweight, resample or, with ConR, conr_reweight)."
+    train(tmp_path, weighed, lds="gaussian", **settings)
+    assert idle not in caplog.text
+    train(tmp_path, weighed, lds="gaussian", **{**settings, "conr_weight": 0.0})
+    assert idle in caplog.text
+
+
 def test_log1p_compares_logarithms_and_predicts_labels(tmp_path):
     data = small.images(8)
     trainer = train(tmp_path, data, loss_space="log1p", conr_weight=0.0, max_steps=1, learning_rate=0.0)

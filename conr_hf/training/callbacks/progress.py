@@ -65,7 +65,8 @@ class BriefProgressCallback(ProgressCallback):
 def _print_description(trainer: Trainer, data: DataModule) -> None:
     columns = column_names(data.train_dataset)  # type: ignore[arg-type]
     lines = [describe_method(data.resolved, trainer.compute_loss_func is not None, "sample_weight" in columns)]
-    off = describe_unused_conr(data.args, data.resolved)
+    sharded = bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
+    off = describe_unused_conr(data.args, data.resolved, sharded)
     lines += [off] if off is not None else []
     if isinstance(trainer.data_collator, ImageCollator) and "pixel_values" not in columns:
         lines.append(describe_views(data.args, data.transform is not None))

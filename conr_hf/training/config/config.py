@@ -45,7 +45,8 @@ class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
         conr_gradient_share (`float`, *optional*):
             In place of `conr_weight`: the norm of ConR's gradient at the features, times its weight, in that of the
             base loss's; 0.1 to 0.6 is usual. The weight follows from the steps before, and is 0 in the first; see
-            `conr_hf.losses.GradientShare`. 0 computes no ConR. Unset: `conr_weight`.
+            `conr_hf.losses.GradientShare`. 0 computes no ConR, and leaves what is beside it as it is. Unset:
+            `conr_weight`.
         conr_window (`float`, *optional*):
             Labels within this distance are similar (the paper's omega). Unset: 0.01 R.
         conr_temperature (`float`, *optional*, defaults to 0.07):
@@ -194,8 +195,7 @@ class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
     @property
     def balances(self) -> bool:
         """Whether resampling and Rank-N-Contrast are on where they are not set."""
-        strength = self.conr_weight if self.conr_gradient_share is None else self.conr_gradient_share
-        return strength != 0 and not self.only_head_trains
+        return not self.only_head_trains and (self.conr_gradient_share is not None or self.conr_weight != 0)
 
     def conr_strength(self, may_resample: bool = True, of_maps: bool = False) -> float:
         """`conr_gradient_share`, or `conr_weight`, or what that is if unset; without ConR 0."""
@@ -250,16 +250,17 @@ class ConRConfig(DataConfig, MethodConfig, TrainingArguments):
             raise ValueError("remove_unused_columns is true; it must be false, since images and labels are columns.")
         self.check_full_eval()
         of_conr = "conr_weight" if self.conr_gradient_share is None else "conr_gradient_share"
-        self.check_methods(self.label_columns, self.balances, self.conr_strength(), of_conr)
-        needs = self.method_needs(self.balances, self.conr_strength(), self.conr_reweight)
+        in_order = self.train_sampling_strategy != "random"
+        self.check_methods(self.label_columns, self.balances, self.conr_strength(may_resample=not in_order), of_conr)
+        shifts = self.augmentation != "none" and self.augmentation_settings().crop_area == 1
+        needs = self.method_needs(self.balances)
         needs |= {
             "label_scale": (not self.scale_each, "scale_each false"),
             "flipped_columns": (self.horizontal_flip, "horizontal_flip"),
             "augment_color": (self.augmentation in ("medium", "strong"), "augmentation medium or strong"),
             "crop_area": (self.augmentation != "none" and self.crop_padding > 0, "augmentation and crop_padding"),
-            **dict.fromkeys(
-                ("horizontal_flip", "vertical_flip", "crop_padding"), (self.augmentation != "none", "augmentation")
-            ),
+            "crop_padding": (shifts or self.crop_padding == 0, "augmentation light, or crop_area 1"),
+            **dict.fromkeys(("horizontal_flip", "vertical_flip"), (self.augmentation != "none", "augmentation")),
         }
         warn_without_effect(self, needs)
         for name, needed in {"prediction_loss_only": False, "eval_do_concat_batches": True}.items():

@@ -43,9 +43,9 @@ class MethodConfig:
             set is 1. A column `sample_weight` multiplies them.
         resample (`str`, *optional*):
             Draw training rows, with replacement, in proportion to density weights: `"none"`, `"inverse"` or
-            `"sqrt_inverse"`. Unset: `"sqrt_inverse"`, unless `conr_weight` is 0, or rows are weighted already
-            (`reweight`, Balanced MSE, a column `sample_weight`, a loss of your own) or come in a fixed order (a
-            stream, or sequential sampling).
+            `"sqrt_inverse"`. Unset: `"sqrt_inverse"`, unless `conr_weight` is 0, the head alone is trained, labels are
+            maps, rows are weighted already (`reweight`, Balanced MSE, a column `sample_weight`, a loss of your own) or
+            come in a fixed order (a stream, or sequential sampling).
         lds (`str`, *optional*, defaults to `"none"`):
             Label distribution smoothing of the densities behind all weights (`reweight`, `conr_reweight`,
             `resample`), by a `"gaussian"`, `"triangular"` or `"laplace"` kernel.
@@ -72,7 +72,8 @@ class MethodConfig:
         ranksim_interpolation (`float`, *optional*, defaults to 2.0):
             RankSim's interpolation strength (lambda).
         rnc_weight (`float`, *optional*):
-            Weight of Rank-N-Contrast beside the base loss. Unset: 1; 0 with label maps, and where `conr_weight` is 0.
+            Weight of Rank-N-Contrast beside the base loss. Unset: 1; 0 with label maps, where `conr_weight` is 0, and
+            where the head alone is trained.
         rnc_gradient_share (`float`, *optional*):
             In place of `rnc_weight`, as `conr_gradient_share` is in place of `conr_weight`.
         rnc_temperature (`float`, *optional*, defaults to 2.0):
@@ -194,9 +195,8 @@ class MethodConfig:
                 f"{len(label_columns)}. Set fds to none."
             )
 
-    def method_needs(self, balances: bool, conr_strength: float, conr_reweight: str) -> dict[str, tuple[bool, str]]:
+    def method_needs(self, balances: bool) -> dict[str, tuple[bool, str]]:
         """By option, whether it has an effect beside the others, and what it needs for that."""
-        density = [self.reweight, self.resampling(balances), *([conr_reweight] if conr_strength > 0 else [])]
         uses_ranksim = self.ranksim_weight > 0 or bool(self.ranksim_gradient_share)
         rnc_share = 0.0 if self.only_head_trains else self.rnc_gradient_share or 0.0
         uses_rnc = self.rank_n_contrast_weight(balances) + rnc_share > 0
@@ -207,7 +207,6 @@ class MethodConfig:
             "focal_beta": (self.base_loss in ("focal_l1", "focal_mse"), "base_loss focal_l1 or focal_mse"),
             **dict.fromkeys(("noise_sigma", "noise_learning_rate"), balanced),
             "gai_components": (self.base_loss == "gai", "base_loss gai"),
-            "lds": (any(method != "none" for method in density), "reweight, resample or, with ConR, conr_reweight"),
             **dict.fromkeys(("lds_kernel_size", "lds_sigma"), (self.lds != "none", "lds")),
             **dict.fromkeys(("fds_kernel_size", "fds_sigma", "fds_momentum", "fds_clip"), (self.fds != "none", "fds")),
             **dict.fromkeys(("ranksim_weight", "ranksim_gradient_share", "conr_gradient_share"), backbone),

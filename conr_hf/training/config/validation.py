@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from conr_hf import losses
 from conr_hf.data.collator import ImageCollator
+from conr_hf.data.columns import column_names
 from conr_hf.data.own_transform import check_transform
 from conr_hf.metrics.gaze import GAZE, in_radians
 from conr_hf.models.factory import check_precision
@@ -21,6 +22,7 @@ from conr_hf.training.compute_metrics import ComputeMetrics
 from conr_hf.training.config.config import ConRConfig
 from conr_hf.training.data_module import DataModule
 from conr_hf.training.optimizer import makes_plain_groups, steps_in_backward
+from conr_hf.utils.fields import warn_without_effect
 
 logger = logging.get_logger(__name__)
 
@@ -66,6 +68,7 @@ def validate_run(
             f"base_loss is bmc, which compares the samples of a batch, and {which} has one sample. Set "
             "per_device_train_batch_size to another size, or dataloader_drop_last to true."
         )
+    check_mixed_and_smoothed(args, data)
     check_label_bounds(data.all_labels(), args)
     check_gaze_labels(data.all_labels(), args, metrics.own is not None)
     if isinstance(head, MapHead):
@@ -75,6 +78,22 @@ def validate_run(
     if label_distance is not None:  # tried out, as a step would be a late place for its errors
         some = torch.from_numpy(data.training_labels()[:4])
         losses.label_distance(some, some, label_distance)
+
+
+def check_mixed_and_smoothed(args: ConRConfig, data: DataModule) -> None:
+    """Refuses to compare mixed images, and warns of smoothed densities that weigh nothing."""
+    found = data.resolved
+    if args.cmixup_alpha > 0 and (found.uses_conr or found.uses_rnc):
+        which = "ConR" if found.uses_conr else "Rank-N-Contrast"
+        raise ValueError(
+            f"cmixup_alpha is {args.cmixup_alpha} and {which} is on: a mixture of two images has no label that its "
+            "features could be compared by. Set cmixup_alpha to 0, or conr_weight and rnc_weight."
+        )
+    draws_pixels = data.labels_are_maps and found.uses_rnc
+    weighing = [found.reweight, found.resample]
+    weighing += [found.conr_reweight] if found.uses_conr or draws_pixels else []
+    if args.lds != "none" and all(density == "none" for density in weighing):
+        logger.warning("Set, but without effect: lds (needs reweight, resample or, with ConR, conr_reweight).")
 
 
 def check_settings(trainer: Trainer, args: ConRConfig, data: DataModule, made_optimizer: bool) -> None:
@@ -125,7 +144,14 @@ def check_settings(trainer: Trainer, args: ConRConfig, data: DataModule, made_op
             raise ValueError(
                 "transform would have no effect beside a data_collator of your own. Leave one of them out."
             )
+        if data.train_dataset is not None and "pixel_values" in column_names(data.train_dataset):
+            raise ValueError(
+                "transform would have no effect on rows that hold pixel_values, which are ready for the model. Leave "
+                "transform out, or give rows of images."
+            )
         check_transform(data.transform, args.sign_flipped_columns())
+        named = ("augmentation", "horizontal_flip", "vertical_flip", "crop_padding", "crop_area", "augment_color")
+        warn_without_effect(args, dict.fromkeys(named, (False, "no transform of your own")))
     if data.is_stream and trainer.accelerator.split_batches and args.world_size > 1:
         raise ValueError("split_batches is true, with which a stream's length is not known. Leave it out.")
     resamples = args.resample not in (None, "none")

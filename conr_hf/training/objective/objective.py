@@ -229,12 +229,19 @@ class Objective:
     def _base_gradient(self, loss: Tensor, batch: Batch) -> Tensor | None:
         """
         The gradient at the features of this process's base loss, of their shape; `None` where nothing learns below
-        them, or the head is not whole here.
+        them, the head is not whole here, or a loss of the user's own reads no prediction.
         """
         if self._is_sharded or not batch.features.requires_grad:
             return None
         # The features of a compiled model, and cached ones, are no step on the way to predictions.
-        (gradient,) = torch.autograd.grad(loss, batch.predictions, retain_graph=True)
+        (gradient,) = torch.autograd.grad(loss, batch.predictions, retain_graph=True, allow_unused=True)
+        if gradient is None and self.shares.terms:
+            raise ValueError(
+                f"{next(iter(self.shares.terms))}_gradient_share is a share of the base loss's gradient in the "
+                "predictions, of which compute_loss_func reads none. Set the weight in its place."
+            )
+        if gradient is None:
+            return None
         self.labels = batch.labels  # which FDS smooths by
         return self.head.gradient_at_features(batch.features, gradient)
 
