@@ -214,12 +214,12 @@ def rrt(folder, *arguments):
         "--use_cpu",
         "true",
     ]
-    quick += ["--bf16", "true", "--disable_tqdm", "true"]
+    quick += ["--disable_tqdm", "true", "--model", "timm/test_resnet"]
     return recipe.read_recipe(["methods/rrt", *quick, *arguments])
 
 
 def test_the_first_stage_is_this_run_but_for_what_makes_it_the_second(tmp_path):
-    made, _, options = rrt(tmp_path, "--label_columns", "label")
+    made, _, options = rrt(tmp_path, "--label_columns", "label", "--bf16", "true")
     first = stage_one_options(made, options)
     assert first["reweight"] == "none"
     assert first["label_columns"] == ["label"]
