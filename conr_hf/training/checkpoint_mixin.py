@@ -16,7 +16,7 @@ from conr_hf.models.peft import has_adapter
 from conr_hf.training.callbacks.ema import EMACallback
 from conr_hf.training.callbacks.nan_guard import NanGuardCallback
 from conr_hf.training.config.resolved_config import ResolvedConfig
-from conr_hf.training.conr_state import save_state
+from conr_hf.training.conr_state import save_state, warn_of_other_methods
 from conr_hf.training.objective.objective import Objective
 from conr_hf.utils.files import is_full
 
@@ -80,6 +80,7 @@ class CheckpointMixin(Trainer):
             save_state(output_dir or str(self.args.output_dir), self.resolved, self.bins, self._training_state)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        warn_of_other_methods(resume_from_checkpoint, self.resolved)
         if self._loads_weights():
             load_weights(self.model, resume_from_checkpoint)
         else:

@@ -66,27 +66,27 @@ def load_state(name: str) -> tuple[ResolvedConfig, Bins] | None:
     return ResolvedConfig(**{**fields, **lists}), Bins.from_dict(saved)
 
 
-def load_training_state(
-    checkpoint: str | Path | None, settings: ResolvedConfig | None = None
-) -> dict[str, Tensor] | None:
-    """
-    What [`save_state`] was given as `training`; nothing of a checkpoint without such a file, `None` without one. Warns
-    of a checkpoint that was trained with other methods than the `settings`.
-    """
+def load_training_state(checkpoint: str | Path | None) -> dict[str, Tensor] | None:
+    """What [`save_state`] was given as `training`; nothing of a checkpoint without such a file, `None` without one."""
     if checkpoint is None:
         return None
     path = Path(checkpoint, STATE)
     saved = load_file(path) if path.is_file() else {}
-    if settings is not None and (of_checkpoint := load_state(str(checkpoint))) is not None:
-        before, now = dataclasses.asdict(of_checkpoint[0]), dataclasses.asdict(settings)
-        others = [
-            f"{option} {before[field]} (now {now[field]})"
-            for field, option in _OPTIONS.items()
-            if before[field] != now[field]
-        ]
-        if others:
-            logger.warning(
-                f"{checkpoint} was trained with {', '.join(others)}. Set the options so for the run to go on as it "
-                "was."
-            )
     return {name.removeprefix(_TRAINING): value for name, value in saved.items() if name.startswith(_TRAINING)}
+
+
+def warn_of_other_methods(checkpoint: str, settings: ResolvedConfig) -> None:
+    """Names the methods that a checkpoint was trained with where they are others than those of the `settings`."""
+    of_checkpoint = load_state(checkpoint)
+    if of_checkpoint is None:
+        return
+    before, now = dataclasses.asdict(of_checkpoint[0]), dataclasses.asdict(settings)
+    others = [
+        f"{option} {before[field]} (now {now[field]})"
+        for field, option in _OPTIONS.items()
+        if before[field] != now[field]
+    ]
+    if others:
+        logger.warning(
+            f"{checkpoint} was trained with {', '.join(others)}. Set the options so for the run to go on as it was."
+        )

@@ -228,7 +228,7 @@ class ConRTrainer(CheckpointMixin, HubMixin, Trainer):
         resumed_from = checkpoint_to_resume(resume_from_checkpoint, str(self.args.output_dir))
         with ExitStack() as self._after_training, training_errors(self.args, resumed_from):
             self._after_training.callback(self._end_training)
-            self.objective_callback.saved = self.ema.saved = load_training_state(resumed_from, self.resolved)
+            self.objective_callback.saved = self.ema.saved = load_training_state(resumed_from)
             output = super().train(resumed_from, trial, ignore_keys_for_eval)
             self.interrupt.stop_if_asked()
         refit.refit_head(self, self.data, self.head)

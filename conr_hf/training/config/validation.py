@@ -89,10 +89,11 @@ def check_mixed_and_smoothed(args: ConRConfig, data: DataModule) -> None:
             f"cmixup_alpha is {args.cmixup_alpha} and {which} is on: a mixture of two images has no label that its "
             "features could be compared by. Set cmixup_alpha to 0, or conr_weight and rnc_weight."
         )
-    draws_pixels = data.labels_are_maps and found.uses_rnc
+    if args.lds == "none":
+        return
     weighing = [found.reweight, found.resample]
-    weighing += [found.conr_reweight] if found.uses_conr or draws_pixels else []
-    if args.lds != "none" and all(density == "none" for density in weighing):
+    weighing += [found.conr_reweight] if found.uses_conr or (found.uses_rnc and data.labels_are_maps) else []
+    if all(density == "none" for density in weighing):
         logger.warning("Set, but without effect: lds (needs reweight, resample or, with ConR, conr_reweight).")
 
 
